@@ -1,0 +1,1 @@
+"""Files that people open: images, and later videos, splats, meshes and pages."""

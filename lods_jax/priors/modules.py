@@ -1,0 +1,204 @@
+"""The Flax networks of Stable Diffusion, behind one door: every import of them and every mend to them is in this file.
+
+diffusers 0.39 and transformers 4.57 are the last to carry them. The parameter names are theirs, so that an own network
+can take their place without a change elsewhere. Importing them takes seconds: it happens inside the functions.
+
+Layout is channels last on this side of the door, whatever the network behind it expects.
+Two mends bring the U-Net to PyTorch's values (they act during tracing, inside `predict_noise`, and change no class):
+  GEGLU gates with the exact GELU, not with the tanh approximation     eps error 2e-4 to 4e-4 -> 1e-5
+  the transformer's GroupNorm has epsilon 1e-6, not 1e-5               1e-5 -> 4e-6, the noise of float32
+
+Notation: h, w are the height and width of the latents; n tokens of width d.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
+
+# What the Flax classes compute whatever the config says: another value would be ignored in silence.
+UNET_FIXED = {
+    "act_fn": "silu",
+    "addition_embed_type": None,
+    "attention_type": "default",
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "norm_eps": 1e-5,
+    "norm_num_groups": 32,
+    "only_cross_attention": False,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
+}
+VAE_FIXED = {"act_fn": "silu", "mid_block_add_attention": True, "use_post_quant_conv": True, "use_quant_conv": True}
+# Said by the config, and without effect on these networks: details of an addition_embed_type that is None, and the
+# upcast of a float16 VAE.
+IDLE = {"addition_embed_type_num_heads", "force_upcast"}
+BLOCKS = {
+    "down_block_types": {"CrossAttnDownBlock2D", "DownBlock2D", "DownEncoderBlock2D"},
+    "up_block_types": {"CrossAttnUpBlock2D", "UpBlock2D", "UpDecoderBlock2D"},
+}
+DEPRECATION = "Flax classes are deprecated and will be removed in Diffusers v0.40.0."
+
+
+def unet(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
+    """The noise predictor of a diffusers `unet/config.json`; computes in `dtype`."""
+    _hush_diffusers()
+    from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
+
+    if config.get("upcast_attention") and jnp.dtype(dtype) != jnp.float32:
+        raise ValueError(f"unet: upcast_attention needs dtype float32, got {jnp.dtype(dtype).name}")
+    if not isinstance(config.get("layers_per_block", 2), int):
+        raise ValueError(f"unet: layers_per_block must be one number, got {config['layers_per_block']}")
+    return FlaxUNet2DConditionModel(
+        **_settings("unet", FlaxUNet2DConditionModel, config, UNET_FIXED, IDLE | {"upcast_attention"}), dtype=dtype
+    )
+
+
+def vae(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
+    """The autoencoder of a diffusers `vae/config.json`; computes in `dtype`."""
+    _hush_diffusers()
+    from diffusers.models.vae_flax import FlaxAutoencoderKL
+
+    return FlaxAutoencoderKL(**_settings("vae", FlaxAutoencoderKL, config, VAE_FIXED, IDLE), dtype=dtype)
+
+
+def text_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
+    """The CLIP text encoder of a transformers `text_encoder/config.json`; computes in `dtype`."""
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+    from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
+
+    # The bare module: FlaxCLIPTextModel would draw random weights, and holds them as state.
+    return FlaxCLIPTextModule(CLIPTextConfig(**config), dtype=dtype)
+
+
+def init(module: nn.Module, key: Key[Array, ""]) -> Any:
+    """Random float32 parameters of a network made by this file: Flax's default distributions, and 0.02 for embeddings.
+
+    One draw for all leaves: compiling the initialisers of each shape takes half a minute for the smallest U-Net.
+    """
+    leaves, tree = jax.tree.flatten_with_path(shapes(module))
+    ends = np.cumsum([leaf.size for _, leaf in leaves])
+    fill = {
+        # LeCun et al. (1998): variance 1 / fan_in; 0.8796 is the deviation that the cut at 2 leaves of a unit normal.
+        "kernel": lambda draw, shape: draw.reshape(shape) / (0.87962566 * math.prod(shape[:-1]) ** 0.5),
+        "embedding": lambda draw, shape: draw.reshape(shape) * (0.02 / 0.87962566),
+        "scale": lambda _, shape: jnp.ones(shape),
+        "bias": lambda _, shape: jnp.zeros(shape),
+    }
+
+    @jax.jit
+    def draw_all(key):
+        draws = jnp.split(jax.random.truncated_normal(key, -2.0, 2.0, (ends[-1],)), ends[:-1])
+        return [fill[path[-1].key](draw, leaf.shape) for draw, (path, leaf) in zip(draws, leaves, strict=True)]
+
+    return jax.tree.unflatten(tree, draw_all(key))
+
+
+def shapes(module: nn.Module) -> Any:
+    """The tree of `init` as ShapeDtypeStructs, a plain tree of dicts; computes nothing."""
+    return jax.eval_shape(lambda key: module.init(key, *_example(module))["params"], jax.random.key(0))
+
+
+def predict_noise(
+    module: nn.Module,
+    params: Any,
+    z_t: Float[Array, "b h w c"],
+    t: Int[Array, "b"],
+    tokens: Float[Array, "b n d"],
+) -> Float[Array, "b h w c"]:
+    """What the U-Net says of z_t at timestep t: eps or v, whichever it was trained for."""
+    with nn.intercept_methods(_mend):
+        out = module.apply({"params": params}, jnp.moveaxis(z_t, -1, 1), t, tokens).sample
+    return jnp.moveaxis(out, 1, -1)
+
+
+def encode_moments(
+    module: nn.Module, params: Any, rgb: Float[Array, "b H W 3"]
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+    """Mean and log variance of the unscaled latents of an image in [-1, 1]; the log variance is cut to [-30, 20]."""
+    moments = module.apply({"params": params}, rgb, method=lambda m, x: m.quant_conv(m.encoder(x)))
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    return mean, jnp.clip(logvar, -30.0, 20.0)
+
+
+def decode_image(module: nn.Module, params: Any, z: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+    """The image of unscaled latents, in about [-1, 1]: not clipped."""
+    # FlaxAutoencoderKL.decode guesses the layout and takes every 4-wide NCHW latent for NHWC; its parts do not guess.
+    return module.apply({"params": params}, z, method=lambda m, x: m.decoder(m.post_quant_conv(x)))
+
+
+def encode_text(module: nn.Module, params: Any, ids: Int[Array, "k n"]) -> Float[Array, "k n d"]:
+    """Token embeddings after the final layer norm. Padding is not masked: Stable Diffusion was trained that way."""
+    return module.apply({"params": params}, *_text_inputs(ids)).last_hidden_state
+
+
+def _settings(name: str, cls: type, config: Mapping[str, Any], fixed: Mapping[str, Any], idle: set[str]) -> dict:
+    """The fields of `cls` that config sets. Refuses what `cls` would ignore: whatever is not its field must be off."""
+    names = {field.name for field in fields(cls)} - {"parent", "name", "dtype"}
+    for key, value in config.items():
+        if key in fixed and value != fixed[key]:
+            raise ValueError(f"{name}: {key} must be {fixed[key]!r}, got {value!r}")
+        if key in BLOCKS and not set(value) <= BLOCKS[key]:
+            raise ValueError(f"{name}: {key} must be of {sorted(BLOCKS[key])}, got {value!r}")
+        known = key in names or key in fixed or key in idle or key.startswith("_")
+        if not known and value not in (None, False):
+            raise ValueError(f"{name}: {key} is not supported, got {value!r}")
+    # Tuples, because fields of a module are hashed.
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in names}
+
+
+def _mend(next_fun, args, kwargs, context):
+    """An interceptor of `nn.intercept_methods` with the two mends of the module docstring."""
+    from diffusers.models.attention_flax import FlaxGEGLU, FlaxTransformer2DModel
+
+    module = context.module
+    if isinstance(module, FlaxGEGLU) and context.method_name == "__call__":
+        value, gate = jnp.split(module.proj(args[0]), 2, axis=-1)
+        return value * nn.gelu(gate, approximate=False)
+    if isinstance(module, nn.GroupNorm) and isinstance(module.parent, FlaxTransformer2DModel):
+        return module.clone(parent=None, epsilon=1e-6).apply(module.variables, *args)
+    return next_fun(*args, **kwargs)
+
+
+def _example(module: nn.Module) -> tuple:
+    """The smallest inputs that touch every parameter."""
+    kind = type(module).__name__
+    if kind == "FlaxCLIPTextModule":
+        return _text_inputs(jnp.zeros((1, 1), jnp.int32))
+    image = jnp.zeros((1, module.in_channels) + (2 ** len(module.block_out_channels),) * 2)
+    if kind == "FlaxAutoencoderKL":
+        return (image,)
+    return image, jnp.zeros((1,), jnp.int32), jnp.zeros((1, 1, module.cross_attention_dim))
+
+
+def _text_inputs(ids: Int[Array, "k n"]) -> tuple:
+    """Token ids, attention mask, position ids."""
+    return ids, jnp.ones_like(ids), jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+
+
+def _not_the_deprecation(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(DEPRECATION)
+
+
+def _hush_diffusers() -> None:
+    """Drops one sentence that diffusers logs 330 times per trace; the versions are pinned, and nothing else is lost.
+
+    On the loggers of the modules, since a logger's filters do not see the records of its children, and before the
+    import, since two classes speak while they are defined. Adding a filter twice is adding it once.
+    """
+    for part in ("attention", "embeddings", "resnet", "vae", "modeling", "unets.unet_2d_blocks"):
+        logging.getLogger(f"diffusers.models.{part}_flax").addFilter(_not_the_deprecation)
+    for part in ("modeling_flax_utils", "unets.unet_2d_condition_flax"):
+        logging.getLogger(f"diffusers.models.{part}").addFilter(_not_the_deprecation)

@@ -1,0 +1,126 @@
+"""Stable Diffusion 1.x and 2.x from a folder in diffusers layout, as a `Prior`.
+
+weights = {"unet", "vae", "text"}; latents are scaled, so that they have about unit variance.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
+
+from lods_jax.diffusion import v_to_eps
+from lods_jax.priors import convert, modules, tokenizer
+from lods_jax.types import Cond, Prior, Query
+
+
+def stable_diffusion(
+    folder: str | Path,
+    dtype: DTypeLike = jnp.float32,
+    image_size: int | None = None,
+    variant: str | None = None,
+) -> Prior:
+    """The prior of a folder. Networks are built here; weights are read by `init`.
+
+    Args:
+      dtype: float32 or bfloat16, of the U-Net and the VAE and of their weights. Predictions and latents are float32.
+      image_size: side of the square images that the VAE sees, in pixels; by default what the U-Net was trained for.
+      variant: which weight files to read where a folder has several, such as "fp16".
+    """
+    # float16 is missing on purpose: activations of the VAE go beyond 65504.
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"dtype must be float32 or bfloat16, got {jnp.dtype(dtype).name}")
+    folder = Path(folder)
+    configs = {part: convert.read_config(folder / where / "config.json") for part, (where, _) in convert.PARTS.items()}
+    prediction_type = read_schedule(folder)
+    words = vocabulary(folder)
+    unet, vae = modules.unet(configs["unet"], dtype), modules.vae(configs["vae"], dtype)
+    # Text is encoded once, so that float32 costs nothing there, and rounds nothing away.
+    text = modules.text_encoder(configs["text"])
+    encode_text = jax.jit(partial(modules.encode_text, text))
+    factor = 2 ** (len(vae.block_out_channels) - 1)
+    size = unet.sample_size * factor if image_size is None else image_size
+    if size < factor or size % factor:
+        raise ValueError(f"image_size must be a multiple of {factor}, got {size}")
+
+    def init(key: Key[Array, ""]) -> dict:
+        """Reads the weights; nothing is random, and `key` is there for the protocol alone."""
+        networks = {"unet": (unet, dtype), "vae": (vae, dtype), "text": (text, jnp.float32)}
+        return {part: load(folder, part, module, to, variant) for part, (module, to) in networks.items()}
+
+    def embed(weights: dict, texts: Sequence[str]) -> Float[Array, "k n w"]:
+        for line in texts if words is not None else ():
+            if unknown := tokenizer.unknown_words(line, words):
+                raise ValueError(f"unknown word {unknown[0]!r} in {line!r}; it may use: {', '.join(sorted(words))}")
+        ids = tokenizer.tokenize(tokenizer.load_tokenizer(folder), texts, text.config.max_position_embeddings)
+        return encode_text(weights["text"], jnp.asarray(ids))
+
+    def encode(weights: dict, rgb: Float[Array, "b h w 3"], key: Key[Array, ""]) -> Float[Array, "b m n c"]:
+        image = 2 * resize(rgb, size) - 1
+        moments = modules.encode_moments(vae, weights["vae"], image.astype(dtype))
+        mean, logvar = (moment.astype(jnp.float32) for moment in moments)
+        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        return vae.scaling_factor * z
+
+    def decode(weights: dict, z: Float[Array, "b m n c"]) -> Float[Array, "b h w 3"]:
+        image = modules.decode_image(vae, weights["vae"], (z / vae.scaling_factor).astype(dtype))
+        return jnp.clip(image.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
+
+    def predict(
+        weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
+    ) -> Float[Array, "b h w c"]:
+        for name in ("lora", "pose", "image"):
+            if getattr(cond, name) is not None:
+                raise ValueError(f"this prior has no input for Cond.{name}: leave it None")
+        out = modules.predict_noise(unet, weights["unet"], z_t.astype(dtype), t, cond.tokens.astype(dtype))
+        out = out.astype(jnp.float32)
+        return out if prediction_type == "epsilon" else v_to_eps(out, z_t, t)
+
+    return Prior(init, embed, init_psi, encode, decode, predict)
+
+
+def load(folder: Path, part: str, module: nn.Module, dtype: DTypeLike, variant: str | None = None) -> Any:
+    """The parameters of one part of the folder, read from disk as `dtype`."""
+    params = convert.to_flax(convert.read_state(folder, part, variant), modules.shapes(module))
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+
+
+def init_psi(
+    weights: dict, key: Key[Array, ""], tokens: Float[Array, "n w"], queries: Iterable[Query]
+) -> dict[str, Float[Array, "n w"]]:
+    """What the fitted `queries` can learn: "embedding", which starts as `tokens`."""
+    queries = list(queries)
+    if any(query.lora or query.pose for query in queries):
+        raise ValueError("this prior has no adapter: a fitted query can only learn its text")
+    return {"embedding": tokens} if any(query.text == "learned" for query in queries) else {}
+
+
+def resize(rgb: Float[Array, "b h w 3"], size: int) -> Float[Array, "b _ _ 3"]:
+    """Square images by bilinear interpolation, as PyTorch does it: without antialiasing."""
+    shape = (len(rgb), size, size, 3)
+    return rgb if rgb.shape == shape else jax.image.resize(rgb, shape, "bilinear", antialias=False)
+
+
+def vocabulary(folder: str | Path) -> frozenset[str] | None:
+    """The words that the prior of a folder was trained on; None where no `vocabulary.json` limits them."""
+    file = Path(folder) / "vocabulary.json"
+    return frozenset(convert.read_config(file)["words"]) if file.is_file() else None
+
+
+def read_schedule(folder: Path) -> str:
+    """The folder's prediction type; refuses any noise schedule but the one in `diffusion`."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = convert.read_config(file)
+    for name in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "trained_betas"):
+        if config.get(name, convert.SCHEDULER[name]) != convert.SCHEDULER[name]:
+            raise ValueError(f"{file}: {name} must be {convert.SCHEDULER[name]}, got {config[name]}")
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in convert.PREDICTION_TYPES:
+        allowed = " or ".join(convert.PREDICTION_TYPES)
+        raise ValueError(f"{file}: prediction_type must be {allowed}, got {prediction_type!r}")
+    return prediction_type

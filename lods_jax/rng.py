@@ -1,0 +1,22 @@
+"""Random keys: derived from (seed, step, global view index), split by name, never stored, never used twice."""
+
+from collections import namedtuple
+
+import jax
+from jaxtyping import Array, Int, Key
+
+
+def split_named(key: Key[Array, ""], names: str):
+    """One key per word of `names`, as a named tuple: `k = split_named(key, "camera render"); k.camera`."""
+    fields = names.split()
+    return namedtuple("Keys", fields)(*jax.random.split(key, len(fields)))
+
+
+def step_key(key: Key[Array, ""], step: Int[Array, ""] | int) -> Key[Array, ""]:
+    """The key of one training step."""
+    return jax.random.fold_in(key, step)
+
+
+def view_keys(key: Key[Array, ""], step: Int[Array, ""] | int, views: Int[Array, "b"]) -> Key[Array, "b"]:
+    """One key per view from its global index, so that a result does not depend on how views are split over devices."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(step_key(key, step), views)

@@ -1,0 +1,152 @@
+"""Tabletop-12 as captioned images: captions, splits, and renders from a seed at any resolution.
+
+A caption is "a red striped mug, side view": article, colour, pattern unless plain, kind, and a view for kinds with a front.
+15 % of the (kind, colour, pattern) triples are held out, so that a prior can be asked for what it has never seen together.
+"""
+
+import hashlib
+from itertools import product
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from lods_jax.cameras import TABLETOP, VIEWS, Orbit, sample_orbit
+from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS, render_objects
+from lods_jax.types import Camera
+
+WORDS = ("a", "an", ",", "view", *VIEWS, *PATTERNS[1:], *COLORS, *KINDS)
+
+
+class Caption(NamedTuple):
+    """The attributes that a caption names; None where it does not."""
+
+    kind: str
+    color: str | None = None
+    pattern: str = "plain"
+    view: str | None = None
+
+    def __str__(self):
+        words = [w for w in (self.color, self.pattern if self.pattern != "plain" else None, self.kind) if w]
+        article = "an" if words[0][0] in "aeiou" else "a"
+        return " ".join([article, *words]) + (f", {self.view} view" if self.view else "")
+
+
+class Renders(NamedTuple):
+    """n captioned renders, as NumPy arrays on the host."""
+
+    rgb: np.ndarray  # uint8 [n size size 3]
+    labels: np.ndarray  # int [n 4]: indices into KINDS, COLORS, PATTERNS, VIEWS
+    azimuth: np.ndarray  # [n] radians
+    elevation: np.ndarray  # [n] radians
+
+
+def parse_caption(text: str) -> Caption:
+    """Attributes of a caption in the grammar above, in any order of words; later words win."""
+    words = text.lower().replace(",", " ").split()
+    unknown = [w for w in words if w not in WORDS]
+    found = {
+        "kind": [w for w in words if w in KINDS],
+        "color": [w for w in words if w in COLORS],
+        "pattern": [w for w in words if w in PATTERNS],
+        "view": [w for w in words if w in VIEWS],
+    }
+    if unknown or not found["kind"]:
+        what = f"unknown words {', '.join(unknown)}" if unknown else "no kind of object"
+        raise ValueError(f"caption {text!r} has {what}; a caption reads like 'a red striped mug, side view'")
+    return Caption(**{name: w[-1] for name, w in found.items() if w})
+
+
+def held_out(kind: str, color: str, pattern: str) -> bool:
+    """True for the 15 % of triples that no training render shows. By hash: the same everywhere and for ever."""
+    digest = hashlib.sha256(f"{kind} {color} {pattern}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32 < 0.15
+
+
+def captions(split: str = "seen") -> list[Caption]:
+    """Every (kind, colour, pattern) of a split: "seen", "unseen" or "all"; without views."""
+    if split not in ("seen", "unseen", "all"):
+        raise ValueError(f"split must be seen, unseen or all, got {split!r}")
+    triples = product(KINDS, COLORS, PATTERNS)
+    return [Caption(*t) for t in triples if split == "all" or held_out(*t) == (split == "unseen")]
+
+
+def caption_of(labels: np.ndarray) -> Caption:
+    """The full caption of one row of `Renders.labels`; with a view where the kind has a front."""
+    kind, color, pattern, view = (int(i) for i in labels)
+    shown = VIEWS[view] if KINDS[kind] in COMPOSITE else None
+    return Caption(KINDS[kind], list(COLORS)[color], PATTERNS[pattern], shown)
+
+
+def render_caption(
+    caption: Caption | str,
+    camera: Camera,
+    size: int = 64,
+    *,
+    background: float | tuple[float, float, float] = 1.0,
+    variation: float = 0.5,
+) -> Float[Array, "b size size 4"]:
+    """The true object of a caption from b cameras: RGBA with rgb composited on the background and coverage as alpha.
+
+    A caption without a colour is white. `variation` sets all proportions; 0.5 is the middle of what the data set shows.
+    """
+    caption = parse_caption(caption) if isinstance(caption, str) else caption
+    b = len(camera.fov_y)
+    color = jnp.full(b, list(COLORS).index(caption.color or "white"))
+    pattern = jnp.full(b, PATTERNS.index(caption.pattern))
+    rgba = render_objects(caption.kind, camera, jnp.full((b, 4), variation), color, pattern, size=size)
+    below = jnp.asarray(background, jnp.float32) * jnp.ones((1, 1, 1, 3))
+    return rgba.at[..., :3].add((1 - rgba[..., 3:]) * below)
+
+
+def sample_renders(
+    key: Key[Array, ""],
+    per_kind: dict[str, int],
+    size: int = 64,
+    *,
+    split: str = "seen",
+    orbit: Orbit = TABLETOP,
+    chunk: int | None = None,
+) -> Renders:
+    """Random renders of the orbit's cameras: `per_kind[k]` images of each kind k, in random order, a function of `key`.
+
+    Half of the backgrounds are white and half an even grey, colours and proportions are uniform, plain objects are half of all.
+    `chunk` views are traced at once (default: 1 on a CPU, 64 elsewhere); it does not change the result.
+    """
+    chunk = chunk or (1 if jax.default_backend() == "cpu" else 64)
+    parts = []
+    for kind, n in per_kind.items():
+        rgba, *rest = _render_kind(jax.random.fold_in(key, KINDS.index(kind)), kind, n, size, split, orbit, chunk)
+        parts.append([rgba, *rest])
+    order = np.random.default_rng(np.asarray(jax.random.key_data(key))).permutation(sum(per_kind.values()))
+    return Renders(*(np.concatenate(column)[order] for column in zip(*parts, strict=True)))
+
+
+def _render_kind(key, kind, n, size, split, orbit, chunk):
+    triples = [(c, p) for k, c, p, _ in captions(split) if k == kind]
+    if not triples:
+        raise ValueError(f"split {split!r} has no caption of a {kind}")
+    # Plain weighs twice as much as striped or checkered: patterns are the hardest to learn and the least asked for.
+    weight = np.array([2.0 if p == "plain" else 1.0 for _, p in triples])
+    keys = jax.random.split(key, 5)
+    camera = sample_orbit(jax.random.split(keys[0], n), jnp.zeros(n, jnp.int32), 1, orbit)
+    pick = np.asarray(jax.random.choice(keys[1], len(triples), (n,), p=weight / weight.sum()))
+    color = np.array([list(COLORS).index(c) for c, _ in triples])[pick]
+    pattern = np.array([PATTERNS.index(p) for _, p in triples])[pick]
+    variation, u = jax.random.uniform(keys[2], (n, 4)), np.asarray(jax.random.uniform(keys[3], (n, 2)))
+    rgba = np.asarray(render_objects(kind, camera, variation, color, pattern, size=size, chunk=chunk))
+    grey = np.where(u[:, 0] < 0.5, 1.0, 0.3 + 0.6 * u[:, 1])[:, None, None, None]
+    rgb = (255 * (rgba[..., :3] + (1 - rgba[..., 3:]) * grey) + 0.5).astype(np.uint8)
+    labels = np.stack([np.full(n, KINDS.index(kind)), color, pattern, np.asarray(camera.view)], 1)
+    return rgb, labels, np.asarray(camera.azimuth), np.asarray(camera.elevation)
+
+
+def boundary_distance(
+    azimuth: Float[np.ndarray, "n"], elevation: Float[np.ndarray, "n"], orbit: Orbit = TABLETOP
+) -> Float[np.ndarray, "n"]:
+    """Degrees to the nearest boundary between views; a view word is a matter of taste within a few degrees."""
+    azimuth, elevation = np.abs(np.rad2deg(azimuth)), np.rad2deg(elevation)
+    beside = np.minimum(np.abs(azimuth - orbit.front), np.abs(azimuth - (180 - orbit.front)))
+    return np.where(elevation > orbit.above, elevation - orbit.above, np.minimum(beside, orbit.above - elevation))

@@ -1,0 +1,189 @@
+"""The gates of the tabletop prior: what it must pass before its weights ship, measured with fixed seeds and unchosen samples.
+
+Caption swap asks whether the network listens: on unseen renders, by how much does the loss rise when one word of the caption is
+wrong, as a share of the loss with the right one? The judge asks whether its samples show what their captions say.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lods_jax.cameras import VIEWS
+from lods_jax.diffusion import add_noise, eps_to_v, velocity
+from lods_jax.io.image import grid, write_png
+from lods_jax.sampling import ddim
+from lods_jax.tabletop.dataset import Caption, Renders, caption_of, captions
+from lods_jax.tabletop.judge import Verdict, accuracy_on_renders, judge
+from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
+from lods_jax.tabletop.streams import fresh_renders
+from lods_jax.types import Cond, Prior
+
+SCALE, STEPS, CLIP = 4.0, 30, 4.0  # guidance scale, DDIM steps and bound on |x0| of every sample that is judged
+SEEDS = 96
+CHUNK = 48
+# (name of the figure, smallest value that passes)
+GATES = {
+    "vae psnr [dB]": 26.0,
+    "caption swap: color": 0.60,
+    "caption swap: kind": 0.60,
+    "caption swap: view": 0.20,
+    "samples: kind": 0.80,
+    "samples: color": 0.90,
+    "samples: view": 0.70,
+    "judge: kind": 0.97,
+    "judge: color": 0.97,
+    "judge: view": 0.90,
+    "judge: none": 0.95,
+}
+
+
+def sample_captions(split: str, n: int = SEEDS) -> list[Caption]:
+    """The caption of each seed 0..n-1: kinds in turn, views in turn where there is a front, colour and pattern drawn."""
+    rng = np.random.default_rng(0)
+    by_kind = {kind: [c for c in captions(split) if c.kind == kind] for kind in KINDS}
+    result = []
+    for i in range(n):
+        choices = by_kind[KINDS[i % len(KINDS)]]
+        picked = choices[rng.integers(len(choices))]
+        view = VIEWS[(i // len(KINDS)) % len(VIEWS)] if picked.kind in COMPOSITE else None
+        result.append(picked._replace(view=view))
+    return result
+
+
+def wrong(rng: np.random.Generator, labels: np.ndarray, attribute: str) -> Caption:
+    """The caption of a render with one attribute replaced by another; kinds with a front by kinds with a front."""
+    right = caption_of(labels)
+    like = COMPOSITE if right.kind in COMPOSITE else tuple(k for k in KINDS if k not in COMPOSITE)
+    values = {"kind": like, "color": tuple(COLORS), "view": VIEWS}[attribute]
+    others = [v for v in values if v != getattr(right, attribute)]
+    return right._replace(**{attribute: others[rng.integers(len(others))]})
+
+
+def caption_swap(prior: Prior, weights: Any, renders: Renders, draws: int = 4) -> dict[str, tuple[float, float]]:
+    """Rise of the v-loss with a wrong colour, kind or view, as a share of the loss with the right caption, and its standard error.
+
+    Each render meets the same `draws` pairs of timestep (one from each of `draws` equal strata) and noise under all captions.
+    """
+    rng, n = np.random.default_rng(0), len(renders.rgb)
+    front = np.isin(renders.labels[:, 0], [KINDS.index(k) for k in COMPOSITE])
+    # The last chunk is filled up with repetitions; they are cut off again below.
+    rows = np.concatenate([np.arange(n), np.arange(-n % CHUNK)])
+    encode = jax.jit(prior.encode)
+    chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
+    latents = [encode(weights, renders.rgb[c] / np.float32(255), jax.random.key(1)) for c in chunks]
+
+    @jax.jit
+    def loss(weights, z, tokens, t, key):
+        noise = jax.random.normal(key, z.shape)
+        z_t = add_noise(z, noise, t)
+        v = eps_to_v(prior.predict(weights, {}, z_t, t, Cond(tokens)), z_t, t)
+        return jnp.mean((v - velocity(z, noise, t)) ** 2, (1, 2, 3))
+
+    times = ((np.arange(draws)[:, None] + rng.random((draws, len(rows)))) * 1000 / draws).astype(np.int32)
+
+    def losses(texts):
+        tokens = _embed(prior, weights, [texts[i] for i in rows])
+        per_draw = [
+            [loss(weights, z, tokens[c * CHUNK :][:CHUNK], times[d, c * CHUNK :][:CHUNK], jax.random.key(1000 * d + c))
+             for c, z in enumerate(latents)]
+            for d in range(draws)
+        ]  # fmt: skip
+        return np.mean([np.concatenate(x) for x in per_draw], 0)[:n]
+
+    correct = losses([str(caption_of(row)) for row in renders.labels])
+    result = {"correct": (float(correct.mean()), float(correct.std() / n**0.5))}
+    for attribute in ("color", "kind", "view"):
+        asked = front if attribute == "view" else np.ones(n, bool)
+        rise = (losses([str(wrong(rng, row, attribute)) for row in renders.labels]) - correct)[asked]
+        base = correct[asked].mean()
+        result[attribute] = (float(rise.mean() / base), float(rise.std() / len(rise) ** 0.5 / base))
+    return result
+
+
+def _embed(prior, weights, texts):
+    """Tokens of many texts; each distinct text is encoded once."""
+    distinct = sorted(set(texts))
+    tokens = np.asarray(prior.embed(weights, distinct))
+    return tokens[[distinct.index(t) for t in texts]]
+
+
+def sampler(prior: Prior, weights: Any, shape: tuple[int, ...]) -> Callable[[list[str], list[int]], np.ndarray]:
+    """(texts, seeds) -> images [n h w 3]: DDIM with SCALE and STEPS from the noise of each seed, in chunks of one size."""
+
+    @jax.jit
+    def run(weights, tokens, null, keys):
+        z = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        z = ddim(partial(prior.predict, weights, {}), z, tokens, null, s=SCALE, steps=STEPS, clip=CLIP)
+        return prior.decode(weights, z)
+
+    def sample(texts, seeds):
+        fill = -len(texts) % CHUNK
+        tokens = _embed(prior, weights, [*texts, *texts[:1] * fill])
+        null = np.repeat(_embed(prior, weights, [""]), CHUNK, 0)
+        keys = jax.vmap(jax.random.key)(jnp.asarray([*seeds, *seeds[:1] * fill]))
+        chunks = [run(weights, tokens[i : i + CHUNK], null, keys[i : i + CHUNK]) for i in range(0, len(tokens), CHUNK)]
+        return np.concatenate(chunks)[: len(texts)]
+
+    return sample
+
+
+def agreement(read: Verdict, asked: list[Caption]) -> dict[str, float]:
+    """Shares of images in which the judge reads the asked kind, colour, pattern, and view where one was asked."""
+    kind, color, pattern = (
+        np.array([values.index(getattr(c, name)) for c in asked])
+        for name, values in (("kind", KINDS), ("color", list(COLORS)), ("pattern", PATTERNS))
+    )
+    with_view = np.array([c.view is not None for c in asked])
+    view = np.array([VIEWS.index(c.view or "side") for c in asked])
+    right = {"kind": read.kind == kind, "color": read.color == color, "pattern": read.pattern == pattern}
+    return {name: float(r.mean()) for name, r in right.items()} | {"view": float((read.view == view)[with_view].mean())}
+
+
+def evaluate(prior: Prior, weights: Any, judge_params: Any, latent_shape: tuple[int, ...], out: Path) -> dict[str, Any]:
+    """All figures of the gates; writes the first 24 samples beside real renders to `out`/samples.png and /renders.png."""
+    renders = fresh_renders(jax.random.key(123), 0, 64)
+    renders = Renders(*(x[:512] for x in renders))
+    figures: dict[str, Any] = {"vae psnr [dB]": vae_psnr(prior, weights, renders.rgb[:480])}
+    swap = caption_swap(prior, weights, renders)
+    figures["caption swap: loss"] = swap["correct"][0]
+    for attribute in ("color", "kind", "view"):
+        figures[f"caption swap: {attribute}"], figures[f"caption swap: {attribute} +-"] = swap[attribute]
+    sample = sampler(prior, weights, latent_shape)
+    for split, prefix in (("seen", "samples"), ("unseen", "samples, unseen triples")):
+        asked = sample_captions(split)
+        images = sample([str(c) for c in asked], list(range(SEEDS)))
+        read = judge(judge_params, images)
+        figures |= {f"{prefix}: {name}": x for name, x in agreement(read, asked).items()}
+        if split == "seen":
+            write_png(out / "samples.png", grid(images[:24], 12), scale=2)
+            write_png(out / "renders.png", grid(renders.rgb[:24], 12), scale=2)
+            figures["captions"] = [str(c) for c in asked[:24]]
+            figures["read"] = [f"{(*KINDS, 'none')[k]} {list(COLORS)[c]} {VIEWS[v]}" for k, c, v in zip(*read[:2], read.view)][:24]
+    real = accuracy_on_renders(judge_params)
+    figures |= {f"judge: {name}": x for name, x in real.items()}
+    figures["judge: none"] = min(x for name, x in real.items() if name.startswith("none"))
+    return figures
+
+
+def vae_psnr(prior: Prior, weights: Any, rgb: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of decoded latents of byte images, over all pixels."""
+    there_and_back = jax.jit(lambda w, x: prior.decode(w, prior.encode(w, x, jax.random.key(0))))
+    x = rgb / np.float32(255)
+    mse = [np.mean((np.asarray(there_and_back(weights, x[i : i + CHUNK])) - x[i : i + CHUNK]) ** 2) for i in range(0, len(x), CHUNK)]
+    return float(-10 * np.log10(np.mean(mse)))
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as text, with the gates that they must pass."""
+    lines = [f"{'figure':34} {'value':>8} {'gate':>8}", "-" * 60]
+    for name, value in figures.items():
+        if isinstance(value, float):
+            gate = GATES.get(name)
+            verdict = "" if gate is None else f"{gate:8.3g}   " + ("pass" if value >= gate else "MISSED")
+            lines.append(f"{name:34} {value:8.4g} {verdict}")
+    return "\n".join(lines)

@@ -1,0 +1,105 @@
+"""Figures for a generated object against the true one: what the judge reads around it, its colours, its shape.
+
+Image metrics take what `judge.judge` read in renders of an orbit; shape metrics take points in world units and the object's
+signed distance field. Tables report the interquartile mean with a bootstrap interval (Agarwal et al. 2021).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from lods_jax.cameras import VIEWS, orbit_camera, rays
+from lods_jax.tabletop.judge import NONE, Verdict
+from lods_jax.tabletop.objects import BOUND, signed_distance, trace
+
+MIDDLE = np.full(4, 0.5, np.float32)  # the proportions of `dataset.render_caption`
+
+
+def janus_index(read: Verdict, view: np.ndarray) -> float:
+    """Share of the views away from the front that show a front: 0 for a true object, 1 for a face on every side.
+
+    `view` [n] are the true views. Images that the judge reads as none count as no front; without side or back views it is NaN.
+    """
+    away = np.isin(view, [VIEWS.index("side"), VIEWS.index("back")])
+    front = (read.view == VIEWS.index("front")) & (read.kind != NONE)
+    return float(front[away].mean()) if away.any() else float("nan")
+
+
+def kid(ours: Float[np.ndarray, "n d"], true: Float[np.ndarray, "m d"]) -> float:
+    """Kernel inception distance (Binkowski et al. 2018) in the judge's features: unbiased, also for a few dozen images.
+
+    The squared maximum mean discrepancy under the kernel (x.y / d + 1)^3; about 0, or slightly below, for equal distributions.
+    """
+    if len(ours) < 2 or len(true) < 2:
+        raise ValueError(f"kid needs at least 2 images on each side, got {len(ours)} and {len(true)}")
+    kernel = lambda a, b: (a.astype(np.float64) @ b.T / a.shape[1] + 1) ** 3  # noqa: E731
+    off_diagonal_mean = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))  # noqa: E731
+    return float(off_diagonal_mean(kernel(ours, ours)) + off_diagonal_mean(kernel(true, true)) - 2 * kernel(ours, true).mean())
+
+
+def saturation(rgb: Float[np.ndarray, "*n 3"], weight: Float[np.ndarray, "*n"]) -> float:
+    """Mean HSV saturation of the pixels, weighted by coverage; compare it to the true object's."""
+    top = rgb.max(-1)
+    value = np.where(top > 0, (top - rgb.min(-1)) / np.where(top > 0, top, 1), 0)
+    return float((value * weight).sum() / weight.sum())
+
+
+def surface_points(kind: str, n: int, seed: int = 0) -> Float[np.ndarray, "n 3"]:
+    """Points on the surface of the middle object that can be seen from outside, drawn from rays of 24 cameras all around."""
+    rng = np.random.default_rng(seed)
+    # A Fibonacci sphere: even directions without clumps at the poles.
+    i = np.arange(24) + 0.5
+    azimuth, elevation = (np.pi * (1 + 5**0.5) * i) % (2 * np.pi) - np.pi, np.arcsin(1 - i / 12)
+    as_array = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+    camera = orbit_camera(as_array(azimuth), as_array(elevation), jnp.full(24, 3.0), jnp.full(24, np.float32(0.6)))
+    origins, directions = rays(camera, 64, 64)
+    t, hit = jax.lax.map(lambda ray: trace(kind, *ray, jnp.asarray(MIDDLE), steps=96), (origins, directions))
+    points = np.asarray(origins + t[..., None] * directions)[np.asarray(hit) > 0]
+    return points[rng.integers(len(points), size=n)]
+
+
+def chamfer(points: Float[np.ndarray, "n 3"], kind: str) -> float:
+    """Mean of the distance of our points to the true surface and of the true surface's points to ours, world units."""
+    inward = np.abs(np.asarray(signed_distance(kind, jnp.asarray(points), jnp.asarray(MIDDLE))))
+    return float(0.5 * inward.mean() + 0.5 * _nearest(surface_points(kind, 4096), points).mean())
+
+
+def coverage(points: Float[np.ndarray, "n 3"], kind: str, radius: float = 0.05 * BOUND) -> float:
+    """Share of the visible true surface that has one of our points within `radius`, world units."""
+    return float((_nearest(surface_points(kind, 4096), points) < radius).mean())
+
+
+def _nearest(a: Float[np.ndarray, "n 3"], b: Float[np.ndarray, "m 3"]) -> Float[np.ndarray, "n"]:
+    """Distance from each point of a to the nearest of b."""
+    from scipy.spatial import cKDTree
+
+    return cKDTree(b).query(a)[0]
+
+
+def floaters(points: Float[np.ndarray, "n 3"], mass: Float[np.ndarray, "n"], cell: float = 0.1) -> float:
+    """Share of the opacity mass outside the largest connected component of occupied cells of `cell` world units."""
+    from scipy.ndimage import label
+
+    index = np.floor(points / cell).astype(int)
+    index -= index.min(0)
+    occupied = np.zeros(index.max(0) + 1, np.float64)
+    np.add.at(occupied, tuple(index.T), mass)
+    parts, n = label(occupied > 0.01 * occupied.max(), np.ones((3, 3, 3)))
+    masses = [occupied[parts == i].sum() for i in range(1, n + 1)]
+    return float(1 - max(masses) / occupied.sum())
+
+
+def interquartile_mean(x: Float[np.ndarray, "n"]) -> float:
+    """Mean of the middle half; the two outermost of the kept values count by the fraction that makes it exactly half."""
+    x = np.sort(np.asarray(x, np.float64))
+    edges = np.linspace(0, 1, len(x) + 1)
+    weight = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
+    return float((x * weight).sum() / weight.sum())
+
+
+def bootstrap(x: Float[np.ndarray, "n"], level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the interquartile mean."""
+    rng = np.random.default_rng(seed)
+    means = [interquartile_mean(rng.choice(x, len(x))) for _ in range(draws)]
+    return tuple(float(q) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))

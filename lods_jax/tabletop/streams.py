@@ -1,0 +1,42 @@
+"""Endless training batches from a pool of fresh renders."""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from lods_jax.tabletop.dataset import COMPOSITE, KINDS, Renders, sample_renders
+
+# Composite kinds decide the quality of the world; a ball is learned from a third of the renders.
+PER_KIND = {kind: 3 if kind in COMPOSITE else 1 for kind in KINDS}
+
+
+def fresh_renders(key: Key[Array, ""], part: int, size: int, copies: int = 24, split: str = "seen") -> Renders:
+    """Part number `part` of the endless stream of `key`: 28 * copies renders of all kinds, more of those with a front.
+
+    Each value of `copies` compiles twelve renderers anew, so most callers take the default and as many parts as they need.
+    """
+    return sample_renders(jax.random.fold_in(key, part), {k: n * copies for k, n in PER_KIND.items()}, size, split=split)
+
+
+def pool_batches(
+    draw: Callable[[int], tuple[np.ndarray, ...]], *, capacity: int, batch: int, reuse: float, seed: int
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Random batches from a ring buffer of at most `capacity` rows that `draw(0), draw(1), ...` keep fresh.
+
+    A new part replaces the oldest whenever the rows of the last one have been handed out `reuse` times on average, so the cost
+    of rendering is shared by `reuse` training steps and no row is seen often. Starts with a quarter of the capacity.
+    """
+    rng = np.random.default_rng(seed)
+    parts, number, due = [], 0, 0.0
+    while True:
+        while due <= 0 or sum(len(p[0]) for p in parts) < capacity / 4:
+            parts.append(draw(number))
+            number, due = number + 1, due + reuse * len(parts[-1][0])
+        rows = len(parts[0][0])
+        parts = parts[-max(1, capacity // rows) :]
+        due -= batch
+        # All parts have as many rows, so a row is a (part, place) pair and the pool is never copied.
+        where, place = rng.integers(len(parts), size=batch), rng.integers(rows, size=batch)
+        yield tuple(np.stack([parts[i][c][j] for i, j in zip(where, place, strict=True)]) for c in range(len(parts[0])))

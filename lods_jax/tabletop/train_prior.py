@@ -1,0 +1,450 @@
+"""Trains the tabletop prior: an exact miniature of Stable Diffusion, from endless renders, in as many sittings as it takes.
+
+First the VAE (Kingma and Welling 2014) on crops and then on whole images; its latents are brought to zero mean and unit variance
+per channel inside its 1x1 convolutions, so that `scaling_factor` is 1. Then the text tower and the U-Net together by
+v-prediction (Salimans and Ho 2022), timesteps stratified over the batch and drawn towards high noise, where shape and view are
+decided. Weights are averaged over steps (EMA); the learning rate falls over the last fifth of a sitting.
+
+OUT is a Stable Diffusion folder with the averaged weights, plus `checkpoint.safetensors` with everything in float32, from which
+a sitting continues. Without the checkpoint a sitting continues from the folder's own weights with fresh optimizers: the
+folder alone is what travels between machines.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from lods_jax.diffusion import T, add_noise, v_to_eps, velocity
+from lods_jax.io.image import grid, write_png
+from lods_jax.priors import convert, modules, tokenizer
+from lods_jax.sampling import ddim
+from lods_jax.tabletop.dataset import COLORS, KINDS, PATTERNS, VIEWS, WORDS, Caption
+from lods_jax.tabletop.objects import COMPOSITE
+from lods_jax.tabletop.streams import fresh_renders, pool_batches
+
+SIZE = 64
+LENGTH = 12  # tokens of a caption; the longest has 9 with its start and end
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "block_out_channels": [16, 32, 64],
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": 4,
+    "norm_num_groups": 8,
+    "sample_size": SIZE,
+    "scaling_factor": 1.0,
+}
+UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": SIZE // 4,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [64, 64, 128],
+    "layers_per_block": 1,
+    "attention_head_dim": 4,  # the number of heads, as in all Stable Diffusion configs
+    "cross_attention_dim": 64,
+}
+TEXT = {
+    "architectures": ["CLIPTextModel"],
+    "model_type": "clip_text_model",
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": LENGTH,
+    "projection_dim": 64,
+    "hidden_act": "quick_gelu",
+}
+PREVIEW = (
+    *("a red mug, side view", "a blue car, side view", "a green house, front view", "a yellow robot, front view"),
+    *("a purple chair, front view", "a pink mushroom, front view", "an orange rocket, front view", "a white car, front view"),
+    *("a blue snowman, front view", "a green striped mug, side view", "a red checkered ball", "a purple robot, back view"),
+)
+
+
+class Fit(NamedTuple):
+    """State of one part's training: data only."""
+
+    params: Any
+    ema: Any
+    opt: Any
+    step: jax.Array
+    samples: jax.Array
+
+
+# --- optimizer ----------------------------------------------------------------------------------------------------------
+def _muon_axes(params):
+    """Which axes of a kernel Muon treats as its input and output; None sends a leaf to Adam (first and last layers, vectors)."""
+
+    def axes(path, leaf):
+        names = [getattr(p, "key", "") for p in path]
+        outer = {"conv_in", "conv_out", "quant_conv", "post_quant_conv"} & set(names)
+        if names[-1] != "kernel" or outer:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def optimizer(name: str) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) on hidden kernels with updates of Adam's size, or AdamW on everything; at unit learning rate."""
+    if name == "muon":
+        muon = partial(optax.contrib.muon, consistent_rms=0.2, adam_b2=0.99, weight_decay=1e-3)
+        return optax.chain(optax.clip_by_global_norm(1.0), muon(1.0, muon_weight_dimension_numbers=_muon_axes))
+    if name == "adamw":
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1.0, b2=0.99, weight_decay=1e-3))
+    raise ValueError(f"optimizer must be muon or adamw, got {name!r}")
+
+
+def learning_rate(peak: float, step: int, done: float) -> float:
+    """Warm-up over 60 steps, then constant, then linear to 2 % of the peak over the last fifth of the sitting (`done` in [0, 1])."""
+    return peak * min(1.0, (step + 1) / 60) * min(1.0, 0.02 + 0.98 * max(0.0, 1 - done) / 0.2)
+
+
+def make_step(loss: Callable, tx: optax.GradientTransformation, ema: float) -> Callable:
+    """(fit, batch, key, lr) -> (fit, metrics): one update of parameters and their moving average."""
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(fit, batch, key, lr):
+        key = jax.random.fold_in(key, fit.step)
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(fit.params, batch, key)
+        updates, opt = tx.update(grads, fit.opt, fit.params)
+        params = jax.tree.map(lambda p, u: p + lr * u, fit.params, updates)
+        keep = jnp.minimum(ema, (1 + fit.step) / (10 + fit.step))
+        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, fit.ema, params)
+        return Fit(params, average, opt, fit.step + 1, fit.samples + len(batch[0])), metrics
+
+    return step
+
+
+# --- networks and losses -------------------------------------------------------------------------------------------------
+class Networks(NamedTuple):
+    vae: Any
+    unet: Any
+    text: Any
+
+
+@cache
+def networks() -> Networks:
+    """The three Flax modules; importing them takes seconds, so it waits until somebody trains."""
+    return Networks(modules.vae(VAE), modules.unet(UNET), modules.text_encoder(text_config()))
+
+
+@cache
+def text_config() -> dict:
+    """TEXT with the size and the special tokens of the vocabulary that WORDS make."""
+    vocabulary, _ = tokenizer.build_vocabulary(WORDS)
+    special = {"bos_token_id": "<|startoftext|>", "eos_token_id": "<|endoftext|>", "pad_token_id": "<|endoftext|>"}
+    return TEXT | {"vocab_size": len(vocabulary)} | {name: vocabulary[token] for name, token in special.items()}
+
+
+def vae_loss(params, batch, key):
+    """Reconstruction in squares and absolutes, and a weak pull of the latents towards a unit Gaussian. Images are bytes."""
+    x = batch[0].astype(jnp.float32) / 127.5 - 1
+    mean, logvar = modules.encode_moments(networks().vae, params, x)
+    z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    error = modules.decode_image(networks().vae, params, z) - x
+    mse, kl = jnp.mean(error**2), 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar)
+    return mse + 0.3 * jnp.mean(jnp.abs(error)) + 1e-4 * kl, {"psnr": 10 * jnp.log10(4 / mse), "kl": kl}
+
+
+def predict_v(params, z_t, t, ids):
+    """Velocity predicted by the pair of U-Net and text tower for token ids [b n]."""
+    tokens = modules.encode_text(networks().text, params["text"], ids)
+    return modules.predict_noise(networks().unet, params["unet"], z_t, t, tokens)
+
+
+def unet_loss(params, batch, key):
+    """Mean-squared error of the velocity; one timestep from each of b equal strata, density growing as sqrt(t)."""
+    z, ids = batch
+    k_t, k_noise = jax.random.split(key)
+    u = (jnp.arange(len(z)) + jax.random.uniform(k_t, (len(z),))) / len(z)
+    t = jnp.minimum(T * u ** (2 / 3), T - 1).astype(jnp.int32)
+    noise = jax.random.normal(k_noise, z.shape)
+    mse = jnp.mean((predict_v(params, add_noise(z, noise, t), t, ids) - velocity(z, noise, t)) ** 2)
+    return mse, {"loss": mse}
+
+
+# --- data ---------------------------------------------------------------------------------------------------------------
+@jax.jit
+def encode(vae: Any, rgb: Any) -> jax.Array:
+    """Latent means [n h w 4] of byte images."""
+    return modules.encode_moments(networks().vae, vae, rgb.astype(jnp.float32) / 127.5 - 1)[0]
+
+
+@jax.jit
+def decode(vae: Any, z: jax.Array) -> jax.Array:
+    """Images in [0, 1]."""
+    return modules.decode_image(networks().vae, vae, z) / 2 + 0.5
+
+
+def in_chunks(f: Callable, x: np.ndarray, size: int = 56) -> np.ndarray:
+    """f over rows of x in chunks of one size, so that it compiles once; the last chunk is padded."""
+    padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, 0)])
+    return np.concatenate([np.asarray(f(padded[i : i + size])) for i in range(0, len(padded), size)])[: len(x)]
+
+
+def caption_ids() -> np.ndarray:
+    """Token ids of every caption, [kind, colour or none, pattern, view or none, LENGTH]; the last index of an axis means none."""
+    colors, views = (*COLORS, None), (*VIEWS, None)
+    texts = [str(Caption(*c)) for c in product(KINDS, colors, PATTERNS, views)]
+    ids = tokenizer.tokenize(tokenizer.from_words(WORDS), [*texts, ""], LENGTH)
+    return ids[:-1].reshape(len(KINDS), len(colors), len(PATTERNS), len(views), LENGTH), ids[-1]
+
+
+def draw_captions(rng: np.random.Generator, labels: np.ndarray, table: np.ndarray, empty: np.ndarray) -> np.ndarray:
+    """Training captions of labelled renders: 10 % empty for guidance, 5 % without colour and pattern, 10 % without view."""
+    kind, color, pattern, view = labels.T
+    u, w = rng.random(len(labels)), rng.random(len(labels))
+    bare = u < 0.05
+    no_view = (w < 0.10) | ~np.isin(kind, [KINDS.index(k) for k in COMPOSITE])
+    ids = table[kind, np.where(bare, len(COLORS), color), np.where(bare, 0, pattern), np.where(no_view, len(VIEWS), view)]
+    return np.where((u > 0.90)[:, None], empty, ids)
+
+
+def vae_batches(seed: int, batch: int, crop: int | None) -> Iterator[tuple[np.ndarray]]:
+    """Byte images, or random crops of them: an edge seen in a crop teaches as much as in a whole image and costs a quarter."""
+    rng = np.random.default_rng([seed, 1])
+    draw = lambda i: fresh_renders(jax.random.key(seed), i, SIZE)[:1]  # noqa: E731
+    for (rgb,) in pool_batches(draw, capacity=8192, batch=batch, reuse=6, seed=seed):
+        if crop is None:
+            yield (rgb,)
+            continue
+        # Crops from the middle, where the objects are.
+        corners = rng.integers(2, SIZE - crop - 1, (len(rgb), 2))
+        yield (np.stack([x[i : i + crop, j : j + crop] for x, (i, j) in zip(rgb, corners, strict=True)]),)
+
+
+def unet_batches(seed: int, batch: int, vae: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Latents of fresh renders with token ids of a caption drawn anew each time."""
+    rng = np.random.default_rng([seed, 2])
+    table, empty = caption_ids()
+
+    def draw(i):
+        renders = fresh_renders(jax.random.key(seed), i, SIZE)
+        return in_chunks(partial(encode, vae), renders.rgb), renders.labels
+
+    for z, labels in pool_batches(draw, capacity=24_000, batch=batch, reuse=6, seed=seed):
+        yield z, draw_captions(rng, labels, table, empty)
+
+
+# --- files --------------------------------------------------------------------------------------------------------------
+def save_checkpoint(path: Path, parts: dict[str, Fit], meta: dict) -> None:
+    """All parts in one flat safetensors file, float32, with `meta` as JSON in its header. A kill never leaves half a file."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(parts)
+    flat = {jax.tree_util.keystr(name, simple=True, separator="/"): np.asarray(x) for name, x in leaves}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(flat, partial_file, {"meta": json.dumps(meta)})
+    partial_file.replace(path)
+
+
+def load_checkpoint(path: Path, like: dict[str, Fit]) -> tuple[dict[str, Fit], dict]:
+    """The parts of `like` that the file holds, and its meta. Strict: a missing or misshapen array is an error."""
+    with safe_open(path, framework="np") as file:
+        stored, meta = set(file.keys()), json.loads(file.metadata()["meta"])
+        parts = {name: fit for name, fit in like.items() if any(key.startswith(f"{name}/") for key in stored)}
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(parts)
+        values = []
+        for name, leaf in leaves:
+            key = jax.tree_util.keystr(name, simple=True, separator="/")
+            value = file.get_tensor(key) if key in stored else None
+            if value is None or value.shape != leaf.shape:
+                found = "nothing" if value is None else value.shape
+                raise ValueError(f"{path}: expected {key} of shape {leaf.shape}, found {found}; train into another folder")
+            values.append(value)
+    return jax.tree_util.tree_unflatten(treedef, values), meta
+
+
+# --- training -----------------------------------------------------------------------------------------------------------
+class Recipe(NamedTuple):
+    """How one part is trained. `share` is its part of the minutes of a fresh start."""
+
+    peak: float
+    batch: int
+    ema: float
+    loss: Callable
+
+
+RECIPES = {"vae": Recipe(3e-3, 16, 0.995, vae_loss), "unet": Recipe(2e-3, 64, 0.998, unet_loss)}
+
+
+def new_fit(part: str, tx: optax.GradientTransformation, seed: int) -> Fit:
+    """Random parameters and an empty optimizer."""
+    key = jax.random.fold_in(jax.random.key(seed), list(RECIPES).index(part))
+    nets = networks()
+    params = modules.init(nets.vae, key)
+    if part == "unet":
+        k_unet, k_text = jax.random.split(key)
+        params = {"unet": modules.init(nets.unet, k_unet), "text": modules.init(nets.text, k_text)}
+    return Fit(params, jax.tree.map(jnp.copy, params), tx.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def sit(part: str, fit: Fit, batches: Iterator, seconds: float, seed: int, tx, save: Callable[[Fit], None]) -> Fit:
+    """One sitting: trains `part` for `seconds` on all devices, calls `save` every ten minutes and at the end."""
+    recipe = RECIPES[part]
+    mesh = Mesh(jax.devices(), ("data",))
+    spread, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    if recipe.batch % mesh.size:
+        raise ValueError(f"the batch of {recipe.batch} does not divide over {mesh.size} devices")
+    fit, key = jax.device_put((fit, jax.random.key(seed)), whole)
+    step, key = make_step(recipe.loss, tx, recipe.ema), jax.random.fold_in(key, fit.samples)
+    i, begin, saved, metrics = 0, time.monotonic(), 0.0, {}
+    with tqdm(total=round(seconds), unit="s", desc=part, bar_format="{l_bar}{bar}| {remaining} left{postfix}") as bar:
+        while (elapsed := time.monotonic() - begin) < seconds:
+            batch = jax.device_put(next(batches), spread)
+            fit, metrics = step(fit, batch, key, learning_rate(recipe.peak, i, elapsed / seconds))
+            i += 1
+            if i % 20 == 0:
+                numbers = {name: f"{float(x):.4g}" for name, x in metrics.items()}
+                rate = i * recipe.batch / (time.monotonic() - begin)
+                bar.set_postfix(numbers | {"samples": int(fit.samples), "per_s": f"{rate:.0f}"}, refresh=False)
+                bar.update(min(round(elapsed), bar.total) - bar.n)
+            if elapsed - saved > 600:
+                saved = elapsed
+                save(fit)
+        bar.update(bar.total - bar.n)
+    save(fit)
+    return fit
+
+
+def normalize_latents(vae: Any, rgb: np.ndarray) -> Any:
+    """The VAE whose latents of `rgb` have zero mean and unit variance per channel: an affine map folded into its 1x1 convolutions."""
+    z = in_chunks(partial(encode, vae), rgb).reshape(-1, VAE["latent_channels"])
+    mu, sd = z.mean(0), z.std(0)
+    quant, post = vae["quant_conv"], vae["post_quant_conv"]
+    scale, shift = np.concatenate([1 / sd, np.ones_like(sd)]), np.concatenate([mu, 2 * np.log(sd)])
+    # Means become (mean - mu) / sd, log variances logvar - 2 log sd; decoding undoes it.
+    quant = {"kernel": quant["kernel"] * scale, "bias": (quant["bias"] - shift) * scale}
+    post = {"kernel": post["kernel"] * sd[:, None], "bias": post["bias"] + mu @ post["kernel"][0, 0]}
+    return vae | {"quant_conv": quant, "post_quant_conv": post}
+
+
+@partial(jax.jit, static_argnames=("shape", "steps"))
+def sample_latents(
+    params: Any, ids: jax.Array, null: jax.Array, key: jax.Array, s: float, shape: tuple[int, ...], steps: int
+) -> jax.Array:
+    """DDIM samples [b h w c] of token ids with classifier-free guidance."""
+
+    def predict(z_t, t, cond):
+        return v_to_eps(modules.predict_noise(networks().unet, params["unet"], z_t, t, cond.tokens), z_t, t)
+
+    tokens, nothing = (modules.encode_text(networks().text, params["text"], x) for x in (ids, null))
+    return ddim(predict, jax.random.normal(key, (len(ids), *shape)), tokens, nothing, s=s, steps=steps, clip=4.0)
+
+
+def preview(out: Path, part: str, fit: Fit, vae: Any) -> None:
+    """A picture of where training is: true and decoded renders, or samples of fixed prompts and seeds at s = 3."""
+    if part == "vae":
+        rgb = fresh_renders(jax.random.key(7), 0, SIZE, split="unseen").rgb[:24]
+        z = encode(fit.ema, rgb)
+        pairs = np.stack([rgb / 255, np.asarray(decode(fit.ema, z))], 1).reshape(-1, SIZE, SIZE, 3)
+        picture = grid(pairs, 12)
+    else:
+        ids = tokenizer.tokenize(tokenizer.from_words(WORDS), [*PREVIEW, ""], LENGTH)
+        null = np.repeat(ids[-1:], len(PREVIEW), 0)
+        shape = (UNET["sample_size"],) * 2 + (4,)
+        rows = [sample_latents(fit.ema, ids[:-1], null, jax.random.key(k), 3.0, shape, 25) for k in range(3)]
+        picture = grid(np.concatenate([np.asarray(decode(vae, z)) for z in rows]), len(PREVIEW))
+    write_png(out / "samples" / f"{part}-{int(fit.samples):08d}.png", picture, scale=2)
+
+
+def train(out: Path, minutes: float, *, resume: bool = False, part: str = "all", name: str = "muon", seed: int = 0) -> None:
+    """Trains the prior's parts into the folder `out` for `minutes` in all. See the module docstring.
+
+    Args:
+      part: "vae", "unet", or "all": a fifth of the time for the VAE if it is new, the rest for the U-Net.
+      resume: continue from what `out` holds; without it `out` must not hold a checkpoint.
+      name: the optimizer, "muon" or "adamw".
+    """
+    if not minutes > 0:
+        raise ValueError(f"minutes must be positive, got {minutes}")
+    if part not in ("all", *RECIPES):
+        raise ValueError(f"part must be all, {' or '.join(RECIPES)}, got {part!r}")
+    file, tx = out / "checkpoint.safetensors", optimizer(name)
+    if file.exists() and not resume:
+        raise ValueError(f"{out} holds a checkpoint already; pass --resume to go on with it, or another --out")
+    fits, meta = {}, {"seconds": {"vae": 0.0, "unet": 0.0}, "sittings": 0, "optimizer": name}
+    if resume:
+        fits, meta = resume_from(out, tx, seed)
+    fresh = part == "all" and "vae" not in fits
+    budget = {"vae": 0.2, "unet": 0.8} if fresh else {"unet" if part == "all" else part: 1.0}
+    meta["sittings"] += 1
+    for name_of_part, share in budget.items():
+        run_part(name_of_part, out, fits, meta, 60 * minutes * share, tx, seed)
+
+
+def run_part(part: str, out: Path, fits: dict[str, Fit], meta: dict, seconds: float, tx, seed: int) -> None:
+    """One sitting of one part; updates `fits` and `meta` and the files of `out`."""
+    if part == "unet" and "vae" not in fits:
+        raise ValueError(f"the U-Net learns latents, but {out} has no VAE; train --part vae or all first")
+    fit = fits.get(part) or new_fit(part, tx, seed)
+    stream_seed = seed + 1000 * meta["sittings"]  # a later sitting sees new renders
+    begin, before = time.monotonic(), meta["seconds"][part]
+
+    def save(fit):
+        fits[part] = fit
+        meta["seconds"][part] = before + time.monotonic() - begin
+        save_checkpoint(out / "checkpoint.safetensors", fits, meta)
+        if "unet" in fits:
+            write_folder(out, fits, meta)
+        preview(out, part, fit, fits["vae"].ema)
+
+    if part == "unet":
+        fits[part] = sit(part, fit, unet_batches(stream_seed, RECIPES[part].batch, fits["vae"].ema), seconds, seed, tx, save)
+        return
+    # Two thirds of the time on crops, the rest on whole images.
+    for crop, share in ((32, 2 / 3), (None, 1 / 3)):
+        batches = vae_batches(stream_seed + (crop or 0), RECIPES[part].batch, crop)
+        fit = sit(part, fit, batches, seconds * share, seed, tx, save)
+    rgb = fresh_renders(jax.random.key(seed), 10**6, SIZE).rgb
+    params, ema = (normalize_latents(p, rgb) for p in (fit.params, fit.ema))
+    save(fit._replace(params=params, ema=ema))
+
+
+def resume_from(out: Path, tx: optax.GradientTransformation, seed: int) -> tuple[dict[str, Fit], dict]:
+    """What a former sitting left in `out`: its checkpoint, or the folder's averaged weights with fresh optimizers."""
+    file = out / "checkpoint.safetensors"
+    if file.exists():
+        like = {part: jax.eval_shape(lambda part=part: new_fit(part, tx, seed)) for part in RECIPES}
+        return load_checkpoint(file, like)
+    shapes = {name: modules.shapes(module) for name, module in networks()._asdict().items()}
+    trees = {name: convert.to_flax(convert.read_state(out, name), shape) for name, shape in shapes.items()}
+    meta = json.loads((out / "training.json").read_text())
+    fits = {}
+    for part, params in (("vae", trees["vae"]), ("unet", {"unet": trees["unet"], "text": trees["text"]})):
+        params = jax.tree.map(jnp.asarray, params)
+        samples = jnp.asarray(meta["samples"][part], jnp.int32)
+        # Step 0: the moments warm up, and the average starts from the weights that it already is.
+        fits[part] = Fit(params, jax.tree.map(jnp.copy, params), tx.init(params), jnp.zeros((), jnp.int32), samples)
+    return fits, meta
+
+
+def write_folder(out: Path, fits: dict[str, Fit], meta: dict) -> None:
+    """The averaged weights as a Stable Diffusion folder in float16, with `training.json` that tells how they came about."""
+    unet, text = fits["unet"].ema["unet"], fits["unet"].ema["text"]
+    configs = {"vae": VAE, "unet": UNET, "text": text_config()}
+    meta = meta | {"samples": {part: int(fit.samples) for part, fit in fits.items()}}
+    files = tokenizer.files(WORDS, LENGTH) | {"training.json": json.dumps(meta, indent=2) + "\n"}
+    weights = {"vae": fits["vae"].ema, "unet": unet, "text": text}
+    convert.save_folder(out, configs, weights, files, prediction_type="v_prediction")

@@ -1,0 +1,97 @@
+"""The words of this library: a scene renders, a prior answers questions about noise, an objective turns answers into a residual.
+
+Notation, here and in every file:
+  theta    trainable floats of the scene           psi    learnable part of the prior (embedding, LoRA)
+  weights  frozen parameters of the prior          aux    what a scene carries along: masks, grids, statistics
+  z, z_t   latents and noised latents [b h w c]    t      diffusion timestep, int in 0..999
+  eps      predicted noise, like z_t               noise  true noise, like z_t
+  tokens   text-encoder output [b n w]             s      guidance scale
+
+Shapes of PyTreeNode fields are comments: flax rebuilds nodes with other leaves under vmap, eval_shape and tree.map, so
+checked annotations on fields would raise. Function signatures carry the checked shapes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from flax import struct
+
+
+class Camera(struct.PyTreeNode):
+    """b pinhole cameras. World: +z up, +x is the front of an object. Camera: x right, y down, z forward (OpenCV)."""
+
+    c2w: jax.Array  # [b 4 4] camera-to-world, rotation then translation
+    fov_y: jax.Array  # [b] vertical field of view, radians
+    azimuth: jax.Array  # [b] radians in [-pi, pi), 0 looks at the front
+    elevation: jax.Array  # [b] radians above the horizon
+    radius: jax.Array  # [b] distance to the origin, world units
+    view: jax.Array  # [b] int row of the prompt table, an index into cameras.VIEWS
+
+
+class Render(struct.PyTreeNode):
+    """What a scene shows to b cameras. rgb is composited on the background; depth is 0 where opacity is 0."""
+
+    rgb: jax.Array  # [b h w 3] in [0, 1]
+    opacity: jax.Array  # [b h w 1] in [0, 1]
+    depth: jax.Array  # [b h w 1] sum(w z) / opacity, world units
+    extras: dict[str, jax.Array]  # what a scene can add: normal, z_var, orientation, distortion, total, radii
+
+
+class Cond(struct.PyTreeNode):
+    """Everything that a noise prediction may be conditioned on, per example."""
+
+    tokens: jax.Array  # [b n w] text-encoder output
+    lora: jax.Array | None = None  # [b] scale of the adapter; 0 is the frozen network
+    pose: jax.Array | None = None  # [b 16] camera-to-world, row-major
+    pose_on: jax.Array | None = None  # [b] 1 where the pose is used
+    image: jax.Array | None = None  # [b h w c] image condition
+
+
+class Scene(NamedTuple):
+    """A differentiable renderer and its parameters, as functions. Built by a factory: `gaussians(**cfg) -> Scene`."""
+
+    init: Callable[..., Any]  # key -> (theta, aux)
+    render: Callable[..., Render]  # (theta, aux, camera, keys[b], probe) -> Render
+    probe: Callable[..., Any]  # (aux, b) -> zeros added to the projected means; its cotangent is the screen-space gradient
+    observe: Callable[..., Any]  # (aux, g_probe, render) -> aux
+
+
+class Prior(NamedTuple):
+    """A frozen image prior, as functions. Built by a factory: `stable_diffusion(folder) -> Prior`."""
+
+    init: Callable[..., Any]  # key -> weights
+    embed: Callable[..., jax.Array]  # (weights, list[str]) -> tokens [k n w]; on the host, once
+    init_psi: Callable[..., Any]  # (weights, key, tokens [n w], queries) -> psi: only the leaves that a fitted query uses
+    encode: Callable[..., jax.Array]  # (weights, rgb [b h w 3] in [0, 1], key) -> z; resizes itself; float32 out
+    decode: Callable[..., jax.Array]  # (weights, z) -> rgb [b h w 3] in [0, 1]
+    predict: Callable[..., jax.Array]  # (weights, psi, z_t, t [b], Cond) -> eps, float32
+
+
+class Query(NamedTuple):
+    """One question put to the noise predictor."""
+
+    text: str  # a key of the text tables (prompt, plain, null, source, adapter) or "learned"
+    lora: float = 0.0  # adapter scale; 0 is the frozen network
+    latents: str = "render"  # "reference" for DDS
+    pose: bool = False  # condition the adapter on the camera (VSD)
+
+
+class Objective(NamedTuple):
+    """A set of noise predictions and one formula."""
+
+    queries: Mapping[str, Query]
+    residual: Callable[..., jax.Array]  # ({name: eps}, noise, t) -> what w(t) multiplies
+    fit: str | None = None  # the query that is trained to denoise the renders
+
+
+class TrainState(struct.PyTreeNode):
+    """All that training changes, and all that a checkpoint holds: data only, no functions, keys or frozen weights."""
+
+    step: jax.Array
+    theta: Any
+    aux: Any
+    psi: Any
+    opt_theta: Any
+    opt_psi: Any
+    skipped: jax.Array  # updates that were dropped because a gradient was not finite

@@ -1,0 +1,16 @@
+"""What holds for every test. It imports no lods_jax: the shape checker must see the package before anyone loads it."""
+
+import os
+from pathlib import Path
+
+# In the environment, before jax is loaded, so that the subprocesses of a test inherit it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "lods_jax" / "tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+import hypothesis
+
+# The first example of a test compiles, so a deadline per example would measure XLA.
+hypothesis.settings.register_profile("lods_jax", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("lods_jax")

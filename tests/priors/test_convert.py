@@ -1,0 +1,166 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lods_jax.priors import convert, modules, tokenizer
+
+MODULES = {"unet": modules.unet, "vae": modules.vae, "text": modules.text_encoder}
+PARTS = list(MODULES)
+
+
+@pytest.fixture(scope="module")
+def shapes(sd):
+    """Shapes of the parameter tree of each part."""
+    configs = {part: convert.read_config(sd / convert.PARTS[part][0] / "config.json") for part in PARTS}
+    return {part: modules.shapes(MODULES[part](configs[part])) for part in PARTS}
+
+
+@pytest.fixture(scope="module")
+def states(sd):
+    return {part: convert.read_state(sd, part) for part in PARTS}
+
+
+def same(a: dict, b: dict) -> bool:
+    """Whether two flat dicts of arrays are alike bit for bit."""
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_to_flax_and_back_is_the_identity(part, states, shapes):
+    assert same(convert.from_flax(convert.to_flax(states[part], shapes[part])), states[part])
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_linear_layers_and_1x1_convolutions_stand_for_each_other(linear, sd, states):
+    """Files of different age differ in the window of these kernels, and so do networks in `use_linear_projection`."""
+    config = convert.read_config(sd / "unet" / "config.json") | {"use_linear_projection": linear}
+    shapes, windowed = modules.shapes(modules.unet(config)), states["unet"]
+    bare = {name: array.reshape(convert.as_matrix(array.shape)) for name, array in windowed.items()}
+    assert sum(bare[name].ndim != windowed[name].ndim for name in bare) >= 8
+    a, b = (convert.from_flax(convert.to_flax(state, shapes)) for state in (windowed, bare))
+    assert same(a, b)
+    assert a["mid_block.attentions.0.proj_in.weight"].ndim == (2 if linear else 4)
+
+
+def test_old_names_of_vae_attention_are_read(states, shapes):
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    state = {}
+    for name, array in states["vae"].items():
+        for today, then in old.items():
+            name = name.replace(today, then)
+        state[name] = array
+    assert state.keys() != states["vae"].keys()
+    assert same(convert.from_flax(convert.to_flax(state, shapes["vae"])), states["vae"])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_missing_key_is_named_with_its_shape(part, states, shapes):
+    name, array = sorted(states[part].items())[-1]
+    state = {k: x for k, x in states[part].items() if k != name}
+    with pytest.raises(ValueError, match=name) as error:
+        convert.to_flax(state, shapes[part])
+    assert str(error.value) == f"{name} is missing: expected shape {array.shape}, found nothing"
+
+
+def test_an_extra_key_is_named(states, shapes):
+    with pytest.raises(ValueError, match=r"^conv_in\.lora of shape \(2, 3\) has no place in this network$"):
+        convert.to_flax(states["unet"] | {"conv_in.lora": np.zeros((2, 3))}, shapes["unet"])
+
+
+def test_a_key_given_under_two_names_is_refused(states, shapes):
+    name = next(k for k in states["vae"] if k.endswith(".to_q.weight"))
+    twice = states["vae"] | {name.replace("to_q", "query"): states["vae"][name]}
+    with pytest.raises(ValueError, match="twice"):
+        convert.to_flax(twice, shapes["vae"])
+
+
+def test_a_wrong_shape_is_named_with_both_shapes(states, shapes):
+    state = states["unet"] | {"conv_in.weight": np.zeros((32, 9, 3, 3), np.float32)}
+    with pytest.raises(ValueError, match="conv_in") as error:
+        convert.to_flax(state, shapes["unet"])
+    assert str(error.value) == "conv_in.weight: expected shape (32, 4, 3, 3), found (32, 9, 3, 3)"
+
+
+def test_shards_and_variants_are_the_same_weights(tmp_path, states):
+    state = states["text"]
+    names, folder = sorted(state), tmp_path / "text_encoder"
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    folder.mkdir()
+    for file, keys in halves.items():
+        save_file({k: state[k] for k in keys}, folder / file)
+    index = {"weight_map": {k: file for file, keys in halves.items() for k in keys}}
+    (folder / "model.safetensors.index.fp16.json").write_text(json.dumps(index))
+    assert same(convert.read_state(tmp_path, "text", "fp16"), state)
+    save_file(state, folder / "model.ema.safetensors")
+    assert same(convert.read_state(tmp_path, "text", "ema"), state)
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "named"),
+    [
+        ([], FileNotFoundError, "unet is missing: expected diffusion_pytorch_model.safetensors in it"),
+        (["unet/config.json"], FileNotFoundError, "diffusion_pytorch_model.safetensors is missing"),
+        (["unet/diffusion_pytorch_model.bin"], ValueError, "expected safetensors"),
+        (["unet/diffusion_pytorch_model.ckpt"], ValueError, "expected safetensors"),
+        (["unet/diffusion_pytorch_model.fp16.safetensors"], FileNotFoundError, "other variants"),
+    ],
+)
+def test_weights_that_cannot_be_read_are_one_line(tmp_path, files, error, named):
+    for file in files:
+        convert.place(tmp_path / file).write_text("")
+    with pytest.raises(error, match=named) as caught:
+        convert.read_state(tmp_path, "unet")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_a_folder_is_told_what_one_looks_like(tmp_path):
+    (tmp_path / "model.ckpt").write_text("")
+    for wrong in ("nowhere", "model.ckpt"):
+        with pytest.raises(FileNotFoundError, match="expected a folder with unet, vae, text_encoder"):
+            convert.read_config(tmp_path / wrong / "unet" / "config.json")
+
+
+@pytest.fixture
+def saved(tmp_path, sd, states, shapes):
+    """Arguments of `save_folder` that copy the fixture."""
+    configs = {part: convert.read_config(sd / convert.PARTS[part][0] / "config.json") for part in PARTS}
+    weights = {part: convert.to_flax(states[part], shapes[part]) for part in PARTS}
+    return tmp_path / "out", configs, weights, tokenizer.files(["a", "mug"])
+
+
+def test_a_saved_folder_reads_back(saved, states):
+    folder, configs, weights, files = saved
+    convert.save_folder(folder, configs, weights, files, "v_prediction", np.float32)
+    assert all(same(convert.read_state(folder, part), states[part]) for part in PARTS)
+    assert convert.read_config(folder / "scheduler/scheduler_config.json")["prediction_type"] == "v_prediction"
+    assert (folder / "vocabulary.json").read_text() == files["vocabulary.json"]
+
+
+def test_a_saved_folder_has_the_layout_of_diffusers(saved, sd):
+    """Every file and every entry of the index that diffusers itself wrote for the same networks is there."""
+    convert.save_folder(*saved)
+    ours, theirs = ({str(f.relative_to(root)) for f in root.rglob("*") if f.is_file()} for root in (saved[0], sd))
+    assert theirs <= ours
+    index, expected = (convert.read_config(root / "model_index.json") for root in (saved[0], sd))
+    assert index == expected | {"scheduler": ["diffusers", "DDIMScheduler"]}
+
+
+def test_a_failed_save_changes_no_file(saved):
+    """The weight 1e5 is no float16 number: the save fails after some files are written, and none of them arrives."""
+    folder, configs, weights, files = saved
+    convert.save_folder(folder, configs, weights, files)
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    broken = weights | {"text": jax.tree.map(lambda x: np.full_like(x, 1e5), weights["text"])}
+    with pytest.raises(FloatingPointError):
+        convert.save_folder(folder, configs, broken, files, "v_prediction")
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_other_files_in_the_folder_stay(saved):
+    (note := convert.place(saved[0] / "samples" / "note.txt")).write_text("mine")
+    convert.save_folder(*saved)
+    assert note.read_text() == "mine"

@@ -1,0 +1,134 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lods_jax.diffusion import add_noise, velocity
+from lods_jax.priors import convert, modules, tokenizer
+from lods_jax.priors.stable_diffusion import resize, stable_diffusion, vocabulary
+from lods_jax.types import Cond, Query
+
+
+def changed(sd, to, file, **changes):
+    """A copy of the folder in which the config `file` has `changes`."""
+    shutil.copytree(sd, to)
+    (to / file).write_text(json.dumps(convert.read_config(sd / file) | changes))
+    return to
+
+
+def test_predicted_noise_is_pytorchs(prior, weights, arrays):
+    predict = jax.jit(lambda tokens: prior.predict(weights, {}, arrays["latents_noisy"], arrays["t"], Cond(tokens)))
+    for tokens, eps in (("emb_cond_vd", "eps_cond"), ("emb_uncond", "eps_uncond")):
+        np.testing.assert_allclose(predict(arrays[tokens]), arrays[eps], atol=2e-5)
+
+
+def test_embedded_texts_are_pytorchs(sd, prior, weights, arrays):
+    clip = tokenizer.load_tokenizer(sd)
+    texts = [clip.decode(row, skip_special_tokens=True) for row in np.asarray(arrays["input_ids"])]
+    np.testing.assert_allclose(prior.embed(weights, texts), arrays["text_emb"], atol=1e-5)
+
+
+def test_encoded_latents_are_samples_of_pytorchs_posterior(prior, weights, arrays):
+    key = jax.random.key(3)
+    z = jax.jit(prior.encode)(weights, arrays["image01"], key)
+    noise = jax.random.normal(key, z.shape)
+    expected = 0.18215 * (arrays["vae_mean"] + jnp.exp(arrays["vae_logvar"] / 2) * noise)
+    np.testing.assert_allclose(z, expected, atol=1e-5)
+
+
+def test_decoded_image_is_pytorchs(prior, weights, arrays):
+    image = jax.jit(prior.decode)(weights, arrays["latents"])
+    np.testing.assert_allclose(image, arrays["vae_decode_image01"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resize_up_12x15", "resize_down_4x3"])
+def test_interpolation_is_pytorchs(arrays, name):
+    """The rule behind `resize`, at sizes that are not square."""
+    out = jax.image.resize(arrays["resize_in"], arrays[name].shape, "bilinear", antialias=False)
+    np.testing.assert_allclose(out, arrays[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [4, 16, 40])
+def test_an_image_of_any_size_becomes_latents_of_one_size(prior, weights, size):
+    rgb = jax.ShapeDtypeStruct((2, size, size + 8, 3), jnp.float32)
+    z = jax.eval_shape(prior.encode, weights, rgb, jax.random.key(0))
+    assert (z.shape, z.dtype) == ((2, 8, 8, 4), jnp.float32)
+
+
+def test_resizing_a_constant_changes_nothing():
+    np.testing.assert_allclose(resize(jnp.full((1, 5, 9, 3), 0.3), 16), 0.3, atol=1e-6)
+
+
+def test_a_predicted_velocity_becomes_the_noise(sd, tmp_path, arrays, monkeypatch):
+    """A network that knows the true velocity is a perfect denoiser."""
+    folder = changed(sd, tmp_path / "sd", "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    z, noise, t = arrays["latents"], arrays["noise"], arrays["t"]
+    monkeypatch.setattr(modules, "predict_noise", lambda *_: velocity(z, noise, t))
+    eps = stable_diffusion(folder).predict({"unet": {}}, {}, add_noise(z, noise, t), t, Cond(arrays["emb_cond_vd"]))
+    np.testing.assert_allclose(eps, noise, atol=1e-5)
+
+
+def test_bfloat16_is_inside_and_float32_outside(sd, arrays):
+    prior = stable_diffusion(sd, jnp.bfloat16, image_size=32)
+    weights = jax.eval_shape(prior.init, jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves((weights["unet"], weights["vae"]))} == {jnp.dtype(jnp.bfloat16)}
+    z = jax.eval_shape(prior.encode, weights, arrays["image01"], jax.random.key(0))
+    eps = jax.eval_shape(prior.predict, weights, {}, z, arrays["t"], Cond(arrays["emb_cond_vd"]))
+    rgb = jax.eval_shape(prior.decode, weights, z)
+    assert (z.shape, rgb.shape) == ((2, 16, 16, 4), (2, 32, 32, 3))
+    assert {z.dtype, eps.dtype, rgb.dtype} == {jnp.dtype(jnp.float32)}
+
+
+def test_only_a_learned_text_has_something_to_learn(prior, weights):
+    tokens, key = jnp.ones((77, 32)), jax.random.key(0)
+    assert prior.init_psi(weights, key, tokens, [Query("null")]) == {}
+    np.testing.assert_array_equal(prior.init_psi(weights, key, tokens, [Query("learned")])["embedding"], tokens)
+
+
+@pytest.mark.parametrize(
+    "query", [Query("null", lora=0.5), Query("plain", lora=1.0, pose=True), Query("plain", pose=True)]
+)
+def test_an_adapter_that_is_not_there_cannot_be_fitted(prior, weights, query):
+    with pytest.raises(ValueError, match="no adapter"):
+        prior.init_psi(weights, jax.random.key(0), jnp.ones((77, 32)), [query])
+
+
+@pytest.mark.parametrize("name", ["lora", "pose", "image"])
+def test_a_condition_without_an_input_is_refused(prior, weights, arrays, name):
+    cond = Cond(arrays["emb_cond_vd"], **{name: jnp.ones((2,))})
+    with pytest.raises(ValueError, match=rf"Cond\.{name}"):
+        prior.predict(weights, {}, arrays["latents_noisy"], arrays["t"], cond)
+
+
+def test_a_prior_says_which_words_it_knows(sd, tmp_path, weights):
+    assert vocabulary(sd) is None
+    shutil.copytree(sd, folder := tmp_path / "sd")
+    (folder / "vocabulary.json").write_text(json.dumps({"words": ["a", "mug"]}))
+    assert vocabulary(folder) == {"a", "mug"}
+    prior = stable_diffusion(folder)
+    assert prior.embed(weights, ["a mug", ""]).shape == (2, 77, 32)
+    with pytest.raises(ValueError, match=r"unknown word 'dragon' in 'a dragon'; it may use: a, mug"):
+        prior.embed(weights, ["a mug", "a dragon"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"beta_schedule": "linear"}, "beta_schedule must be scaled_linear, got linear"),
+        ({"beta_end": 0.02}, "beta_end must be 0.012"),
+        ({"prediction_type": "sample"}, "prediction_type must be epsilon or v_prediction, got 'sample'"),
+    ],
+)
+def test_another_noise_schedule_is_refused(sd, tmp_path, changes, named):
+    folder = changed(sd, tmp_path / "sd", "scheduler/scheduler_config.json", **changes)
+    with pytest.raises(ValueError, match=named):
+        stable_diffusion(folder)
+
+
+@pytest.mark.parametrize("options", [{"dtype": jnp.float16}, {"image_size": 0}, {"image_size": 17}])
+def test_options_are_checked_before_anything_is_loaded(sd, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        stable_diffusion(sd, **options)
