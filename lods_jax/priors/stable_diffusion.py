@@ -24,6 +24,7 @@ def stable_diffusion(
     dtype: DTypeLike = jnp.float32,
     image_size: int | None = None,
     variant: str | None = None,
+    strict: bool = True,
 ) -> Prior:
     """The prior of a folder. Networks are built here; weights are read by `init`.
 
@@ -31,6 +32,7 @@ def stable_diffusion(
       dtype: float32 or bfloat16, of the U-Net and the VAE and of their weights. Predictions and latents are float32.
       image_size: side of the square images that the VAE sees, in pixels; by default what the U-Net was trained for.
       variant: which weight files to read where a folder has several, such as "fp16".
+      strict: refuse a text with words outside the folder's `vocabulary`; they have tokens, but untrained ones.
     """
     # float16 is missing on purpose: activations of the VAE go beyond 65504.
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
@@ -38,7 +40,7 @@ def stable_diffusion(
     folder = Path(folder)
     configs = {part: convert.read_config(folder / where / "config.json") for part, (where, _) in convert.PARTS.items()}
     prediction_type = read_schedule(folder)
-    words = vocabulary(folder)
+    words = vocabulary(folder) if strict else None
     unet, vae = modules.unet(configs["unet"], dtype), modules.vae(configs["vae"], dtype)
     # Text is encoded once, so that float32 costs nothing there, and rounds nothing away.
     text = modules.text_encoder(configs["text"])

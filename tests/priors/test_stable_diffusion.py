@@ -48,7 +48,7 @@ def test_decoded_image_is_pytorchs(prior, weights, arrays):
 def test_interpolation_is_pytorchs(arrays, name):
     """The rule behind `resize`, at sizes that are not square."""
     out = jax.image.resize(arrays["resize_in"], arrays[name].shape, "bilinear", antialias=False)
-    np.testing.assert_allclose(out, arrays[name], atol=1e-6)
+    np.testing.assert_allclose(out, arrays[name], atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [4, 16, 40])
@@ -112,6 +112,7 @@ def test_a_prior_says_which_words_it_knows(sd, tmp_path, weights):
     assert prior.embed(weights, ["a mug", ""]).shape == (2, 77, 32)
     with pytest.raises(ValueError, match=r"unknown word 'dragon' in 'a dragon'; it may use: a, mug"):
         prior.embed(weights, ["a mug", "a dragon"])
+    assert stable_diffusion(folder, strict=False).embed(weights, ["a dragon"]).shape == (1, 77, 32)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,6 @@ def test_another_noise_schedule_is_refused(sd, tmp_path, changes, named):
 
 
 @pytest.mark.parametrize("options", [{"dtype": jnp.float16}, {"image_size": 0}, {"image_size": 17}])
-def test_options_are_checked_before_anything_is_loaded(sd, options):
+def test_an_option_out_of_range_is_refused_by_name(sd, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         stable_diffusion(sd, **options)
