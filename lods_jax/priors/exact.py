@@ -70,7 +70,7 @@ def resize(rgb: Float[Array, "b h w 3"], size: tuple[int, int]) -> Float[Array, 
 
 
 def posterior(
-    weights: dict, psi: dict, z_t: Float[Array, "b h w 3"], t: Int[Array, "b"], cond: Cond
+    weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
 ) -> Float[Array, "b n"]:
     """p(i | z_t, y), the weight of each image: what the denoiser of `posterior_mean` averages with."""
     x, x_t = weights["x"], z_t.reshape(len(z_t), -1)
@@ -81,7 +81,7 @@ def posterior(
 
 
 def posterior_mean(
-    images: Float[np.ndarray, "n h w 3"],
+    images: Float[np.ndarray, "n h w c"],
     features: Float[np.ndarray, "n k"],
     words: Sequence[str],
     ignored: Collection[str] = IGNORED,
@@ -89,7 +89,7 @@ def posterior_mean(
     """The exact denoiser of a set of images: E[x0 | x_t, y] = sum_i p(i | x_t, y) x_i. Latents are pixels in [-1, 1].
 
     Args:
-      images: in [0, 1]. features: 1 where the word of that column describes the image, else 0.
+      images: in [0, 1]; any number of channels will do for `predict`. features: 1 where the word of that column describes the image, else 0.
       words: names of the columns. ignored: words that a caption may hold and that mean nothing.
     """
     check_captioned(images, features, words)
@@ -106,12 +106,12 @@ def posterior_mean(
     def encode(weights: dict, rgb: Float[Array, "b h w 3"], key: Key[Array, ""]) -> Float[Array, "b h2 w2 3"]:
         return 2 * resize(rgb, images.shape[1:3]) - 1
 
-    def decode(weights: dict, z: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    def decode(weights: dict, z: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         return jnp.clip((z + 1) / 2, 0.0, 1.0)
 
     def predict(
-        weights: dict, psi: dict, z_t: Float[Array, "b h w 3"], t: Int[Array, "b"], cond: Cond
-    ) -> Float[Array, "b h w 3"]:
+        weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
+    ) -> Float[Array, "b h w c"]:
         x0 = jnp.matmul(posterior(weights, psi, z_t, t, cond), weights["x"], precision=EXACT)
         return x0_to_eps(x0.reshape(z_t.shape), z_t, t)
 

@@ -4,6 +4,7 @@ Caption swap asks whether the network listens: on unseen renders, by how much do
 wrong, as a share of the loss with the right one? The judge asks whether its samples show what their captions say.
 """
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,10 @@ import numpy as np
 from lods_jax.cameras import VIEWS
 from lods_jax.diffusion import add_noise, eps_to_v, velocity
 from lods_jax.io.image import grid, write_png
+from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.sampling import ddim
 from lods_jax.tabletop.dataset import Caption, Renders, caption_of, captions
-from lods_jax.tabletop.judge import Verdict, accuracy_on_renders, judge
+from lods_jax.tabletop.judge import Verdict, accuracy_on_renders, judge, load_judge
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
 from lods_jax.tabletop.streams import fresh_renders
 from lods_jax.types import Cond, Prior
@@ -112,8 +114,10 @@ def _embed(prior, weights, texts):
     return tokens[[distinct.index(t) for t in texts]]
 
 
-def sampler(prior: Prior, weights: Any, shape: tuple[int, ...]) -> Callable[[list[str], list[int]], np.ndarray]:
+def sampler(prior: Prior, weights: Any) -> Callable[[list[str], list[int]], np.ndarray]:
     """(texts, seeds) -> images [n h w 3]: DDIM with SCALE and STEPS from the noise of each seed, in chunks of one size."""
+
+    shape = jax.eval_shape(prior.encode, weights, jnp.zeros((1, 64, 64, 3)), jax.random.key(0)).shape[1:]
 
     @jax.jit
     def run(weights, tokens, null, keys):
@@ -144,8 +148,20 @@ def agreement(read: Verdict, asked: list[Caption]) -> dict[str, float]:
     return {name: float(r.mean()) for name, r in right.items()} | {"view": float((read.view == view)[with_view].mean())}
 
 
-def evaluate(prior: Prior, weights: Any, judge_params: Any, latent_shape: tuple[int, ...], out: Path) -> dict[str, Any]:
-    """All figures of the gates; writes the first 24 samples beside real renders to `out`/samples.png and /renders.png."""
+def report(folder: Path, out: Path) -> dict[str, Any]:
+    """Measures the gates of a folder made by `lods train-prior`, prints them as a table, and writes `out`/gates.json."""
+    prior = stable_diffusion(folder)
+    weights, judge_params = prior.init(jax.random.key(0)), load_judge(folder / "judge.safetensors")
+    figures = evaluate(prior, weights, judge_params, out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "gates.json").write_text(json.dumps(figures | {"gates": GATES}, indent=2) + "\n")
+    print(table(figures))
+    print(f"written: {out / 'gates.json'}, {out / 'samples.png'}, {out / 'renders.png'}")
+    return figures
+
+
+def evaluate(prior: Prior, weights: Any, judge_params: Any, out: Path) -> dict[str, Any]:
+    """All figures of the gates; writes the first 24 samples and 24 real renders to `out`/samples.png and `out`/renders.png."""
     renders = fresh_renders(jax.random.key(123), 0, 64)
     renders = Renders(*(x[:512] for x in renders))
     figures: dict[str, Any] = {"vae psnr [dB]": vae_psnr(prior, weights, renders.rgb[:480])}
@@ -153,7 +169,7 @@ def evaluate(prior: Prior, weights: Any, judge_params: Any, latent_shape: tuple[
     figures["caption swap: loss"] = swap["correct"][0]
     for attribute in ("color", "kind", "view"):
         figures[f"caption swap: {attribute}"], figures[f"caption swap: {attribute} +-"] = swap[attribute]
-    sample = sampler(prior, weights, latent_shape)
+    sample = sampler(prior, weights)
     for split, prefix in (("seen", "samples"), ("unseen", "samples, unseen triples")):
         asked = sample_captions(split)
         images = sample([str(c) for c in asked], list(range(SEEDS)))

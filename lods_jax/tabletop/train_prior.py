@@ -32,7 +32,7 @@ from lods_jax.diffusion import T, add_noise, v_to_eps, velocity
 from lods_jax.io.image import grid, write_png
 from lods_jax.priors import convert, modules, tokenizer
 from lods_jax.sampling import ddim
-from lods_jax.tabletop.dataset import COLORS, KINDS, PATTERNS, VIEWS, WORDS, Caption
+from lods_jax.tabletop.dataset import COLORS, KINDS, PATTERNS, VIEWS, WORDS, Caption, captions
 from lods_jax.tabletop.objects import COMPOSITE
 from lods_jax.tabletop.streams import fresh_renders, pool_batches
 
@@ -445,6 +445,11 @@ def write_folder(out: Path, fits: dict[str, Fit], meta: dict) -> None:
     unet, text = fits["unet"].ema["unet"], fits["unet"].ema["text"]
     configs = {"vae": VAE, "unet": UNET, "text": text_config()}
     meta = meta | {"samples": {part: int(fit.samples) for part, fit in fits.items()}}
-    files = tokenizer.files(WORDS, LENGTH) | {"training.json": json.dumps(meta, indent=2) + "\n"}
+    # The prompts are what a refused prompt is answered with.
+    vocabulary = {"words": list(WORDS), "prompts": [str(c) for c in captions("all")]}
+    files = tokenizer.files(WORDS, LENGTH) | {
+        "vocabulary.json": json.dumps(vocabulary, indent=2) + "\n",
+        "training.json": json.dumps(meta, indent=2) + "\n",
+    }
     weights = {"vae": fits["vae"].ema, "unet": unet, "text": text}
     convert.save_folder(out, configs, weights, files, prediction_type="v_prediction")

@@ -1,0 +1,44 @@
+"""Tabletop renders as the exact priors take them: images, features and words, cached on disk by what made them."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from lods_jax.tabletop.dataset import VIEWS, WORDS
+from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
+from lods_jax.tabletop.streams import fresh_renders
+
+CACHE = Path.home() / ".cache" / "lods_jax" / "renders"
+FEATURES = (*KINDS, *COLORS, *PATTERNS, *VIEWS)
+
+
+def captioned_renders(
+    parts: int, size: int, seed: int = 0, split: str = "seen", cache: Path = CACHE
+) -> tuple[Float[np.ndarray, "n h w 3"], Float[np.ndarray, "n k"], tuple[str, ...]]:
+    """672 renders a part in [0, 1], their attributes as 0 or 1, and the words of the attributes.
+
+    A view word is a feature of composite kinds only, as in captions; "plain" is a feature though captions leave it out.
+    Parts lie in `cache` under a hash of their arguments and of the source of the world, so that a changed world never meets
+    old renders.
+    """
+    source = b"".join((Path(__file__).parent / name).read_bytes() for name in ("objects.py", "dataset.py", "streams.py"))
+    digest = hashlib.sha256(source + repr((size, seed, split, WORDS)).encode()).hexdigest()[:16]
+    columns = []
+    for part in range(parts):
+        file = cache / f"{digest}-{part:04d}.npz"
+        if not file.exists():
+            renders = fresh_renders(jax.random.key(seed), part, size, split=split)
+            cache.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(f".{os.getpid()}-{file.name}")
+            np.savez(partial, rgb=renders.rgb, labels=renders.labels)
+            partial.replace(file)
+        with np.load(file) as stored:
+            columns.append((stored["rgb"], stored["labels"]))
+    rgb, labels = (np.concatenate(column) for column in zip(*columns, strict=True))
+    one_hot = [labels[:, i, None] == np.arange(len(names)) for i, names in enumerate((KINDS, COLORS, PATTERNS, VIEWS))]
+    one_hot[3] &= np.isin(labels[:, :1], [KINDS.index(k) for k in COMPOSITE])
+    return rgb.astype(np.float32) / 255, np.concatenate(one_hot, 1).astype(np.float32), FEATURES
