@@ -12,7 +12,6 @@ learned_score.png.
 import argparse
 import json
 import time
-from functools import partial
 from pathlib import Path
 
 import jax

@@ -21,31 +21,31 @@ from flax import struct
 class Camera(struct.PyTreeNode):
     """b pinhole cameras. World: +z up, +x is the front of an object. Camera: x right, y down, z forward (OpenCV)."""
 
-    c2w: jax.Array  # [b 4 4] camera-to-world, rotation then translation
-    fov_y: jax.Array  # [b] vertical field of view, radians
-    azimuth: jax.Array  # [b] radians in [-pi, pi), 0 looks at the front
-    elevation: jax.Array  # [b] radians above the horizon
-    radius: jax.Array  # [b] distance to the origin, world units
-    view: jax.Array  # [b] int row of the prompt table, an index into cameras.VIEWS
+    c2w: Any  # [b 4 4] camera-to-world, rotation then translation
+    fov_y: Any  # [b] vertical field of view, radians
+    azimuth: Any  # [b] radians in [-pi, pi), 0 looks at the front
+    elevation: Any  # [b] radians above the horizon
+    radius: Any  # [b] distance to the origin, world units
+    view: Any  # [b] int row of the prompt table, an index into cameras.VIEWS
 
 
 class Render(struct.PyTreeNode):
     """What a scene shows to b cameras. rgb is composited on the background; depth is 0 where opacity is 0."""
 
-    rgb: jax.Array  # [b h w 3] in [0, 1]
-    opacity: jax.Array  # [b h w 1] in [0, 1]
-    depth: jax.Array  # [b h w 1] sum(w z) / opacity, world units
-    extras: dict[str, jax.Array]  # what a scene can add: normal, z_var, orientation, distortion, total, radii
+    rgb: Any  # [b h w 3] in [0, 1]
+    opacity: Any  # [b h w 1] in [0, 1]
+    depth: Any  # [b h w 1] sum(w z) / opacity, world units
+    extras: Any  # what a scene can add: normal, z_var, orientation, distortion, total, radii
 
 
 class Cond(struct.PyTreeNode):
     """Everything that a noise prediction may be conditioned on, per example."""
 
-    tokens: jax.Array  # [b n w] text-encoder output
-    lora: jax.Array | None = None  # [b] scale of the adapter; 0 is the frozen network
-    pose: jax.Array | None = None  # [b 16] camera-to-world, row-major
-    pose_on: jax.Array | None = None  # [b] 1 where the pose is used
-    image: jax.Array | None = None  # [b h w c] image condition
+    tokens: Any  # [b n w] text-encoder output
+    lora: Any = None  # [b] scale of the adapter; 0 is the frozen network
+    pose: Any = None  # [b 16] camera-to-world, row-major
+    pose_on: Any = None  # [b] 1 where the pose is used
+    image: Any = None  # [b h w c] image condition
 
 
 class Scene(NamedTuple):
@@ -88,10 +88,10 @@ class Objective(NamedTuple):
 class TrainState(struct.PyTreeNode):
     """All that training changes, and all that a checkpoint holds: data only, no functions, keys or frozen weights."""
 
-    step: jax.Array
+    step: Any
     theta: Any
     aux: Any
     psi: Any
     opt_theta: Any
     opt_psi: Any
-    skipped: jax.Array  # updates that were dropped because a gradient was not finite
+    skipped: Any  # updates that were dropped because a gradient was not finite

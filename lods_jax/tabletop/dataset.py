@@ -97,7 +97,7 @@ def render_caption(
     color = jnp.full(b, list(COLORS).index(caption.color or "white"))
     pattern = jnp.full(b, PATTERNS.index(caption.pattern))
     rgba = render_objects(caption.kind, camera, jnp.full((b, 4), variation), color, pattern, size=size)
-    below = jnp.asarray(background, jnp.float32) * jnp.ones((1, 1, 1, 3))
+    below = jnp.broadcast_to(jnp.asarray(background, jnp.float32), (1, 1, 1, 3))
     return rgba.at[..., :3].add((1 - rgba[..., 3:]) * below)
 
 

@@ -4,14 +4,17 @@ Image metrics take what `judge.judge` read in renders of an orbit; shape metrics
 signed distance field. Tables report the interquartile mean with a bootstrap interval (Agarwal et al. 2021).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from lods_jax.cameras import VIEWS, orbit_camera, rays
 from lods_jax.tabletop.judge import NONE, Verdict
 from lods_jax.tabletop.objects import BOUND, signed_distance, trace
+from lods_jax.types import Camera
 
 MIDDLE = np.full(4, 0.5, np.float32)  # the proportions of `dataset.render_caption`
 
@@ -53,10 +56,17 @@ def surface_points(kind: str, n: int, seed: int = 0) -> Float[np.ndarray, "n 3"]
     azimuth, elevation = (np.pi * (1 + 5**0.5) * i) % (2 * np.pi) - np.pi, np.arcsin(1 - i / 12)
     as_array = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
     camera = orbit_camera(as_array(azimuth), as_array(elevation), jnp.full(24, 3.0), jnp.full(24, np.float32(0.6)))
+    points, hit = _first_hits(kind, camera)
+    points = np.asarray(points)[np.asarray(hit) > 0]
+    return points[rng.integers(len(points), size=n)]
+
+
+@partial(jax.jit, static_argnames="kind")
+def _first_hits(kind: str, camera: Camera) -> tuple[Float[Array, "b 64 64 3"], Float[Array, "b 64 64"]]:
+    """Where the rays of 64 x 64 pixels end, and 1.0 where that is on the object."""
     origins, directions = rays(camera, 64, 64)
     t, hit = jax.lax.map(lambda ray: trace(kind, *ray, jnp.asarray(MIDDLE), steps=96), (origins, directions))
-    points = np.asarray(origins + t[..., None] * directions)[np.asarray(hit) > 0]
-    return points[rng.integers(len(points), size=n)]
+    return origins + t[..., None] * directions, hit
 
 
 def chamfer(points: Float[np.ndarray, "n 3"], kind: str) -> float:
@@ -78,16 +88,24 @@ def _nearest(a: Float[np.ndarray, "n 3"], b: Float[np.ndarray, "m 3"]) -> Float[
 
 
 def floaters(points: Float[np.ndarray, "n 3"], mass: Float[np.ndarray, "n"], cell: float = 0.1) -> float:
-    """Share of the opacity mass outside the largest connected component of occupied cells of `cell` world units."""
-    from scipy.ndimage import label
+    """Share of the opacity mass outside the largest connected component of occupied cells of `cell` world units.
 
-    index = np.floor(points / cell).astype(int)
-    index -= index.min(0)
-    occupied = np.zeros(index.max(0) + 1, np.float64)
-    np.add.at(occupied, tuple(index.T), mass)
-    parts, n = label(occupied > 0.01 * occupied.max(), np.ones((3, 3, 3)))
-    masses = [occupied[parts == i].sum() for i in range(1, n + 1)]
-    return float(1 - max(masses) / occupied.sum())
+    Cells with less than 1 % of the mass of the fullest count as empty: they connect nothing. Without mass it is NaN.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
+    if not mass.sum() > 0:
+        return float("nan")
+    # Occupied cells as a list, not as a grid: one Gaussian that flew far away would make the grid too large for memory.
+    cells, cell_of = np.unique(np.floor(points / cell), axis=0, return_inverse=True)
+    held = np.bincount(cell_of.ravel(), mass)
+    occupied = held > 0.01 * held.max()
+    cells, n = cells[occupied], occupied.sum()
+    i, j = cKDTree(cells).query_pairs(1.5, p=np.inf, output_type="ndarray").T  # the 26 cells around each
+    _, part = connected_components(coo_array((np.ones(len(i)), (i, j)), (n, n)), directed=False)
+    return float(1 - np.bincount(part, held[occupied]).max() / held.sum())
 
 
 def interquartile_mean(x: Float[np.ndarray, "n"]) -> float:

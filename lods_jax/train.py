@@ -1,0 +1,151 @@
+"""The train step: pull the score of a prior back into a scene, and fit the learnable part of the prior to the scene's renders.
+
+Scene, prior and objective are arguments; this file imports none of them. Theta's gradient comes from the score and the penalties
+alone, psi's from the fit loss alone. All randomness is drawn per view from (key, step, global view index), so a result does
+not depend on how views are split over devices.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Int, Key
+
+from lods_jax.objectives import fit_loss, score
+from lods_jax.rng import split_named, view_keys
+from lods_jax.types import Camera, Objective, Prior, Scene, TrainState
+
+Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+AXIS = "data"
+
+
+class Across(NamedTuple):
+    """What devices tell each other; on one device nothing."""
+
+    sum: Callable = lambda x: x
+    mean: Callable = lambda x: x
+    gather: Callable = lambda x: x  # concatenates views
+
+
+DEVICES = Across(
+    partial(jax.lax.psum, axis_name=AXIS),
+    partial(jax.lax.pmean, axis_name=AXIS),
+    partial(jax.lax.all_gather, axis_name=AXIS, tiled=True),
+)
+
+
+def init_state(
+    scene: Scene, psi: Any, tx_theta: optax.GradientTransformation, tx_psi: optax.GradientTransformation, key: Key[Array, ""]
+) -> TrainState:
+    """The state before the first step. `psi` is what the prior's `init_psi` gave for the fitted query."""
+    theta, aux = scene.init(key)
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(zero, theta, aux, psi, tx_theta.init(theta), tx_psi.init(psi), zero)
+    # Copies: the step donates its state, and a buffer that is shared (psi with a text table, say) can't be given away twice.
+    return jax.tree.map(jnp.copy, state)
+
+
+def make_train_step(
+    scene: Scene,
+    prior: Prior,
+    objective: Objective,
+    *,
+    cameras: Callable[[Key[Array, "b"], Int[Array, "b"]], Camera],
+    window: Callable[[Array], tuple[Array | int, Array | int]],
+    penalty: Callable[..., dict[str, Array]] = lambda render, step: {},
+    tx_theta: optax.GradientTransformation,
+    tx_psi: optax.GradientTransformation,
+    batch: int,
+) -> Callable[[Across], Step]:
+    """Builds the step, once it is told how devices talk: pass the result to `parallelise`.
+
+    Args:
+      cameras: (keys[b], views[b]) -> b cameras. window: step -> lowest and highest timestep of the score.
+      penalty: (render, step) -> {name: weighted cost [b]}.
+      batch: number of views of a step on all devices together.
+
+    The step maps (state, weights, texts, reference, key, views[b]) to (state, metrics). `texts` are prompt tables
+    {name: [views n d]}, `reference` latents or None, `views` the global indices of this device's share of the batch.
+    """
+
+    def build(across: Across) -> Step:
+        def train_step(state, weights, texts, reference, key, views):
+            k = jax.vmap(lambda key: split_named(key, "camera render encode score fit"))(view_keys(key, state.step, views))
+            camera = cameras(k.camera, views)
+            rows = {name: table[camera.view] for name, table in texts.items()}
+            pose, predict = camera.c2w.reshape(len(views), 16), partial(prior.predict, weights)
+
+            def look(theta, probe):
+                render = scene.render(theta, state.aux, camera, k.render, probe)
+                # One key per view: the encoder's noise must not depend on who else is in the batch.
+                z = jax.vmap(lambda rgb, key: prior.encode(weights, rgb[None], key)[0])(render.rgb, k.encode)
+                costs = penalty(render, state.step)
+                return (z, sum(costs.values(), jnp.zeros(len(views)))), (render, costs)
+
+            (z, _), pullback, (render, costs) = jax.vjp(look, state.theta, scene.probe(state.aux, len(views)), has_aux=True)
+            latents = {"render": z} if reference is None else {"render": z, "reference": reference}
+            force = score(objective, predict, state.psi, latents, rows, window(state.step), k.score, pose)
+            g_theta, g_probe = pullback((force / batch, jnp.full(len(views), 1 / batch)))
+            fit, g_psi = jax.value_and_grad(fit_loss)(state.psi, objective, predict, latents, rows, k.fit, pose)
+
+            g_theta, (g_psi, fit) = across.sum(g_theta), across.mean((g_psi, fit))
+            theta, opt_theta = descend(tx_theta, g_theta, state.theta, state.opt_theta)
+            psi, opt_psi = descend(tx_psi, g_psi, state.psi, state.opt_psi)
+            aux = scene.observe(state.aux, across.gather(g_probe), across.gather(render))
+            finite = all_finite((g_theta, g_psi, fit))
+            new = TrainState(state.step, theta, aux, psi, opt_theta, opt_psi, state.skipped)
+            # A step with a non-finite gradient changes nothing but the counts: it can be told of, and it hides nothing.
+            kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+            metrics = {"fit": fit, "force": across.mean(jnp.sqrt(jnp.mean(force**2))), "grad": optax.tree.norm(g_theta)}
+            metrics |= {name: across.mean(jnp.mean(cost)) for name, cost in costs.items()}
+            return kept.replace(step=state.step + 1, skipped=state.skipped + ~finite), metrics
+
+        return train_step
+
+    return build
+
+
+def descend(
+    tx: optax.GradientTransformation, grads: Any, params: Any, opt: optax.OptState
+) -> tuple[Any, optax.OptState]:
+    """One step of an optax optimizer."""
+    updates, opt = tx.update(grads, opt, params)
+    return optax.apply_updates(params, updates), opt
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """True where no leaf holds a NaN or an infinity."""
+    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [True]))
+
+
+def parallelise(build: Callable[[Across], Step], mode: str, batch: int, devices: list | None = None) -> Step:
+    """The compiled step (state, weights, texts, reference, key) -> (state, metrics) over devices; the state is donated.
+
+    Args:
+      mode: "jit" on one device; "pmap" or "shard_map" split the views over `devices` and hold everything else on each.
+        Both give the same numbers: pmap is the field's habit, shard_map what it is made of today.
+    """
+    devices = jax.devices() if devices is None else devices
+    views = jnp.arange(batch)
+    if mode == "jit":
+        step = jax.jit(build(Across()), donate_argnums=0)
+        return lambda *args: step(*args, views)
+    if batch % len(devices):
+        raise ValueError(f"batch must be a multiple of the {len(devices)} devices, got {batch}")
+    if mode == "pmap":
+        split = views.reshape(len(devices), -1)
+        step = jax.pmap(build(DEVICES), AXIS, in_axes=(None,) * 5 + (0,), out_axes=None, devices=devices)
+        return lambda *args: step(*args, split)
+    if mode == "shard_map":
+        mesh, everywhere = Mesh(np.asarray(devices), (AXIS,)), PartitionSpec()
+        specs = {"in_specs": (everywhere,) * 5 + (PartitionSpec(AXIS),), "out_specs": everywhere}
+        # check_vma=False: with the check, gradients of replicated values arrive summed already, and a custom VJP with a scan
+        # inside does not trace.
+        step = jax.jit(jax.shard_map(build(DEVICES), mesh=mesh, check_vma=False, **specs), donate_argnums=0)
+        return lambda *args: step(*args, views)
+    raise ValueError(f"mode must be jit, pmap or shard_map, got {mode!r}")

@@ -1,0 +1,135 @@
+"""Laws of the train step, on one pixel and a prior whose score is known in closed form."""
+
+import os
+import subprocess
+import sys
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lods_jax.cameras import sample_orbit
+from lods_jax.objectives import lods_embedding, sds
+from lods_jax.priors.analytic import gaussian
+from lods_jax.scenes.pixels import pixels
+from lods_jax.train import init_state, make_train_step, parallelise
+from lods_jax.types import Objective
+
+BATCH = 8
+PRIOR = gaussian({"": 0.2, "y": 1.0}, 0.5)
+WEIGHTS = PRIOR.init(jax.random.key(0))
+TEXTS = {"prompt": PRIOR.embed(WEIGHTS, ["y"] * 4), "null": PRIOR.embed(WEIGHTS, [""] * 4)}
+TX = optax.adam(optax.cosine_decay_schedule(0.05, 600, 0.02), b1=0.5), optax.adam(0.05)
+
+
+def parts(objective, penalty=lambda render, step: {}):
+    """The step builder and the first state of one pixel under an objective."""
+    scene = pixels(1, 1, start=0.5)
+    build = make_train_step(
+        scene, PRIOR, objective, cameras=lambda keys, views: sample_orbit(keys, views, BATCH), window=lambda step: (20, 980),
+        penalty=penalty, tx_theta=TX[0], tx_psi=TX[1], batch=BATCH,
+    )  # fmt: skip
+    fitted = [objective.queries[objective.fit]] if objective.fit else []
+    psi = PRIOR.init_psi(WEIGHTS, jax.random.key(1), TEXTS["null"][0], fitted)
+    return build, lambda: init_state(scene, psi, *TX, jax.random.key(2))
+
+
+@cache
+def landing(name, s):
+    build, start = parts({"sds": sds, "lods": lods_embedding}[name](s))
+    step, state, values = parallelise(build, "jit", BATCH), start(), []
+    for _ in range(800):
+        state, _ = step(state, WEIGHTS, TEXTS, None, jax.random.key(3))
+        values.append(state.theta["rgb"].mean())
+    return float(np.mean(values[-200:]))
+
+
+@pytest.mark.parametrize("s", [1.0, 3.0])
+def test_sds_lands_where_its_residual_vanishes(s):
+    """mu_null + s (mu_y - mu_null): the noise of 200 averaged steps is below the tolerance."""
+    np.testing.assert_allclose(landing("sds", s), 0.2 + 0.8 * s, atol=0.05)
+
+
+@pytest.mark.parametrize("s", [10.0, 100.0])
+def test_lods_lands_on_the_good_image_for_every_guidance(s):
+    np.testing.assert_allclose(landing("lods", s), 1.0, atol=0.05)
+
+
+def test_the_score_moves_the_scene_and_the_fit_moves_psi():
+    build, start = parts(lods_embedding())
+    state, _ = parallelise(build, "jit", BATCH)(start(), WEIGHTS, TEXTS, None, jax.random.key(3))
+    before = start()
+    assert not np.array_equal(state.theta["rgb"], before.theta["rgb"])
+    assert not np.array_equal(state.psi["embedding"], before.psi["embedding"])
+    assert int(state.step) == 1
+
+
+def test_k_and_k_steps_equal_2k():
+    """Nothing is hidden outside the state: a state carried over by its bytes goes on as if nothing had happened."""
+    build, start = parts(lods_embedding())
+    step, key = parallelise(build, "jit", BATCH), jax.random.key(3)
+    whole, state = start(), start()
+    for _ in range(4):
+        whole, _ = step(whole, WEIGHTS, TEXTS, None, key)
+    for _ in range(2):
+        state, _ = step(state, WEIGHTS, TEXTS, None, key)
+    leaves, treedef = jax.tree.flatten(state)
+    state = jax.tree.unflatten(treedef, [jnp.asarray(np.asarray(x)) for x in leaves])
+    for _ in range(2):
+        state, _ = parallelise(build, "jit", BATCH)(state, WEIGHTS, TEXTS, None, key)
+    jax.tree.map(np.testing.assert_array_equal, state, whole)
+
+
+def test_a_step_with_a_nan_changes_nothing_and_is_counted():
+    bad = Objective(sds().queries, residual=lambda e, noise, t: jnp.full_like(noise, jnp.nan))
+    build, start = parts(bad)
+    state, metrics = parallelise(build, "jit", BATCH)(start(), WEIGHTS, TEXTS, None, jax.random.key(3))
+    np.testing.assert_array_equal(state.theta["rgb"], start().theta["rgb"])
+    jax.tree.map(np.testing.assert_array_equal, state.opt_theta, start().opt_theta)
+    assert (int(state.skipped), int(state.step)) == (1, 1)
+    assert np.isnan(metrics["force"])
+
+
+def test_a_penalty_pulls_the_scene_alone():
+    """Its weight reaches theta at full strength: one view or eight, the mean over views is what counts."""
+    still = Objective(sds().queries, residual=lambda e, noise, t: jnp.zeros_like(noise))
+    build, start = parts(still, penalty=lambda render, step: {"dark": 3.0 * jnp.mean(render.rgb, (1, 2, 3))})
+    _, metrics = parallelise(build, "jit", BATCH)(start(), WEIGHTS, TEXTS, None, jax.random.key(3))
+    # d mean(rgb) / d channel = 1/3 in each of three channels, times the weight 3: a gradient of norm sqrt(3).
+    np.testing.assert_allclose(metrics["grad"], 3**0.5, rtol=1e-5)
+    np.testing.assert_allclose(metrics["dark"], 1.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "batch"), [("tpu", 8), ("threads", 8)])
+def test_an_unknown_mode_is_refused(mode, batch):
+    with pytest.raises(ValueError, match="mode must be jit, pmap or shard_map"):
+        parallelise(parts(sds())[0], mode, batch)
+
+
+TWO_DEVICES = """
+import sys; sys.path.insert(0, {tests!r})
+import jax, numpy as np
+from test_train import *
+assert len(jax.devices()) == 2
+def after(mode, n):
+    build, start = parts(lods_embedding())
+    step, state = parallelise(build, mode, BATCH, jax.devices()[:n]), start()
+    for _ in range(3):
+        state, metrics = step(state, WEIGHTS, TEXTS, None, jax.random.key(3))
+    return jax.tree.map(np.asarray, (state.theta, state.psi, metrics))
+one = after("jit", 1)
+for mode in ("pmap", "shard_map"):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), after(mode, 2), one)
+print("equal")
+"""
+
+
+def test_two_devices_equal_one():
+    """Each view's randomness comes from its global index, sums cross devices: pmap and shard_map give one device's numbers."""
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": ""}
+    code = TWO_DEVICES.format(tests=os.path.dirname(__file__))
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip().endswith("equal"), done.stderr[-2000:]
