@@ -101,7 +101,7 @@ def make_train_step(
             new = TrainState(state.step, theta, aux, psi, opt_theta, opt_psi, state.skipped)
             # A step with a non-finite gradient changes nothing but the counts: it can be told of, and it hides nothing.
             kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-            metrics = {"fit": fit, "force": across.mean(jnp.sqrt(jnp.mean(force**2))), "grad": optax.tree.norm(g_theta)}
+            metrics = {"fit": fit, "force": jnp.sqrt(across.mean(jnp.mean(force**2))), "grad": optax.tree.norm(g_theta)}
             metrics |= {name: across.mean(jnp.mean(cost)) for name, cost in costs.items()}
             return kept.replace(step=state.step + 1, skipped=state.skipped + ~finite), metrics
 

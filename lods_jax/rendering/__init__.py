@@ -1,1 +1,1 @@
-"""Differentiable renderers: 3D Gaussians on tiles, and radiance fields along rays. Arrays in, arrays out; no parameters of their own."""
+"""Differentiable renderers: arrays and cameras in, images out. The parameters belong to the scenes."""

@@ -2,10 +2,10 @@
 
   project     Gaussians in space -> ellipses on the image: arithmetic on [n] vectors, plain autodiff
   bin_tiles   ellipses -> for every tile of the image the ellipses that reach it, nearest first: integers, no gradient
-  composite   tiles -> weighted sums of features from front to back: a custom VJP that stores nothing per ellipse and tile
+  composite   tiles -> weighted sums of features, from front to back: a custom VJP that keeps no alpha
 
-One tile is too short to keep a CPU's vector units busy. So G tiles advance in lock-step, K ellipses at a time, on arrays
-[K G P]; a group ends with the longest of its tiles, and tiles are grouped by length.
+One tile is too short to keep a CPU's vector units busy. So G tiles advance in lock-step, K ellipses at a time, on
+arrays [K G P]; a group ends with the longest of its tiles, and tiles are grouped by length.
 
 Notation: n Gaussians, b cameras, k coefficients of spherical harmonics, f features (red, green, blue, depth);
 T tiles of P pixels in groups of G; m slots for pairs of a tile and an ellipse that reaches it (`capacity`);
@@ -44,7 +44,7 @@ MONOMIALS = np.stack([np.ones(P), _U, _V, _U * _U, _U * _V, _V * _V]).astype(np.
 
 
 class Ellipses(NamedTuple):
-    """n Gaussians on the image, one vector [n] per number: XLA on a CPU vectorises these, and not n products of matrices."""
+    """n Gaussians on the image, one vector [n] per number: XLA on a CPU vectorises these, and not n small matrices."""
 
     x: Array  # px, the mean
     y: Array
@@ -58,7 +58,7 @@ class Ellipses(NamedTuple):
 
 
 class Bins(NamedTuple):
-    """For every tile the ellipses that reach it, ranks[start:end] from near to far. Empty tiles fill up the last group."""
+    """For every tile the ellipses that reach it, ranks[start:end] from near to far. Empty tiles fill up the groups."""
 
     ranks: Array  # [m]
     start: Array  # [T/G G] int, by increasing length
@@ -83,12 +83,12 @@ def rasterize(
     """What b cameras see of n Gaussians, one camera after the other. Compile it with height, width and capacity static.
 
     quats are wxyz of any length, scales standard deviations in world units, opacities in [0, 1]; colors are rgb, or
-    coefficients for `radiance`. Differentiable in all of these, in background and camera, and in `probe`: zeros that are
-    added to the projected means, whose cotangent is the screen-space gradient, per pixel.
+    coefficients for `radiance`. Differentiable in all of these, in background and camera, and in `probe`: zeros that
+    are added to the projected means in pixels, so that their cotangent is the screen-space gradient.
 
     extras["total"] [b] counts the pairs of a tile and an ellipse that reaches it. Where it exceeds `capacity`, the
     farthest pairs are missing from the image. About 4 n are usual for 64 x 64 pixels, 11 n for 512 x 512.
-    extras["radii"] [b n] are 3 standard deviations along an ellipse's longer axis in pixels, 0 where it reaches no tile.
+    extras["radii"] [b n] are 3 standard deviations along the longer axis in pixels, 0 for what reaches no tile.
     """
     if min(height, width, capacity) < 1:
         raise ValueError(f"rasterize needs height, width and capacity >= 1, got {height}, {width} and {capacity}")
@@ -121,12 +121,12 @@ def rasterize(
     return lax.map(view, (camera.c2w, camera.fov_y, jnp.broadcast_to(background, (b, 3)), probe))
 
 
-# --- color ----------------------------------------------------------------------------------------------------------------
+# --- color ------------------------------------------------------------------------------------------------------------
 def radiance(directions: Float[Array, "n 3"], coefficients: Float[Array, "n k 3"]) -> Float[Array, "n 3"]:
-    """rgb >= 0 of Gaussians seen along unit directions: 1/2 + their spherical harmonics of degree sqrt(k) - 1, 0 to 3."""
+    """rgb >= 0 of Gaussians along unit directions, eye to mean: 1/2 + spherical harmonics of degree sqrt(k) - 1."""
     k = coefficients.shape[1]
     if k not in (1, 4, 9, 16):
-        raise ValueError(f"spherical harmonics need 1, 4, 9 or 16 coefficients per colour, got {k}")
+        raise ValueError(f"spherical harmonics need k = 1, 4, 9 or 16 coefficients, got {k}")
     basis = spherical_harmonics(directions)[:, :k]
     return jnp.maximum(0.5 + jnp.sum(basis[..., None] * coefficients, 1), 0.0)
 
@@ -157,7 +157,7 @@ def spherical_harmonics(directions: Float[Array, "n 3"]) -> Float[Array, "n 16"]
     return jnp.stack([polynomial / math.sqrt(square * math.pi) for polynomial, square in basis], 1)
 
 
-# --- from space to the image ----------------------------------------------------------------------------------------------
+# --- from space to the image ------------------------------------------------------------------------------------------
 def project(
     means: Float[Array, "n 3"],
     quats: Float[Array, "n 4"],
@@ -167,7 +167,7 @@ def project(
     height: int,
     width: int,
 ) -> Ellipses:
-    """Gaussians as one camera sees them, the projection linearised at their means (Zwicker et al. 2001, EWA splatting)."""
+    """Gaussians as one camera sees them, the projection linearised at their means (EWA, Zwicker et al. 2001)."""
     offset = means - c2w[None, :3, 3]
     right, down, forward = c2w[:3, 0], c2w[:3, 1], c2w[:3, 2]
     x, y, z = (_dot(axis, offset.T) for axis in (right, down, forward))
@@ -216,19 +216,19 @@ def _dot(a, b) -> Array:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-# --- which ellipse reaches which tile -------------------------------------------------------------------------------------
+# --- which ellipse reaches which tile ---------------------------------------------------------------------------------
 def bin_tiles(
     ellipses: Ellipses, opacities: Float[Array, "n"], height: int, width: int, capacity: int
 ) -> tuple[Int[Array, "n"], Bins, Bool[Array, "n"], Int[Array, ""]]:
     """Order of depth (rank -> Gaussian), bins, which Gaussians reach a tile, and in all how many tiles they reach.
 
-    Slots are given out from near to far, so that with too few of them the farthest ellipses lose theirs. Then one sort
-    of the words (tile, rank) brings them together by tile: XLA on a CPU sorts words 5 times faster than keys with values.
+    Slots are given out from near to far, so that the farthest ellipses go without when they are too few. Then one sort
+    of words (tile, rank) orders them by tile: XLA on a CPU sorts words 5 times faster than keys with values.
     """
     rows, columns = _grid(height, width)
     tiles, rank_bits = rows * columns, (len(opacities) - 1).bit_length()
     if tiles << rank_bits >= 2**31:
-        raise ValueError(f"{len(opacities)} Gaussians on {tiles} tiles need more than 31 bits: fewer of them, or fewer pixels")
+        raise ValueError(f"need tiles * Gaussians < 2^31, got {tiles} * {len(opacities)}: render fewer pixels")
 
     # alpha >= ALPHA_CUT inside an ellipse of this squared radius, in standard deviations, and nowhere else.
     reach = 2 * jnp.log(jnp.maximum(opacities / ALPHA_CUT, 1.0))
@@ -261,7 +261,7 @@ def bin_tiles(
 def depth_order(depth: Float[Array, "n"]) -> Int[Array, "n"]:
     """argsort of positive numbers, equal ones in their order, by single-word sorts: see `bin_tiles`.
 
-    A positive float orders like its bits. They are sorted from the last digit to the first (radix sort), a digit being as
+    Positive floats order like their bits. A radix sort takes these from the last digit to the first, a digit being as
     many bits as a word has left beside the index: 2 sorts up to n = 65,536, 3 up to 2 million.
     """
     bits, index = lax.bitcast_convert_type(depth, jnp.uint32), jnp.arange(len(depth), dtype=jnp.uint32)
@@ -287,22 +287,23 @@ def _grid(height: int, width: int) -> tuple[int, int]:
     return -(-height // TILE_H), -(-width // TILE_W)
 
 
-# --- from tiles to pixels -------------------------------------------------------------------------------------------------
+# --- from tiles to pixels ---------------------------------------------------------------------------------------------
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def composite(table: Float[Array, "n c"], bins: Bins, height: int, width: int) -> Float[Array, "{height} {width} c-5"]:
     """Sums of features, weighted by the light that each ellipse stops, and in the last channel the light that is left.
 
-    Rows of the table, by rank: x, y, xx, xy, yy, log opacity, and f features. Over a pixel, from the front, ellipse i has
-    alpha_i and features c_i; light_i = prod_{j<i} (1 - alpha_j) reaches it and it stops w_i = alpha_i light_i. The pixel is
-        S = sum_i w_i c_i,  light_end.
-    Backward pass, for cotangents v of S and v_T of light_end, with behind_i = sum_{j>i} w_j (v . c_j) + v_T light_end:
-        dc_i = w_i v,  dlog alpha_i = w_i (v . c_i) - behind_i alpha_i / (1 - alpha_i),  0 where alpha is cut or capped.
-    The sum over all ellipses, v . S + v_T light_end, is known from the image. So the backward pass is the forward loop again,
-    front to back, which subtracts from `behind` what it passes. log alpha is a polynomial in the offset from the tile's
-    centre, hence its coefficients receive the moments of dlog alpha over the tile, and autodiff takes them to the table.
+    Rows of the table, by rank: x, y, xx, xy, yy, log opacity, f features. Over a pixel ellipse i, counted from the
+    front, has alpha_i and features c_i; light_i = prod_{j<i} (1 - alpha_j) reaches it and w_i = alpha_i light_i stops
+    there. The pixel is S = sum_i w_i c_i, and light_end.
 
-    Autodiff alone refuses loops of dynamic length, and with static ones it stores all alphas, P floats for each slot.
-    Both passes leave a group of tiles at the same step: when less light than STOP is left in each tile that goes on.
+    Backward, for cotangents v of S and v_T of light_end, with behind_i = sum_{j>i} w_j (v . c_j) + v_T light_end:
+      dc_i = w_i v,  dlog alpha_i = w_i (v . c_i) - behind_i alpha_i / (1 - alpha_i), or 0 where alpha is cut or capped.
+    The image knows behind_0 = v . S + v_T light_end. So the backward pass is the forward loop again, front to back, and
+    subtracts from `behind` what it passes. log alpha is a polynomial in the offset from the tile's centre: the moments
+    of dlog alpha over the tile are the cotangents of its coefficients, which autodiff takes to the table.
+
+    Autodiff alone refuses loops of dynamic length, and in static ones stores every alpha, P floats for each slot. Both
+    passes leave a group of tiles at the same step, when less light than STOP is left in each of its unfinished tiles.
     """
     return _composite_forward(table, bins, height, width)[0]
 
@@ -350,7 +351,8 @@ def _composite_backward(height, width, residuals, cotangent):
                 return (light * (1 - alpha), behind), (weight, slope)
 
             (light, behind), (weights, slopes) = lax.scan(pass_one, (light, behind), (alpha, v_c))
-            rows = jnp.concatenate([pull(slopes), *(_sum_pixels(weights * v_f[None]) for v_f in v[:-1])], -1)
+            d_features = [_sum_pixels(weights * v_f[None], MONOMIALS[:1]) for v_f in v[:-1]]
+            rows = jnp.concatenate([pull(slopes), *d_features], -1)
             return step + 1, light, behind, gradient.at[rank].add(rows, mode="promise_in_bounds")
 
         carry = 0, jnp.ones((G, P)), behind, gradient
@@ -364,8 +366,9 @@ composite.defvjp(_composite_forward, _composite_backward)
 
 
 def _chunk(table, ranks, tiles, step):
-    """The next K ellipses of each tile of a group: ranks [K G], alphas [K G P], f features [K G 1], and `pull`, which takes
-    a cotangent of log alpha [K G P] to the first six columns of the table [K G 6]."""
+    """The next K ellipses of each tile of a group: ranks [K G], alphas [K G P], f features [K G 1] and a function,
+    which pulls a cotangent of log alpha [K G P] back to the first six columns of the table [K G 6].
+    """
     start, end, centre = tiles
     slot = start[None] + K * step + jnp.arange(K)[:, None]
     rank = ranks.at[jnp.minimum(slot, len(ranks) - 1)].get(mode="promise_in_bounds")
@@ -383,14 +386,14 @@ def _chunk(table, ranks, tiles, step):
     alpha = jnp.where(log_alpha >= math.log(ALPHA_CUT), jnp.minimum(jnp.exp(log_alpha), ALPHA_CAP), 0.0)
 
     def pull(slopes):
-        moments = _sum_pixels(slopes, MONOMIALS)
-        return pull_polynomial(tuple(jnp.moveaxis(moments, -1, 0)))[0]
+        moments = jnp.moveaxis(_sum_pixels(slopes, MONOMIALS), -1, 0)
+        return pull_polynomial(tuple(moments))[0]
 
     return rank, alpha, jnp.split(rows[..., 6:], rows.shape[-1] - 6, -1), pull
 
 
-def _sum_pixels(x, weights=np.ones((1, P), np.float32)):
-    """[K G P] -> [K G w], sums over the pixels of each tile with each of w [P] weights.
+def _sum_pixels(x, weights):
+    """Sums of x [K G P] over the pixels of each tile, with each of the weights [w P]: [K G w].
 
     As a product of matrices, because XLA on a CPU does not vectorise a sum along the last axis.
     """

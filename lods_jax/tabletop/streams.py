@@ -28,6 +28,8 @@ def pool_batches(
     A new part replaces the oldest whenever the rows of the last one have been handed out `reuse` times on average, so the cost
     of rendering is shared by `reuse` training steps and no row is seen often. Starts with a quarter of the capacity.
     """
+    if not reuse > 0:
+        raise ValueError(f"reuse must be above 0, got {reuse}")
     rng = np.random.default_rng(seed)
     parts, number, due = [], 0, 0.0
     while True:
