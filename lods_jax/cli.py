@@ -98,7 +98,7 @@ def train_prior(args: TrainPrior) -> None:
     out = args.out or (Path("outputs/prior") if minutes else TABLETOP)
     if minutes:
         if args.part == "judge":
-            judge.train_judge(out / "judge.safetensors", minutes, args.seed)
+            judge.train_judge(out / "judge.safetensors", minutes, resume=args.resume, seed=args.seed)
         else:
             train_prior.train(out, minutes, resume=args.resume, part=args.part, name=args.optimizer, seed=args.seed)
     if args.evaluate:

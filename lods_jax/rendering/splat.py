@@ -8,7 +8,7 @@ One tile is too short to keep a CPU's vector units busy. So G tiles advance in l
 arrays [K G P]; a group ends with the longest of its tiles, and tiles are grouped by length.
 
 Notation: n Gaussians, b cameras, k coefficients of spherical harmonics, f features (red, green, blue, depth);
-T tiles of P pixels in groups of G; m slots for pairs of a tile and an ellipse that reaches it (`capacity`);
+tiles of P pixels in g groups of G; m slots for pairs of a tile and an ellipse that reaches it (`capacity`);
 rank    place of a Gaussian in the order of depth, 0 is the nearest
 alpha   opacity exp(-(xx dx^2 + 2 xy dx dy + yy dy^2) / 2) of an ellipse at offset (dx, dy) from its mean, in pixels
 light   transmittance: the share of light that has not been stopped yet, product of 1 - alpha
@@ -61,9 +61,9 @@ class Bins(NamedTuple):
     """For every tile the ellipses that reach it, ranks[start:end] from near to far. Empty tiles fill up the groups."""
 
     ranks: Array  # [m]
-    start: Array  # [T/G G] int, by increasing length
+    start: Array  # [g G] int, by increasing length
     end: Array
-    tile: Array  # [T/G G] which tile of the image, row by row
+    tile: Array  # [g G] which tile of the image, row by row
 
 
 def rasterize(
@@ -94,20 +94,23 @@ def rasterize(
         raise ValueError(f"rasterize needs height, width and capacity >= 1, got {height}, {width} and {capacity}")
     n, b = len(means), len(camera.fov_y)
 
-    def view(inputs) -> Render:
-        c2w, fov_y, background, probe = inputs
+    # Recomputed in the backward pass: its residuals would be some hundred numbers per Gaussian and camera.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def look(means, quats, scales, opacities, colors, c2w, fov_y, probe):
         ellipses = project(means, quats, scales, c2w, fov_y, height, width)
         ellipses = ellipses._replace(x=ellipses.x + probe[:, 0], y=ellipses.y + probe[:, 1])
-        order, bins, reaches, total = bin_tiles(ellipses, opacities, height, width, capacity)
-
         rgb = colors if colors.ndim == 2 else radiance(normalize(means - c2w[None, :3, 3]), colors)
         # Below the cut nothing is drawn; the logarithm must not see 0, where its gradient is infinite.
         log_opacity = jnp.log(jnp.maximum(opacities, ALPHA_CUT))
         shape = jnp.stack([*ellipses[:5], log_opacity], 1)
-        table = jnp.concatenate([shape, rgb, ellipses.depth[:, None]], 1)
+        return ellipses, jnp.concatenate([shape, rgb, ellipses.depth[:, None]], 1)
+
+    def view(inputs) -> Render:
+        c2w, fov_y, background, probe = inputs
+        ellipses, table = look(means, quats, scales, opacities, colors, c2w, fov_y, probe)
+        order, bins, reaches, total = bin_tiles(*lax.stop_gradient((ellipses, opacities)), height, width, capacity)
         table = table.at[order].get(mode="promise_in_bounds", unique_indices=True)
         rgb, depth, light = jnp.split(composite(table, bins, height, width), (3, 4), -1)
-
         opacity = 1 - light
         seen = opacity > 0
         return Render(
@@ -401,13 +404,13 @@ def _sum_pixels(x, weights):
 
 
 def _groups(bins: Bins, width: int) -> tuple[Array, Array, Array]:
-    """Start, end and centre in pixels of each tile: [T/G G], [T/G G], [T/G G 2]."""
+    """Start, end and centre in pixels of each tile: [g G], [g G], [g G 2]."""
     columns = _grid(1, width)[1]
     centre = jnp.stack([(bins.tile % columns + 0.5) * TILE_W, (bins.tile // columns + 0.5) * TILE_H], -1)
     return bins.start, bins.end, centre
 
 
-def _to_tiles(image: Float[Array, "h w c"], tile: Int[Array, "T/G G"]) -> Float[Array, "T/G c G P"]:
+def _to_tiles(image: Float[Array, "h w c"], tile: Int[Array, "g G"]) -> Float[Array, "g c G P"]:
     """The pixels of an image, tile by tile; 0 outside the image and in the tiles that fill up the last group."""
     (h, w, c), (rows, columns) = image.shape, _grid(*image.shape[:2])
     image = jnp.pad(image, ((0, rows * TILE_H - h), (0, columns * TILE_W - w), (0, 0)))
@@ -416,7 +419,7 @@ def _to_tiles(image: Float[Array, "h w c"], tile: Int[Array, "T/G G"]) -> Float[
 
 
 def _from_tiles(
-    tiles: Float[Array, "T/G c G P"], tile: Int[Array, "T/G G"], height: int, width: int
+    tiles: Float[Array, "g c G P"], tile: Int[Array, "g G"], height: int, width: int
 ) -> Float[Array, "{height} {width} c"]:
     """The inverse of `_to_tiles`."""
     c, (rows, columns) = tiles.shape[1], _grid(height, width)

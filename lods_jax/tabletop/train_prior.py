@@ -11,7 +11,6 @@ folder alone is what travels between machines.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -23,16 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from safetensors import safe_open
-from safetensors.numpy import save_file
-from tqdm import tqdm
 
 from lods_jax.diffusion import T, add_noise, v_to_eps, velocity
 from lods_jax.io.image import grid, write_png
 from lods_jax.priors import convert, modules, tokenizer
 from lods_jax.sampling import ddim
 from lods_jax.tabletop.dataset import COLORS, KINDS, PATTERNS, VIEWS, WORDS, Caption, captions
+from lods_jax.tabletop.fitting import Fit, Recipe, load_checkpoint, optimizer, save_checkpoint, sit, start
 from lods_jax.tabletop.objects import COMPOSITE
 from lods_jax.tabletop.streams import fresh_renders, pool_batches
 
@@ -80,61 +76,6 @@ PREVIEW = (
     *("a purple chair, front view", "a pink mushroom, front view", "an orange rocket, front view", "a white car, front view"),
     *("a blue snowman, front view", "a green striped mug, side view", "a red checkered ball", "a purple robot, back view"),
 )
-
-
-class Fit(NamedTuple):
-    """State of one part's training: data only."""
-
-    params: Any
-    ema: Any
-    opt: Any
-    step: jax.Array
-    samples: jax.Array
-
-
-# --- optimizer ----------------------------------------------------------------------------------------------------------
-def _muon_axes(params):
-    """Which axes of a kernel Muon treats as its input and output; None sends a leaf to Adam (first and last layers, vectors)."""
-
-    def axes(path, leaf):
-        names = [getattr(p, "key", "") for p in path]
-        outer = {"conv_in", "conv_out", "quant_conv", "post_quant_conv"} & set(names)
-        if names[-1] != "kernel" or outer:
-            return None
-        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
-
-    return jax.tree_util.tree_map_with_path(axes, params)
-
-
-def optimizer(name: str) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) on hidden kernels with updates of Adam's size, or AdamW on everything; at unit learning rate."""
-    if name == "muon":
-        muon = partial(optax.contrib.muon, consistent_rms=0.2, adam_b2=0.99, weight_decay=1e-3)
-        return optax.chain(optax.clip_by_global_norm(1.0), muon(1.0, muon_weight_dimension_numbers=_muon_axes))
-    if name == "adamw":
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1.0, b2=0.99, weight_decay=1e-3))
-    raise ValueError(f"optimizer must be muon or adamw, got {name!r}")
-
-
-def learning_rate(peak: float, step: int, done: float) -> float:
-    """Warm-up over 60 steps, then constant, then linear to 2 % of the peak over the last fifth of the sitting (`done` in [0, 1])."""
-    return peak * min(1.0, (step + 1) / 60) * min(1.0, 0.02 + 0.98 * max(0.0, 1 - done) / 0.2)
-
-
-def make_step(loss: Callable, tx: optax.GradientTransformation, ema: float) -> Callable:
-    """(fit, batch, key, lr) -> (fit, metrics): one update of parameters and their moving average."""
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(fit, batch, key, lr):
-        key = jax.random.fold_in(key, fit.step)
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(fit.params, batch, key)
-        updates, opt = tx.update(grads, fit.opt, fit.params)
-        params = jax.tree.map(lambda p, u: p + lr * u, fit.params, updates)
-        keep = jnp.minimum(ema, (1 + fit.step) / (10 + fit.step))
-        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, fit.ema, params)
-        return Fit(params, average, opt, fit.step + 1, fit.samples + len(batch[0])), metrics
-
-    return step
 
 
 # --- networks and losses -------------------------------------------------------------------------------------------------
@@ -204,8 +145,8 @@ def in_chunks(f: Callable, x: np.ndarray, size: int = 56) -> np.ndarray:
     return np.concatenate([np.asarray(f(padded[i : i + size])) for i in range(0, len(padded), size)])[: len(x)]
 
 
-def caption_ids() -> np.ndarray:
-    """Token ids of every caption, [kind, colour or none, pattern, view or none, LENGTH]; the last index of an axis means none."""
+def caption_ids() -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of every caption [kind, colour, pattern, view, LENGTH], the last colour and view meaning none; and of no text."""
     colors, views = (*COLORS, None), (*VIEWS, None)
     texts = [str(Caption(*c)) for c in product(KINDS, colors, PATTERNS, views)]
     ids = tokenizer.tokenize(tokenizer.from_words(WORDS), [*texts, ""], LENGTH)
@@ -248,45 +189,11 @@ def unet_batches(seed: int, batch: int, vae: Any) -> Iterator[tuple[np.ndarray, 
         yield z, draw_captions(rng, labels, table, empty)
 
 
-# --- files --------------------------------------------------------------------------------------------------------------
-def save_checkpoint(path: Path, parts: dict[str, Fit], meta: dict) -> None:
-    """All parts in one flat safetensors file, float32, with `meta` as JSON in its header. A kill never leaves half a file."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(parts)
-    flat = {jax.tree_util.keystr(name, simple=True, separator="/"): np.asarray(x) for name, x in leaves}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(flat, partial_file, {"meta": json.dumps(meta)})
-    partial_file.replace(path)
-
-
-def load_checkpoint(path: Path, like: dict[str, Fit]) -> tuple[dict[str, Fit], dict]:
-    """The parts of `like` that the file holds, and its meta. Strict: a missing or misshapen array is an error."""
-    with safe_open(path, framework="np") as file:
-        stored, meta = set(file.keys()), json.loads(file.metadata()["meta"])
-        parts = {name: fit for name, fit in like.items() if any(key.startswith(f"{name}/") for key in stored)}
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(parts)
-        values = []
-        for name, leaf in leaves:
-            key = jax.tree_util.keystr(name, simple=True, separator="/")
-            value = file.get_tensor(key) if key in stored else None
-            if value is None or value.shape != leaf.shape:
-                found = "nothing" if value is None else value.shape
-                raise ValueError(f"{path}: expected {key} of shape {leaf.shape}, found {found}; train into another folder")
-            values.append(value)
-    return jax.tree_util.tree_unflatten(treedef, values), meta
-
-
 # --- training -----------------------------------------------------------------------------------------------------------
-class Recipe(NamedTuple):
-    """How one part is trained. `share` is its part of the minutes of a fresh start."""
-
-    peak: float
-    batch: int
-    ema: float
-    loss: Callable
-
-
-RECIPES = {"vae": Recipe(3e-3, 16, 0.995, vae_loss), "unet": Recipe(2e-3, 64, 0.998, unet_loss)}
+RECIPES = {
+    "vae": Recipe(vae_loss, peak=3e-3, batch=16, ema=0.995),
+    "unet": Recipe(unet_loss, peak=2e-3, batch=64, ema=0.998),
+}
 
 
 def new_fit(part: str, tx: optax.GradientTransformation, seed: int) -> Fit:
@@ -297,35 +204,7 @@ def new_fit(part: str, tx: optax.GradientTransformation, seed: int) -> Fit:
     if part == "unet":
         k_unet, k_text = jax.random.split(key)
         params = {"unet": modules.init(nets.unet, k_unet), "text": modules.init(nets.text, k_text)}
-    return Fit(params, jax.tree.map(jnp.copy, params), tx.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-
-
-def sit(part: str, fit: Fit, batches: Iterator, seconds: float, seed: int, tx, save: Callable[[Fit], None]) -> Fit:
-    """One sitting: trains `part` for `seconds` on all devices, calls `save` every ten minutes and at the end."""
-    recipe = RECIPES[part]
-    mesh = Mesh(jax.devices(), ("data",))
-    spread, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-    if recipe.batch % mesh.size:
-        raise ValueError(f"the batch of {recipe.batch} does not divide over {mesh.size} devices")
-    fit, key = jax.device_put((fit, jax.random.key(seed)), whole)
-    step, key = make_step(recipe.loss, tx, recipe.ema), jax.random.fold_in(key, fit.samples)
-    i, begin, saved, metrics = 0, time.monotonic(), 0.0, {}
-    with tqdm(total=round(seconds), unit="s", desc=part, bar_format="{l_bar}{bar}| {remaining} left{postfix}") as bar:
-        while (elapsed := time.monotonic() - begin) < seconds:
-            batch = jax.device_put(next(batches), spread)
-            fit, metrics = step(fit, batch, key, learning_rate(recipe.peak, i, elapsed / seconds))
-            i += 1
-            if i % 20 == 0:
-                numbers = {name: f"{float(x):.4g}" for name, x in metrics.items()}
-                rate = i * recipe.batch / (time.monotonic() - begin)
-                bar.set_postfix(numbers | {"samples": int(fit.samples), "per_s": f"{rate:.0f}"}, refresh=False)
-                bar.update(min(round(elapsed), bar.total) - bar.n)
-            if elapsed - saved > 600:
-                saved = elapsed
-                save(fit)
-        bar.update(bar.total - bar.n)
-    save(fit)
-    return fit
+    return start(params, tx)
 
 
 def normalize_latents(vae: Any, rgb: np.ndarray) -> Any:
@@ -398,7 +277,7 @@ def run_part(part: str, out: Path, fits: dict[str, Fit], meta: dict, seconds: fl
     """One sitting of one part; updates `fits` and `meta` and the files of `out`."""
     if part == "unet" and "vae" not in fits:
         raise ValueError(f"the U-Net learns latents, but {out} has no VAE; train --part vae or all first")
-    fit = fits.get(part) or new_fit(part, tx, seed)
+    recipe, fit = RECIPES[part], fits.get(part) or new_fit(part, tx, seed)
     stream_seed = seed + 1000 * meta["sittings"]  # a later sitting sees new renders
     begin, before = time.monotonic(), meta["seconds"][part]
 
@@ -411,12 +290,13 @@ def run_part(part: str, out: Path, fits: dict[str, Fit], meta: dict, seconds: fl
         preview(out, part, fit, fits["vae"].ema)
 
     if part == "unet":
-        fits[part] = sit(part, fit, unet_batches(stream_seed, RECIPES[part].batch, fits["vae"].ema), seconds, seed, tx, save)
+        batches = unet_batches(stream_seed, recipe.batch, fits["vae"].ema)
+        fits[part] = sit(part, recipe, fit, batches, seconds, seed, tx, save)
         return
     # Two thirds of the time on crops, the rest on whole images.
     for crop, share in ((32, 2 / 3), (None, 1 / 3)):
-        batches = vae_batches(stream_seed + (crop or 0), RECIPES[part].batch, crop)
-        fit = sit(part, fit, batches, seconds * share, seed, tx, save)
+        batches = vae_batches(stream_seed + (crop or 0), recipe.batch, crop)
+        fit = sit(part, recipe, fit, batches, seconds * share, seed, tx, save)
     rgb = fresh_renders(jax.random.key(seed), 10**6, SIZE).rgb
     params, ema = (normalize_latents(p, rgb) for p in (fit.params, fit.ema))
     save(fit._replace(params=params, ema=ema))
@@ -433,10 +313,8 @@ def resume_from(out: Path, tx: optax.GradientTransformation, seed: int) -> tuple
     meta = json.loads((out / "training.json").read_text())
     fits = {}
     for part, params in (("vae", trees["vae"]), ("unet", {"unet": trees["unet"], "text": trees["text"]})):
-        params = jax.tree.map(jnp.asarray, params)
-        samples = jnp.asarray(meta["samples"][part], jnp.int32)
         # Step 0: the moments warm up, and the average starts from the weights that it already is.
-        fits[part] = Fit(params, jax.tree.map(jnp.copy, params), tx.init(params), jnp.zeros((), jnp.int32), samples)
+        fits[part] = start(jax.tree.map(jnp.asarray, params), tx, meta["samples"][part])
     return fits, meta
 
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from lods_jax.cameras import orbit_camera, rays, turntable
+from lods_jax import cameras
+from lods_jax.cameras import orbit_camera, turntable
 from lods_jax.tabletop import objects
 from lods_jax.tabletop.objects import BOUND, COLORS, COMPOSITE, KINDS, PATTERNS
 
@@ -21,11 +22,15 @@ EXTREMES = [np.float32([a, b, 0, 0]) for a in (0, 1) for b in (0, 1)]  # of the 
 
 distance = jax.jit(objects.signed_distance, static_argnums=0)
 trace = jax.jit(objects.trace, static_argnums=(0, 4))
-rays = jax.jit(rays, static_argnums=(1, 2))
+_rays = jax.jit(cameras.rays, static_argnums=(1, 2))
 
 
 def length(x) -> np.ndarray:
     return np.linalg.norm(x, axis=-1)
+
+
+def rays(camera, size) -> tuple[np.ndarray, np.ndarray]:
+    return tuple(np.asarray(x) for x in _rays(camera, size, size))
 
 
 def camera_at(azimuth, elevation, radius=3.0, fov_y=0.6, n=1):
@@ -92,7 +97,7 @@ def test_kinds_without_a_front_stay_the_same_under_a_quarter_turn(kind):
 # --- rays -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["ball", "mug", "chair", "mushroom"])
 def test_a_ray_ends_on_the_surface_and_meets_nothing_before(kind):
-    origins, directions = rays(camera_at(0.5, 0.6), SIZE, SIZE)
+    origins, directions = rays(camera_at(0.5, 0.6), SIZE)
     t, hit = (np.asarray(x) for x in trace(kind, origins[0], directions[0], MIDDLE, 96))
     hit = hit > 0
     way = np.linspace(0.5, 1, 100, dtype=np.float32)[:, None, None] * t
@@ -105,7 +110,7 @@ def test_a_ray_ends_on_the_surface_and_meets_nothing_before(kind):
 
 @pytest.mark.parametrize("kind", ["ball", "mug", "chair", "mushroom"])
 def test_a_ray_that_misses_stays_outside(kind):
-    origins, directions = rays(camera_at(0.5, 0.6), SIZE, SIZE)
+    origins, directions = rays(camera_at(0.5, 0.6), SIZE)
     _, hit = trace(kind, origins[0], directions[0], MIDDLE, 36)
     way = np.linspace(2, 4, 100, dtype=np.float32)[:, None, None, None]
     d = np.asarray(distance(kind, origins[0] + way * directions[0], MIDDLE))
@@ -114,7 +119,7 @@ def test_a_ray_that_misses_stays_outside(kind):
 
 def test_a_ball_covers_the_area_of_its_silhouette():
     """A ball of radius r in a distance d fills a cone of half-angle asin(r / d), in the image a disc of its tangent."""
-    origins, directions = rays(camera_at(0.3, 0.7), 128, 128)
+    origins, directions = rays(camera_at(0.3, 0.7), 128)
     for proportion, radius in ((0.0, 0.5), (1.0, 0.58)):
         _, hit = trace("ball", origins[0], directions[0], np.full(4, proportion, np.float32), 36)
         area = np.asarray(hit).mean() * (2 * np.tan(0.6 / 2)) ** 2
@@ -123,7 +128,7 @@ def test_a_ball_covers_the_area_of_its_silhouette():
 
 
 def test_the_middle_of_a_ball_is_its_radius_nearer_than_its_centre():
-    origins, directions = rays(camera_at(0.3, 0.7), 1, 1)
+    origins, directions = rays(camera_at(0.3, 0.7), 1)
     t, hit = trace("ball", origins[0], directions[0], MIDDLE, 36)
     np.testing.assert_allclose((t, hit), ([[3 - 0.54]], [[1.0]]), atol=2e-6)
 
@@ -132,7 +137,7 @@ def test_the_middle_of_a_ball_is_its_radius_nearer_than_its_centre():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_render_is_premultiplied_and_empty_outside_of_the_ball(kind):
     camera = turntable(4)
-    rgba, (origins, directions) = look(kind, camera), rays(camera, SIZE, SIZE)
+    rgba, (origins, directions) = look(kind, camera), rays(camera, SIZE)
     assert np.all((rgba >= 0) & (rgba <= rgba[..., 3:]) & (rgba[..., 3:] <= 1))
     assert 0.05 < rgba[..., 3].mean() < 0.6
     passes_by = length(np.cross(origins, directions)) > BOUND

@@ -1,0 +1,153 @@
+"""Fitting a network to an endless stream in sittings: state, optimizers, schedule, loop and checkpoint file.
+
+Shared by the tabletop prior and its judge. A sitting is bounded by wall-clock time, because that is what people have.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+
+class Recipe(NamedTuple):
+    """How a network is fitted."""
+
+    loss: Callable  # (params, batch, key) -> (loss, {name: metric})
+    peak: float  # learning rate
+    batch: int
+    ema: float  # decay of the moving average of the parameters, per step
+
+
+class Fit(NamedTuple):
+    """State of a network's training: data only."""
+
+    params: Any
+    ema: Any
+    opt: Any
+    step: jax.Array
+    samples: jax.Array
+
+
+def _muon_axes(params):
+    """Which axes of a kernel Muon treats as its input and output; None sends a leaf to Adam (first and last layers, vectors)."""
+
+    def axes(path, leaf):
+        names = [getattr(p, "key", "") for p in path]
+        outer = {"conv_in", "conv_out", "quant_conv", "post_quant_conv"} & set(names)
+        if names[-1] != "kernel" or outer:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def optimizer(name: str) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) on hidden kernels with updates of Adam's size, or AdamW on everything; at unit learning rate."""
+    if name == "muon":
+        muon = partial(optax.contrib.muon, consistent_rms=0.2, adam_b2=0.99, weight_decay=1e-3)
+        return optax.chain(optax.clip_by_global_norm(1.0), muon(1.0, muon_weight_dimension_numbers=_muon_axes))
+    if name == "adamw":
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1.0, b2=0.99, weight_decay=1e-3))
+    raise ValueError(f"optimizer must be muon or adamw, got {name!r}")
+
+
+def learning_rate(peak: float, step: int, done: float) -> float:
+    """Warm-up over 60 steps, then constant, then linear to 2 % of the peak over the last fifth of the sitting (`done` in [0, 1])."""
+    return peak * min(1.0, (step + 1) / 60) * min(1.0, 0.02 + 0.98 * max(0.0, 1 - done) / 0.2)
+
+
+def make_step(recipe: Recipe, tx: optax.GradientTransformation) -> Callable:
+    """(fit, batch, key, lr) -> (fit, metrics): one update of parameters and their moving average."""
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(fit, batch, key, lr):
+        key = jax.random.fold_in(key, fit.step)
+        (_, metrics), grads = jax.value_and_grad(recipe.loss, has_aux=True)(fit.params, batch, key)
+        updates, opt = tx.update(grads, fit.opt, fit.params)
+        params = jax.tree.map(lambda p, u: p + lr * u, fit.params, updates)
+        keep = jnp.minimum(recipe.ema, (1 + fit.step) / (10 + fit.step))
+        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, fit.ema, params)
+        return Fit(params, average, opt, fit.step + 1, fit.samples + len(batch[0])), metrics
+
+    return step
+
+
+def start(params: Any, tx: optax.GradientTransformation, samples: int = 0) -> Fit:
+    """The state before the first step; with `samples` seen in former sittings, of which only the parameters are left."""
+    zero = jnp.zeros((), jnp.int32)
+    return Fit(params, jax.tree.map(jnp.copy, params), tx.init(params), zero, zero + samples)
+
+
+def sit(
+    name: str,
+    recipe: Recipe,
+    fit: Fit,
+    batches: Iterator,
+    seconds: float,
+    seed: int,
+    tx: optax.GradientTransformation,
+    save: Callable[[Fit], None],
+) -> Fit:
+    """One sitting of `seconds`, compilation included, on all devices; calls `save` every ten minutes and at the end."""
+    mesh = Mesh(jax.devices(), ("data",))
+    spread, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    if recipe.batch % mesh.size:
+        raise ValueError(f"the batch of {recipe.batch} does not divide over {mesh.size} devices")
+    fit, key = jax.device_put((fit, jax.random.key(seed)), whole)
+    step, key = make_step(recipe, tx), jax.random.fold_in(key, fit.samples)
+    i, begin, saved = 0, time.monotonic(), 0.0
+    with tqdm(total=round(seconds), unit="s", desc=name, bar_format="{l_bar}{bar}| {remaining} left{postfix}") as bar:
+        while (elapsed := time.monotonic() - begin) < seconds:
+            batch = jax.device_put(next(batches), spread)
+            fit, metrics = step(fit, batch, key, learning_rate(recipe.peak, i, elapsed / seconds))
+            i += 1
+            if i % 20 == 0:
+                numbers = {name: f"{float(x):.4g}" for name, x in metrics.items()}
+                rate = i * recipe.batch / (time.monotonic() - begin)
+                bar.set_postfix(numbers | {"samples": int(fit.samples), "per_s": f"{rate:.0f}"}, refresh=False)
+                bar.update(min(round(elapsed), bar.total) - bar.n)
+            if elapsed - saved > 600:
+                saved = elapsed
+                save(fit)
+        bar.update(bar.total - bar.n)
+    save(fit)
+    return fit
+
+
+def save_checkpoint(path: Path, parts: dict[str, Fit], meta: dict) -> None:
+    """All parts in one flat safetensors file, float32, with `meta` as JSON in its header. A kill never leaves half a file."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(parts)
+    flat = {jax.tree_util.keystr(name, simple=True, separator="/"): np.asarray(x) for name, x in leaves}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(flat, partial_file, {"meta": json.dumps(meta)})
+    partial_file.replace(path)
+
+
+def load_checkpoint(path: Path, like: dict[str, Fit]) -> tuple[dict[str, Fit], dict]:
+    """The parts of `like` that the file holds, and its meta. Strict: a missing or misshapen array is an error."""
+    with safe_open(path, framework="np") as file:
+        stored, meta = set(file.keys()), json.loads(file.metadata()["meta"])
+        parts = {name: fit for name, fit in like.items() if any(key.startswith(f"{name}/") for key in stored)}
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(parts)
+        values = []
+        for name, leaf in leaves:
+            key = jax.tree_util.keystr(name, simple=True, separator="/")
+            value = file.get_tensor(key) if key in stored else None
+            if value is None or value.shape != leaf.shape:
+                found = "nothing" if value is None else value.shape
+                raise ValueError(f"{path}: expected {key} of shape {leaf.shape}, found {found}; train into another folder")
+            values.append(value)
+    return jax.tree_util.tree_unflatten(treedef, values), meta
