@@ -104,7 +104,8 @@ def test_values_and_gradients_are_those_of_the_definition(h, w, k):
     values, gradient, _ = compiled(rasterize, h, w, capacity=CAPACITY)(scene)
     expected, expected_gradient, _ = compiled(rasterize_reference, h, w)(scene)
     assert_close(values, expected, 1e-5)
-    assert_close(gradient, expected_gradient, 5e-5)  # float32 in both: the inverse covariances agree to 1e-5
+    # Both are within 3e-5 of float64: depth is divided by opacities down to 1 / 255.
+    assert_close(gradient, expected_gradient, 1e-4)
 
 
 def test_what_gets_less_light_than_the_stop_is_skipped():

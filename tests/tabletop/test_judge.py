@@ -15,9 +15,9 @@ negatives = jax.jit(judge_file.negatives)
 
 @pytest.fixture(scope="module")
 def params():
-    """Random, and not by `init`: that takes ten seconds to compile."""
+    """Random, large enough to read different things in different noise; `init` would take ten seconds to compile."""
     rng, shapes = np.random.default_rng(0), jax.eval_shape(Judge().init, jax.random.key(0), IMAGES[:1])["params"]
-    return jax.tree.map(lambda leaf: rng.normal(scale=0.05, size=leaf.shape).astype(np.float32), shapes)
+    return jax.tree.map(lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype(np.float32), shapes)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def test_a_negative_is_an_image_far_from_the_render_it_replaces(renders, which):
 def test_every_negative_of_a_batch_is_of_its_own_kind_and_draws_its_own_numbers(renders):
     same = np.tile(renders[:1], (3, 1, 1, 1))
     blobs = negatives(jax.random.key(0), same, np.zeros(3, int))
-    mixed = negatives(jax.random.key(0), same, np.array([0, 1, 0]))
-    np.testing.assert_array_equal(mixed[::2], blobs[::2])
-    assert np.any(mixed[1] != blobs[1])
+    mixed = negatives(jax.random.key(0), same, np.array([0, 0, 1]))
+    np.testing.assert_array_equal(mixed[:2], blobs[:2])
+    assert np.any(mixed[2] != blobs[2])
     assert np.any(blobs[0] != blobs[1])
 
 
@@ -54,11 +54,12 @@ def test_no_blur_is_the_identity_and_blur_leaves_an_even_image_alone():
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 def test_a_verdict_does_not_depend_on_the_company_of_an_image(params):
-    """5 images in chunks of 4, the second filled up with black, against one by one."""
+    """5 images in chunks of 4, the second filled up with black, against one by one; features are of size 4."""
     together = judge(params, IMAGES, chunk=4)
     for i in range(N):
         for all_of_it, own in zip(together, judge(params, IMAGES[i : i + 1], chunk=4), strict=True):
-            np.testing.assert_allclose(all_of_it[i : i + 1], own, atol=1e-5)
+            np.testing.assert_allclose(all_of_it[i : i + 1], own, rtol=1e-4, atol=1e-5)
+    assert len(set(together.color)) > 1
 
 
 def test_a_verdict_has_one_index_a_head_and_image(params):

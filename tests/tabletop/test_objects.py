@@ -111,7 +111,7 @@ def test_a_ray_ends_on_the_surface_and_meets_nothing_before(kind):
 @pytest.mark.parametrize("kind", ["ball", "mug", "chair", "mushroom"])
 def test_a_ray_that_misses_stays_outside(kind):
     origins, directions = rays(camera_at(0.5, 0.6), SIZE)
-    _, hit = trace(kind, origins[0], directions[0], MIDDLE, 36)
+    _, hit = trace(kind, origins[0], directions[0], MIDDLE)
     way = np.linspace(2, 4, 100, dtype=np.float32)[:, None, None, None]
     d = np.asarray(distance(kind, origins[0] + way * directions[0], MIDDLE))
     assert d[:, np.asarray(hit) == 0].min() > -0.01  # what 36 steps promise at the silhouette
@@ -121,7 +121,7 @@ def test_a_ball_covers_the_area_of_its_silhouette():
     """A ball of radius r in a distance d fills a cone of half-angle asin(r / d), in the image a disc of its tangent."""
     origins, directions = rays(camera_at(0.3, 0.7), 128)
     for proportion, radius in ((0.0, 0.5), (1.0, 0.58)):
-        _, hit = trace("ball", origins[0], directions[0], np.full(4, proportion, np.float32), 36)
+        _, hit = trace("ball", origins[0], directions[0], np.full(4, proportion, np.float32))
         area = np.asarray(hit).mean() * (2 * np.tan(0.6 / 2)) ** 2
         seen = 3 * np.sin(np.arctan(np.sqrt(area / np.pi)))
         assert -0.005 < seen - radius < 0.012  # 0.005 is a quarter of a pixel, 0.012 the distance that counts as a hit
@@ -129,7 +129,7 @@ def test_a_ball_covers_the_area_of_its_silhouette():
 
 def test_the_middle_of_a_ball_is_its_radius_nearer_than_its_centre():
     origins, directions = rays(camera_at(0.3, 0.7), 1)
-    t, hit = trace("ball", origins[0], directions[0], MIDDLE, 36)
+    t, hit = trace("ball", origins[0], directions[0], MIDDLE)
     np.testing.assert_allclose((t, hit), ([[3 - 0.54]], [[1.0]]), atol=2e-6)
 
 
