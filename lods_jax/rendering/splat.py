@@ -4,8 +4,8 @@
   bin_tiles   ellipses -> for every tile of the image the ellipses that reach it, nearest first: integers, no gradient
   composite   tiles -> weighted sums of features, from front to back: a custom VJP that keeps no alpha
 
-One tile is too short to keep a CPU's vector units busy. So G tiles advance in lock-step, K ellipses at a time, on
-arrays [K G P]; a group ends with the longest of its tiles, and tiles are grouped by length.
+The work of one tile is less than what it costs XLA to start it. So G tiles advance in lock-step, K ellipses at a time,
+on arrays [K G P]; a group ends with the longest of its tiles, hence tiles are grouped by length.
 
 Notation: n Gaussians, b cameras, k coefficients of spherical harmonics, f features (red, green, blue, depth);
 tiles of P pixels in g groups of G; m slots for pairs of a tile and an ellipse that reaches it (`capacity`);
@@ -94,9 +94,9 @@ def rasterize(
         raise ValueError(f"rasterize needs height, width and capacity >= 1, got {height}, {width} and {capacity}")
     n, b = len(means), len(camera.fov_y)
 
-    # Recomputed in the backward pass: its residuals would be some hundred numbers per Gaussian and camera.
+    # Recomputed in the backward pass, where its residuals would be a hundred numbers per Gaussian and camera.
     @partial(jax.checkpoint, prevent_cse=False)
-    def look(means, quats, scales, opacities, colors, c2w, fov_y, probe):
+    def look(c2w, fov_y, probe):
         ellipses = project(means, quats, scales, c2w, fov_y, height, width)
         ellipses = ellipses._replace(x=ellipses.x + probe[:, 0], y=ellipses.y + probe[:, 1])
         rgb = colors if colors.ndim == 2 else radiance(normalize(means - c2w[None, :3, 3]), colors)
@@ -107,7 +107,7 @@ def rasterize(
 
     def view(inputs) -> Render:
         c2w, fov_y, background, probe = inputs
-        ellipses, table = look(means, quats, scales, opacities, colors, c2w, fov_y, probe)
+        ellipses, table = look(c2w, fov_y, probe)
         order, bins, reaches, total = bin_tiles(*lax.stop_gradient((ellipses, opacities)), height, width, capacity)
         table = table.at[order].get(mode="promise_in_bounds", unique_indices=True)
         rgb, depth, light = jnp.split(composite(table, bins, height, width), (3, 4), -1)
@@ -175,33 +175,30 @@ def project(
     right, down, forward = c2w[:3, 0], c2w[:3, 1], c2w[:3, 2]
     x, y, z = (_dot(axis, offset.T) for axis in (right, down, forward))
     hidden = z < NEAR
-    z = jnp.where(hidden, 1.0, z)
-    focal = height / 2 / jnp.tan(fov_y / 2)
+    depth = jnp.where(hidden, 1.0, z)
+    slope_x, slope_y, focal = x / depth, y / depth, height / 2 / jnp.tan(fov_y / 2)
     limit_x, limit_y = FRUSTUM * width / 2 / focal, FRUSTUM * height / 2 / focal
-    slope_x, slope_y = jnp.clip(x / z, -limit_x, limit_x), jnp.clip(y / z, -limit_y, limit_y)
+    inside_x, inside_y = jnp.clip(slope_x, -limit_x, limit_x), jnp.clip(slope_y, -limit_y, limit_y)
 
-    # What one world unit moves in the image, and then what one standard deviation along each axis of the Gaussian does.
-    unit_x = [focal / z * (right[i] - slope_x * forward[i]) for i in range(3)]
-    unit_y = [focal / z * (down[i] - slope_y * forward[i]) for i in range(3)]
-    # 1e9 pixels, beyond every image, hold the fourth powers below within float32.
-    px, py = (
-        [jnp.clip(_dot(unit, axis) * scales[:, j], -1e9, 1e9) for j, axis in enumerate(_axes(quats))]
-        for unit in (unit_x, unit_y)
-    )
-    square_x, square_y, cross = _dot(px, px), _dot(py, py), _dot(px, py)
+    # A small step d in the world goes (focal / depth) unit_x . d pixels to the right, and so on. Here the steps are one
+    # standard deviation along each axis of the Gaussian; 1e9 pixels hold the fourth powers below within float32.
+    unit_x = [right[i] - inside_x * forward[i] for i in range(3)]
+    unit_y = [down[i] - inside_y * forward[i] for i in range(3)]
+    pixels = focal / depth
+    steps = [(axis, jnp.minimum(pixels * scale, 1e9)) for axis, scale in zip(_axes(quats), scales.T, strict=True)]
+    px = [_dot(unit_x, axis) * length for axis, length in steps]
+    py = [_dot(unit_y, axis) * length for axis, length in steps]
+
+    var_x, var_y, cross = _dot(px, px) + LOW_PASS, _dot(py, py) + LOW_PASS, _dot(px, py)
+    # The determinant by Lagrange's identity: of a thin ellipse, var_x var_y - cross^2 has no correct digit.
     minors = [px[i] * py[j] - px[j] * py[i] for i, j in ((0, 1), (1, 2), (2, 0))]
-    # The determinant by Lagrange's identity: var_x var_y - cross^2 of a thin ellipse has no correct digit.
-    det = _dot(minors, minors) + LOW_PASS * (square_x + square_y + LOW_PASS)
-    var_x, var_y = square_x + LOW_PASS, square_y + LOW_PASS
-    # Not through 1 / det: the square of it, in the gradient, underflows from 1e5 pixels on.
-    xx = 1 / (det / var_y)
-
-    xy, yy = -cross / var_y * xx, var_x / var_y * xx
+    per_det = 1 / (_dot(minors, minors) + LOW_PASS * (var_x + var_y - LOW_PASS))
+    mean = width / 2 + focal * slope_x, height / 2 + focal * slope_y
+    inverse = var_y * per_det, -cross * per_det, var_x * per_det
 
     var_x, var_y, cross = lax.stop_gradient((var_x, var_y, cross))
     longest = (var_x + var_y) / 2 + jnp.sqrt(((var_x - var_y) / 2) ** 2 + cross**2)
-    radius = jnp.where(hidden, 0.0, 3 * jnp.sqrt(longest))
-    return Ellipses(width / 2 + focal * x / z, height / 2 + focal * y / z, xx, xy, yy, z, var_x, var_y, radius)
+    return Ellipses(*mean, *inverse, depth, var_x, var_y, jnp.where(hidden, 0.0, 3 * jnp.sqrt(longest)))
 
 
 def _axes(quats: Float[Array, "n 4"]) -> list[list[Array]]:
@@ -340,22 +337,23 @@ def _composite_backward(height, width, residuals, cotangent):
 
     def group(gradient, inputs):
         tiles, v, behind, steps = inputs
+        v_features = jnp.moveaxis(v[:-1], 0, -1)
 
         def advance(carry):
             step, light, behind, gradient = carry
             rank, alpha, features, pull = _chunk(table, bins.ranks, tiles, step)
-            v_c = sum(feature * v_f[None] for feature, v_f in zip(features, v[:-1], strict=True))
 
-            def pass_one(carry, inputs):
-                (light, behind), (alpha, v_c) = carry, inputs
+            def pass_one(carry, ellipse):
+                (light, behind), (alpha, features) = carry, ellipse
                 weight = light * alpha
+                v_c = sum(feature * v_f for feature, v_f in zip(features, v[:-1], strict=True))
                 behind = behind - weight * v_c
                 slope = jnp.where(alpha < ALPHA_CAP, weight * v_c - behind * (alpha / (1 - alpha)), 0.0)
                 return (light * (1 - alpha), behind), (weight, slope)
 
-            (light, behind), (weights, slopes) = lax.scan(pass_one, (light, behind), (alpha, v_c))
-            d_features = [_sum_pixels(weights * v_f[None], MONOMIALS[:1]) for v_f in v[:-1]]
-            rows = jnp.concatenate([pull(slopes), *d_features], -1)
+            (light, behind), (weights, slopes) = lax.scan(pass_one, (light, behind), (alpha, features))
+            d_features = jnp.einsum("kgp,gpf->kgf", weights, v_features, precision="highest")
+            rows = jnp.concatenate([pull(slopes), d_features], -1)
             return step + 1, light, behind, gradient.at[rank].add(rows, mode="promise_in_bounds")
 
         carry = 0, jnp.ones((G, P)), behind, gradient
@@ -389,18 +387,10 @@ def _chunk(table, ranks, tiles, step):
     alpha = jnp.where(log_alpha >= math.log(ALPHA_CUT), jnp.minimum(jnp.exp(log_alpha), ALPHA_CAP), 0.0)
 
     def pull(slopes):
-        moments = jnp.moveaxis(_sum_pixels(slopes, MONOMIALS), -1, 0)
-        return pull_polynomial(tuple(moments))[0]
+        moments = jnp.matmul(slopes, MONOMIALS.T, precision="highest")
+        return pull_polynomial(tuple(jnp.moveaxis(moments, -1, 0)))[0]
 
     return rank, alpha, jnp.split(rows[..., 6:], rows.shape[-1] - 6, -1), pull
-
-
-def _sum_pixels(x, weights):
-    """Sums of x [K G P] over the pixels of each tile, with each of the weights [w P]: [K G w].
-
-    As a product of matrices, because XLA on a CPU does not vectorise a sum along the last axis.
-    """
-    return jnp.matmul(x.reshape(-1, P), weights.T, precision="highest").reshape(K, G, -1)
 
 
 def _groups(bins: Bins, width: int) -> tuple[Array, Array, Array]:

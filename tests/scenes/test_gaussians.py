@@ -1,0 +1,55 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lods_jax.cameras import turntable
+from lods_jax.scenes.gaussians import gaussians
+
+SCENE = gaussians(height=16, width=16, intersections=1024, capacity=64, count=48)
+THETA, AUX = SCENE.init(jax.random.key(0))
+CAMERA, KEYS = turntable(2), jax.random.split(jax.random.key(1), 2)
+render = jax.jit(lambda theta, aux: SCENE.render(theta, aux, CAMERA, KEYS, SCENE.probe(aux, 2)))
+
+
+def test_dead_slots_are_not_drawn():
+    """Whatever their parameters are."""
+    loud = {name: x.at[48:].add(jnp.ones_like(x[48:])) for name, x in THETA.items()}
+    jax.tree.map(np.testing.assert_array_equal, render(loud, AUX), render(THETA, AUX))
+
+
+def test_a_scene_without_life_shows_its_background():
+    empty = render(THETA, AUX | {"alive": jnp.zeros(64, bool)})
+    np.testing.assert_array_equal(empty.opacity, 0)
+    np.testing.assert_allclose(empty.rgb - empty.rgb[:, :1, :1], 0, atol=1e-6)
+
+
+def test_everything_that_trains_has_a_gradient_and_dead_slots_have_none():
+    """A round Gaussian cannot feel its rotation, so the quaternions' gradient is 0 at first."""
+    target = jax.random.uniform(jax.random.key(2), (2, 16, 16, 3))
+    grads = jax.grad(lambda theta: jnp.mean((render(theta, AUX).rgb - target) ** 2))(THETA)
+    for name in ("means", "log_scales", "opacity_logits", "sh"):
+        assert float(jnp.abs(grads[name][:48]).max()) > 0
+        np.testing.assert_array_equal(grads[name][48:], 0)
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
+
+
+def test_statistics_of_two_views_add_up():
+    """Counts and sums of views, the largest radius; per view, so that they do not depend on the size of the batch."""
+    rendered = render(THETA, AUX)
+    g_probe = {"means2d": jnp.ones((2, 64, 2)) / 2}
+    aux = SCENE.observe(AUX, g_probe, rendered)
+    seen = np.asarray(rendered.extras["radii"] > 0)
+    np.testing.assert_array_equal(aux["seen"], seen.sum(0))
+    # Each view's own gradient is (1, 1) per pixel, and the image is 16 pixels or 2 device units wide.
+    np.testing.assert_allclose(aux["grad"], seen.sum(0) * 8 * 2**0.5, rtol=1e-6)
+    np.testing.assert_array_equal(aux["radius"], rendered.extras["radii"].max(0))
+    assert int(aux["total"]) == int(rendered.extras["total"].max())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"count": 65}, "count"), ({"degree": 4}, "degree"), ({"opacity": 1.0}, "opacity"), ({"size": 0.0}, "size")]
+)
+def test_impossible_scenes_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        gaussians(**{"height": 16, "width": 16, "intersections": 64, "capacity": 64, "count": 48} | wrong)
