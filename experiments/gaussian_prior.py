@@ -2,10 +2,10 @@
 
     python experiments/gaussian_prior.py           # half a minute
 
-Images of the text "y" are drawn from N(1, 0.5^2), images of the empty text from N(0.2, 0.5^2). A good image is 1. Guidance pulls SDS
-on to the point where its residual vanishes, 0.2 + 0.8 s: the better the image already is, the further it is pushed away. LODS
-learns the mean of the unconditional branch on the current image; where the image is 1 the learned branch says 1 too, and the
-image stays. This is also the shortest complete use of the library: a scene, a prior, an objective, one train step.
+Images of the text "y" are drawn from N(1, 0.5^2), images of the empty text from N(0.2, 0.5^2). A good image is 1. Guidance
+pulls SDS on to the point where its residual vanishes, 0.2 + 0.8 s: a good image is pushed away. LODS learns the mean of the
+unconditional branch on the current image; where the image is 1 the learned branch says 1 too, and the image stays. This is also
+the shortest complete use of the library: a scene, a prior, an objective, one train step.
 """
 
 from typing import Any

@@ -63,7 +63,7 @@ def look_at(eye: Float[Array, "*b 3"], target: Float[Array, "*b 3"]) -> Float[Ar
     right = normalize(jnp.where(vertical, jnp.array([0.0, 1.0, 0.0]).reshape((1,) * (eye.ndim - 1) + (3,)), right))
     down = jnp.cross(forward, right)
     rotation = jnp.stack([right, down, forward, eye], -1)
-    bottom = jnp.broadcast_to(jnp.array([0.0, 0.0, 0.0, 1.0]), rotation.shape[:-2] + (1, 4))
+    bottom = jnp.broadcast_to(jnp.array([0.0, 0.0, 0.0, 1.0]), (*rotation.shape[:-2], 1, 4))
     return jnp.concatenate([rotation, bottom], -2)
 
 
@@ -120,18 +120,16 @@ def turntable(n: int, elevation: float = 20.0, orbit: Orbit = TABLETOP) -> Camer
 
 def rays(camera: Camera, h: int, w: int) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w 3"]]:
     """Origins and unit directions of the rays through the pixel centres, in world space. Pixels are square."""
-    y, x = jnp.meshgrid(jnp.arange(h) + 0.5, jnp.arange(w) + 0.5, indexing="ij")
+    y, x = (g[None] for g in jnp.meshgrid(jnp.arange(h) + 0.5, jnp.arange(w) + 0.5, indexing="ij"))
     scale = 2 * jnp.tan(camera.fov_y / 2)[:, None, None] / h
     local = jnp.stack([(x - w / 2) * scale, (y - h / 2) * scale, jnp.ones_like(x * scale)], -1)
     directions = normalize(jnp.einsum("bij,bhwj->bhwi", camera.c2w[:, :3, :3], local))
     return jnp.broadcast_to(camera.c2w[:, None, None, :3, 3], directions.shape), directions
 
 
-def project(
-    camera: Camera, points: Float[Array, "n 3"], h: int, w: int
-) -> tuple[Float[Array, "b n 2"], Float[Array, "b n"]]:
+def project(camera: Camera, points: Float[Array, "n 3"], h: int, w: int) -> tuple[Float[Array, "b n 2"], Float[Array, "b n"]]:
     """Pixel coordinates (x, y) and depth along the optical axis of world points; meaningful where depth > 0."""
-    offset = points - camera.c2w[:, None, :3, 3]
+    offset = points[None] - camera.c2w[:, None, :3, 3]
     x, y, z = jnp.moveaxis(jnp.einsum("bji,bnj->bni", camera.c2w[:, :3, :3], offset), -1, 0)
     focal = (h / 2 / jnp.tan(camera.fov_y / 2))[:, None]
     safe = jnp.where(jnp.abs(z) > 1e-6, z, 1e-6)

@@ -129,7 +129,7 @@ def check_prompt(prompt: str, folder: Path, anyway: bool) -> None:
         nearest = difflib.get_close_matches(prompt.lower(), known["prompts"], n=3, cutoff=0.0)
         raise UserError(
             f"this prior has never seen the words {', '.join(unknown)}; the nearest prompts that it knows are "
-            f"{'; '.join(map(repr, nearest))}. Pass --prior DIR with a Stable Diffusion folder for free text, or --anyway to go on"
+            f"{'; '.join(map(repr, nearest))}. Pass --prior DIR with a Stable Diffusion folder for free text, or --anyway"
         )
 
 

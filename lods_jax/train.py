@@ -110,9 +110,7 @@ def make_train_step(
     return build
 
 
-def descend(
-    tx: optax.GradientTransformation, grads: Any, params: Any, opt: optax.OptState
-) -> tuple[Any, optax.OptState]:
+def descend(tx: optax.GradientTransformation, grads: Any, params: Any, opt: optax.OptState) -> tuple[Any, optax.OptState]:
     """One step of an optax optimizer."""
     updates, opt = tx.update(grads, opt, params)
     return optax.apply_updates(params, updates), opt

@@ -24,13 +24,6 @@ view_of = jax.jit(cameras.view_of, static_argnums=(2, 3))
 wrap, look_at = jax.jit(cameras.wrap), jax.jit(cameras.look_at)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _ranks_may_differ():
-    """Cameras broadcast images against batches."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def camera() -> Camera:
     """Camera i looks from EYES[i] at TARGETS[i], each with its own field of view."""

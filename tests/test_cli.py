@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -21,12 +20,11 @@ def refused(capsys, *argv) -> str:
 
 
 def test_help_names_every_command_without_loading_jax():
-    code = "import sys; from lods_jax.cli import main; sys.argv = ['lods', '--help']\ntry: main()\nfinally: print('jax' in sys.modules)"
-    begin = time.monotonic()
+    code = "import sys; from lods_jax.cli import main\ntry: main(['--help'])\nfinally: print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "text-to-image" in done.stdout
     assert "train-prior" in done.stdout
-    assert done.stdout.strip().endswith("False"), f"{time.monotonic() - begin:.1f} s"
+    assert done.stdout.strip().endswith("False")
 
 
 def test_unknown_words_are_named_with_prompts_that_would_do(capsys):

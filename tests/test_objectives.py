@@ -30,7 +30,7 @@ def toy_predict(psi, z_t, t, cond):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_perfect_denoiser_exerts_no_force(name):
     objective, noise = OBJECTIVES[name](), normal(0)
-    residual = objective.residual({q: noise for q in objective.queries}, noise, jnp.zeros(B, jnp.int32))
+    residual = objective.residual(dict.fromkeys(objective.queries, noise), noise, jnp.zeros(B, jnp.int32))
     np.testing.assert_allclose(residual, 0.0, atol=1e-5)
 
 
@@ -147,18 +147,14 @@ def test_the_fit_loss_and_its_gradient_equal_the_official_code(arrays):
         return jnp.mean((ask(predict, psi, queries, {"render": z}, {}, t, noise)["a"] - noise) ** 2)
 
     with jax.default_matmul_precision("highest"):
-        value, gradient = jax.value_and_grad(loss)(
-            arrays["alpha"], arrays["latents"], arrays["noise_train"], arrays["t_train"]
-        )
+        value, gradient = jax.value_and_grad(loss)(arrays["alpha"], arrays["latents"], arrays["noise_train"], arrays["t_train"])
     np.testing.assert_allclose(value, arrays["emb_loss"], rtol=1e-5)
     # The first layers of the gradient pass two attention blocks: relative to its maximum, 2e-5 is float32 rounding.
     np.testing.assert_allclose(gradient, arrays["emb_dalpha"], atol=2e-5 * float(jnp.abs(arrays["emb_dalpha"]).max()))
 
 
 def test_noising_uses_the_same_schedule_as_the_official_code(arrays):
-    np.testing.assert_allclose(
-        add_noise(arrays["latents"], arrays["noise"], arrays["t"]), arrays["latents_noisy"], atol=1e-6
-    )
+    np.testing.assert_allclose(add_noise(arrays["latents"], arrays["noise"], arrays["t"]), arrays["latents_noisy"], atol=1e-6)
 
 
 def test_a_condition_is_mentioned_only_where_it_is_used():

@@ -1,6 +1,6 @@
 """How fast is the tabletop world on this machine? Renders, training samples and generated samples per second; medians.
 
-    python experiments/benchmarks/tabletop.py       # about 4 minutes, most of it compilation
+python experiments/benchmarks/tabletop.py       # about 4 minutes, most of it compilation
 """
 
 import statistics

@@ -1,7 +1,8 @@
 """Gaussian splats as PLY files, in the layout that viewers read (Kerbl et al. 2023).
 
-Binary little endian, all float32: x y z nx ny nz f_dc_* f_rest_* opacity scale_* rot_*. Opacity is a logit, scales are logarithms, rot is
-wxyz, f_rest is channel-major. Viewers take y as down: our z-up world is written as (x, -z, y), so that it loads upright.
+Binary little endian, all float32: x y z nx ny nz f_dc_* f_rest_* opacity scale_* rot_*. Opacity is a logit, scales are
+logarithms, rot is wxyz, f_rest is channel-major. Viewers take y as down: our z-up world is written as (x, -z, y), so that it
+loads upright.
 """
 
 import os

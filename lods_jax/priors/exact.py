@@ -69,9 +69,7 @@ def resize(rgb: Float[Array, "b h w 3"], size: tuple[int, int]) -> Float[Array, 
     return jax.image.resize(rgb, (len(rgb), *size, 3), "bilinear")
 
 
-def posterior(
-    weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
-) -> Float[Array, "b n"]:
+def posterior(weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond) -> Float[Array, "b n"]:
     """p(i | z_t, y), the weight of each image: what the denoiser of `posterior_mean` averages with."""
     x, x_t = weights["x"], z_t.reshape(len(z_t), -1)
     signal, noise_std = signal_and_noise(t, x_t)
@@ -89,7 +87,8 @@ def posterior_mean(
     """The exact denoiser of a set of images: E[x0 | x_t, y] = sum_i p(i | x_t, y) x_i. Latents are pixels in [-1, 1].
 
     Args:
-      images: in [0, 1]; any number of channels will do for `predict`. features: 1 where the word of that column describes the image, else 0.
+      images: in [0, 1]; any number of channels will do for `predict`.
+      features: 1 where the word of that column describes the image, else 0.
       words: names of the columns. ignored: words that a caption may hold and that mean nothing.
     """
     check_captioned(images, features, words)

@@ -273,9 +273,7 @@ def depth_order(depth: Float[Array, "n"]) -> Int[Array, "n"]:
     return order.astype(jnp.int32)
 
 
-def _span(
-    mean: Float[Array, "n"], reach: Float[Array, "n"], size: int, tiles: int
-) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
+def _span(mean: Float[Array, "n"], reach: Float[Array, "n"], size: int, tiles: int) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
     """First tile that [mean - reach, mean + reach] touches along one axis, and the one after the last."""
     first = jnp.clip(jnp.floor((mean - reach) / size), 0, tiles)
     last = jnp.clip(jnp.floor((mean + reach) / size) + 1, 0, tiles)

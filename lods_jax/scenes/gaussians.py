@@ -1,7 +1,7 @@
 """A scene of 3D Gaussians at fixed capacity: n slots, of which `alive` ones are drawn.
 
-Shapes never change, so a step compiles once: refinement only rewrites slots. Notation: n slots, k = (degree + 1)^2 coefficients of
-spherical harmonics per colour.
+Shapes never change, so a step compiles once: refinement only rewrites slots. Notation: n slots, k = (degree + 1)^2 coefficients
+of spherical harmonics per colour.
 """
 
 from collections.abc import Callable
@@ -46,9 +46,9 @@ def gaussians(
     """The scene for renders of height x width pixels.
 
     theta: means [n 3] world units, quats [n 4] wxyz, log_scales [n 3], opacity_logits [n], sh [n k 3].
-    aux: alive [n] bool; for refinement since it was last cleared, over views in which a Gaussian was seen: grad [n] sum of the lengths
-    of its screen-space gradient in normalised device units (the image is 2 wide), seen [n] number of views, radius [n] the largest on
-    screen in pixels; total: the most tile intersections that a view had.
+    aux: alive [n] bool; for refinement, over the views in which a Gaussian was seen: grad [n] sum of the lengths of its
+    screen-space gradient in normalised device units (the image is 2 wide), seen [n] number of views, radius [n] the largest
+    on screen in pixels; total: the most tile intersections that a view had.
 
     Args:
       intersections: room for pairs of Gaussian and tile per view; the farthest are dropped beyond it (see aux["total"]).

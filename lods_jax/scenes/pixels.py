@@ -1,14 +1,13 @@
 """The simplest scene: one image that every camera sees. For 2-D generation and for studying objectives without a renderer."""
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from lods_jax.types import Camera, Render, Scene
 
 
 def pixels(height: int, width: int, start: float = 0.5) -> Scene:
-    """theta = {"rgb": [height width 3]}, unbounded, so that it can be seen how far an objective pushes; starts at grey `start`."""
+    """theta = {"rgb": [height width 3]}, unbounded, so that it shows how far an objective pushes; starts at grey `start`."""
 
     def init(key: Key[Array, ""]):
         del key

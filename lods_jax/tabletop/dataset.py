@@ -1,7 +1,7 @@
 """Tabletop-12 as captioned images: captions, splits, and renders from a seed at any resolution.
 
 A caption is "a red striped mug, side view": article, colour, pattern unless plain, kind, and a view for kinds with a front.
-15 % of the (kind, colour, pattern) triples are held out, so that a prior can be asked for what it has never seen together.
+54 of the 288 (kind, colour, pattern) triples are held out, so that a prior can be asked for what it has never seen together.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ def parse_caption(text: str) -> Caption:
 
 
 def held_out(kind: str, color: str, pattern: str) -> bool:
-    """True for the 15 % of triples that no training render shows. By hash: the same everywhere and for ever."""
+    """True for the triples that no training render shows: 54 of 288, those whose hash falls below 0.15; the same for ever."""
     digest = hashlib.sha256(f"{kind} {color} {pattern}".encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**32 < 0.15
 

@@ -64,7 +64,7 @@ def optimizer(name: str) -> optax.GradientTransformation:
 
 
 def learning_rate(peak: float, step: int, done: float) -> float:
-    """Warm-up over 60 steps, then constant, then linear to 2 % of the peak over the last fifth of the sitting (`done` in [0, 1])."""
+    """Warm-up over 60 steps, then constant, then linear to 2 % of the peak over the last fifth (of `done` in [0, 1])."""
     return peak * min(1.0, (step + 1) / 60) * min(1.0, 0.02 + 0.98 * max(0.0, 1 - done) / 0.2)
 
 

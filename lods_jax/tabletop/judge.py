@@ -1,7 +1,7 @@
 """The judge: a small classifier that says what an image of the tabletop world shows, or that it shows nothing.
 
-Trained on renders and on negatives alone, never on samples of a prior, and apart from the prior's text tower. Its kind head has one
-class more than there are kinds: NONE, for blobs, floaters, burnt and half-noised images. Without it a coloured blob would be
+Trained on renders and on negatives alone, never on samples of a prior, and apart from the prior's text tower. Its kind head has
+one class more than there are kinds: NONE, for blobs, floaters, burnt and half-noised images. Without it a coloured blob would be
 called a ball or a mug, and an accuracy would mean nothing.
 """
 
@@ -62,8 +62,8 @@ class Verdict(NamedTuple):
 
 # --- negatives and augmentation -------------------------------------------------------------------------------------------
 def _blur(rgb: Float[Array, "h w 3"], sigma: Float[Array, ""]) -> Float[Array, "h w 3"]:
-    """Gaussian blur with edge padding; the identity at sigma = 0."""
-    distance = jnp.abs(jnp.arange(SIZE)[:, None] - jnp.arange(SIZE))
+    """Gaussian blur, its kernel renormalised at the edges; the identity at sigma = 0."""
+    distance = jnp.abs(jnp.arange(SIZE)[:, None] - jnp.arange(SIZE)[None])
     kernel = jnp.exp(-0.5 * (distance / jnp.maximum(sigma, 1e-2)) ** 2)
     kernel = kernel / kernel.sum(1, keepdims=True)
     return jnp.einsum("ij,jkc,lk->ilc", kernel, rgb, kernel)
@@ -82,7 +82,7 @@ def _splats(key: Key[Array, ""], n: int, small: float, large: float) -> Float[Ar
     def add(image, splat):
         centre, scale, color = splat
         alpha = jnp.exp(-0.5 * (((x - centre[0]) / scale[0]) ** 2 + ((y - centre[1]) / scale[1]) ** 2))[..., None]
-        return image * (1 - alpha) + alpha * jnp.clip(color, 0, 1), None
+        return image * (1 - alpha) + alpha * jnp.clip(color, 0, 1)[None, None], None
 
     return jax.lax.scan(add, background, (centre, scale, colors))[0]
 
@@ -156,7 +156,7 @@ def train_judge(path: Path, minutes: float, *, resume: bool = False, seed: int =
         params = jax.jit(Judge().init)(jax.random.key(seed), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
     key = jax.random.fold_in(jax.random.key(seed + 1), seen)
     draw = lambda i: fresh_renders(key, i, SIZE, split="all")[:2]  # noqa: E731
-    batches = pool_batches(draw, capacity=24_000, batch=recipe.batch, reuse=8, seed=seed)
+    batches = pool_batches(draw, capacity=24_000, batch=recipe.batch, reuse=8.0, seed=seed)
 
     def save(fit):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ _apply = jax.jit(lambda params, rgb: Judge().apply({"params": params}, rgb))
 
 
 def judge(params: Any, rgb: Float[np.ndarray, "n 64 64 3"], chunk: int = 64) -> Verdict:
-    """Reads n images in [0, 1]."""
+    """Reads n >= 1 images in [0, 1]."""
     padded = np.concatenate([rgb, np.zeros((-len(rgb) % chunk, SIZE, SIZE, 3), np.float32)])
     out = [_apply(params, jnp.asarray(padded[i : i + chunk])) for i in range(0, len(padded), chunk)]
     read = {head: np.concatenate([np.asarray(o[0][head]) for o in out])[: len(rgb)].argmax(-1) for head in HEADS}

@@ -248,7 +248,9 @@ def _albedo(kind, p, v, color, pattern):
     checks = sum(jnp.floor(x * 4.5 + 0.013) for x in p) % 2
     second = jnp.where(color == list(COLORS).index("white"), jnp.array([0.2, 0.2, 0.22]), jnp.array([0.96, 0.96, 0.96]))
     share = jnp.where(pattern == 1, stripes, jnp.where(pattern == 2, checks, 0.0))[..., None]
-    paint = jnp.array(list(COLORS.values()))[color] * (1 - share) + second * share
+    first = jnp.array(list(COLORS.values()))[color]
+    first, second = (jnp.broadcast_to(x, (*share.shape[:-1], 3)) for x in (first, second))
+    paint = first * (1 - share) + second * share
     return jnp.where((material == PAINT)[..., None], paint, jnp.asarray(_ALBEDO)[material])
 
 
@@ -279,10 +281,10 @@ def _shade(kind, origins, directions, variation, color, pattern):
     def add(i, normal):
         k = corners[i]
         d = _distance(kind, tuple(p[j] + 0.004 * k[j] for j in range(3)), variation)
-        return normal + k.reshape(3, 1, 1) * d
+        return normal + k.reshape(3, 1, 1) * d[None]
 
     normal = jax.lax.fori_loop(0, 4, add, jnp.zeros((3, *t.shape)))
-    normal = normal / (jnp.sqrt(jnp.sum(normal**2, 0)) + 1e-6)
+    normal = normal / (jnp.sqrt(jnp.sum(normal**2, 0, keepdims=True)) + 1e-6)
     # Half-Lambert (Mitchell et al. 2006): soft, and nowhere black, so colours stay readable from the shaded side.
     lambert = (0.5 + 0.5 * jnp.einsum("chw,c->hw", normal, jnp.asarray(_SUN))) ** 2
     light = _AMBIENT + (1.1 - _AMBIENT) * lambert

@@ -167,7 +167,7 @@ def vae_batches(seed: int, batch: int, crop: int | None) -> Iterator[tuple[np.nd
     """Byte images, or random crops of them: an edge seen in a crop teaches as much as in a whole image and costs a quarter."""
     rng = np.random.default_rng([seed, 1])
     draw = lambda i: fresh_renders(jax.random.key(seed), i, SIZE)[:1]  # noqa: E731
-    for (rgb,) in pool_batches(draw, capacity=8192, batch=batch, reuse=6, seed=seed):
+    for (rgb,) in pool_batches(draw, capacity=8192, batch=batch, reuse=6.0, seed=seed):
         if crop is None:
             yield (rgb,)
             continue
@@ -185,7 +185,7 @@ def unet_batches(seed: int, batch: int, vae: Any) -> Iterator[tuple[np.ndarray, 
         renders = fresh_renders(jax.random.key(seed), i, SIZE)
         return in_chunks(partial(encode, vae), renders.rgb), renders.labels
 
-    for z, labels in pool_batches(draw, capacity=24_000, batch=batch, reuse=6, seed=seed):
+    for z, labels in pool_batches(draw, capacity=24_000, batch=batch, reuse=6.0, seed=seed):
         yield z, draw_captions(rng, labels, table, empty)
 
 
@@ -208,7 +208,7 @@ def new_fit(part: str, tx: optax.GradientTransformation, seed: int) -> Fit:
 
 
 def normalize_latents(vae: Any, rgb: np.ndarray) -> Any:
-    """The VAE whose latents of `rgb` have zero mean and unit variance per channel: an affine map folded into its 1x1 convolutions."""
+    """The VAE whose latents of `rgb` have zero mean and unit variance per channel, by an affine map folded into its 1x1 kernels."""
     z = in_chunks(partial(encode, vae), rgb).reshape(-1, VAE["latent_channels"])
     mu, sd = z.mean(0), z.std(0)
     quant, post = vae["quant_conv"], vae["post_quant_conv"]

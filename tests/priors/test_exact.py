@@ -132,9 +132,7 @@ def test_gradients_are_finite_at_every_noise_level(prior, weights, lora):
         cond = Cond(tokens, lora=None if lora is None else jnp.full(len(t), lora))
         return jnp.sum(prior.predict(weights, psi, z, t, cond) ** 2)
 
-    assert all(
-        jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(prior.encode(weights, rgb, KEY), tokens, psi))
-    )
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(prior.encode(weights, rgb, KEY), tokens, psi)))
 
 
 @BOTH

@@ -39,9 +39,7 @@ def test_latents_as_wide_as_they_have_channels_are_not_transposed(sd, weights):
 def test_random_parameters_fill_the_shapes_with_unit_gain(sd, part):
     net = module(sd, part)
     params = modules.init(net, jax.random.key(0))
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), modules.shapes(net)
-    )
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(lambda x: (x.shape, x.dtype), modules.shapes(net))
     for path, leaf in jax.tree.leaves_with_path(params):
         if path[-1].key == "kernel" and leaf.size > 4000:
             gain = jnp.var(leaf) * np.prod(leaf.shape[:-1])

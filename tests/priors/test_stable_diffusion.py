@@ -88,9 +88,7 @@ def test_only_a_learned_text_has_something_to_learn(prior, weights):
     np.testing.assert_array_equal(prior.init_psi(weights, key, tokens, [Query("learned")])["embedding"], tokens)
 
 
-@pytest.mark.parametrize(
-    "query", [Query("null", lora=0.5), Query("plain", lora=1.0, pose=True), Query("plain", pose=True)]
-)
+@pytest.mark.parametrize("query", [Query("null", lora=0.5), Query("plain", lora=1.0, pose=True), Query("plain", pose=True)])
 def test_an_adapter_that_is_not_there_cannot_be_fitted(prior, weights, query):
     with pytest.raises(ValueError, match="no adapter"):
         prior.init_psi(weights, jax.random.key(0), jnp.ones((77, 32)), [query])

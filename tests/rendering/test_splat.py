@@ -275,9 +275,7 @@ def test_spherical_harmonics_are_orthonormal():
     (z, weights), azimuth = np.polynomial.legendre.leggauss(8), np.arange(8) * np.pi / 4
     z, weights, azimuth = np.repeat(z, 8), np.repeat(weights, 8) * np.pi / 4, np.tile(azimuth, 8)
     flat = np.sqrt(1 - z**2)
-    basis = spherical_harmonics(
-        jnp.asarray(np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), z], 1), jnp.float32)
-    )
+    basis = spherical_harmonics(jnp.asarray(np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), z], 1), jnp.float32))
     np.testing.assert_allclose(basis.T @ (weights[:, None] * basis), np.eye(16), atol=1e-6)
 
 

@@ -48,7 +48,8 @@ def test_statistics_of_two_views_add_up():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"count": 65}, "count"), ({"degree": 4}, "degree"), ({"opacity": 1.0}, "opacity"), ({"size": 0.0}, "size")]
+    ("wrong", "message"),
+    [({"count": 65}, "count"), ({"degree": 4}, "degree"), ({"opacity": 1.0}, "opacity"), ({"size": 0.0}, "size")],
 )
 def test_impossible_scenes_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):

@@ -88,9 +88,7 @@ def sample():
 def test_samples_are_guided_from_no_text_towards_their_text(sample):
     """In closed form, as in test_sampling: from 0.3 by 4 times the difference to 0 for red, and to 0.3 for green."""
     means = sample(["a red ball", "a green ball"], [0, 1]).mean((1, 2, 3))
-    np.testing.assert_allclose(
-        means, [0.3 + evaluate.SCALE * (0.0 - 0.3), 0.3], atol=0.05
-    )  # DDIM keeps 3 % of its start
+    np.testing.assert_allclose(means, [0.3 + evaluate.SCALE * (0.0 - 0.3), 0.3], atol=0.05)  # DDIM keeps 3 % of its start
 
 
 def test_an_image_depends_on_its_own_text_and_seed_alone(sample):
@@ -119,8 +117,6 @@ def test_a_decoder_that_is_off_by_a_tenth_has_20_decibels():
 
 def test_the_table_says_which_gates_are_passed_and_which_are_missed():
     limit = evaluate.GATES["samples: kind"]
-    lines = evaluate.table(
-        {"samples: kind": limit, "samples: color": 0.0, "no gate": 1.0, "captions": ["a mug"]}
-    ).splitlines()
+    lines = evaluate.table({"samples: kind": limit, "samples: color": 0.0, "no gate": 1.0, "captions": ["a mug"]}).splitlines()
     ends = [line.split()[-1] for line in lines[2:]]
     assert ends == ["pass", "MISSED", "1"]

@@ -73,9 +73,7 @@ def test_every_caption_fits_and_every_word_is_one_token():
 
 
 def test_the_learning_rate_warms_up_and_ends_low():
-    rates = [
-        learning_rate(1.0, step, done) for step, done in ((0, 0.0), (100, 0.1), (100, 0.79), (900, 0.9), (999, 1.0))
-    ]
+    rates = [learning_rate(1.0, step, done) for step, done in ((0, 0.0), (100, 0.1), (100, 0.79), (900, 0.9), (999, 1.0))]
     np.testing.assert_allclose(rates, [1 / 60, 1, 1, 0.51, 0.02], rtol=1e-6)
 
 
