@@ -208,7 +208,7 @@ def new_fit(part: str, tx: optax.GradientTransformation, seed: int) -> Fit:
 
 
 def normalize_latents(vae: Any, rgb: np.ndarray) -> Any:
-    """The VAE whose latents of `rgb` have zero mean and unit variance per channel, by an affine map folded into its 1x1 kernels."""
+    """The VAE whose latents of `rgb` have zero mean and unit variance per channel, by an affine map in its 1x1 kernels."""
     z = in_chunks(partial(encode, vae), rgb).reshape(-1, VAE["latent_channels"])
     mu, sd = z.mean(0), z.std(0)
     quant, post = vae["quant_conv"], vae["post_quant_conv"]

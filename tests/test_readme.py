@@ -1,0 +1,40 @@
+"""What the README promises: its Python runs, its commands exist, its files are there."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_example_lands_on_the_good_image():
+    code = re.findall(r"```python\n(import .*?)```", README, re.S)
+    assert len(code) == 1
+    names = {}
+    exec(code[0], names)
+    np.testing.assert_allclose(names["state"].theta["rgb"], 1.0, atol=0.25)  # one noisy end point, not an average
+
+
+@pytest.mark.parametrize("target", re.findall(r"^make ([\w-]+)", README, re.M))
+def test_every_make_target_exists(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_every_linked_file_is_there(link):
+    assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("line", re.findall(r"^lods (.+?)(?:\s+#.*)?$", README, re.M))
+def test_every_command_line_is_understood(line):
+    """Parsed into the command's dataclass with the flags as written; running them all would take hours."""
+    import shlex
+
+    import tyro
+
+    from lods_jax.cli import Command
+
+    tyro.cli(Command, prog="lods", args=shlex.split(line))
