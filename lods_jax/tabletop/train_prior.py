@@ -211,7 +211,7 @@ def normalize_latents(vae: Any, rgb: np.ndarray) -> Any:
     """The VAE whose latents of `rgb` have zero mean and unit variance per channel, by an affine map in its 1x1 kernels."""
     z = in_chunks(partial(encode, vae), rgb).reshape(-1, VAE["latent_channels"])
     mu, sd = z.mean(0), z.std(0)
-    quant, post = vae["quant_conv"], vae["post_quant_conv"]
+    quant, post = (jax.tree.map(np.asarray, vae[name]) for name in ("quant_conv", "post_quant_conv"))
     scale, shift = np.concatenate([1 / sd, np.ones_like(sd)]), np.concatenate([mu, 2 * np.log(sd)])
     # Means become (mean - mu) / sd, log variances logvar - 2 log sd; decoding undoes it.
     quant = {"kernel": quant["kernel"] * scale, "bias": (quant["bias"] - shift) * scale}
