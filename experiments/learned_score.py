@@ -78,7 +78,9 @@ def plot(result: dict, file: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for name, label in (("learned", "U-Net"), ("exact", "closed form"), ("gap", "U-Net - closed form")):
         left.plot(result["t"], result[name], label=label, marker=".")
-    left.set(xlabel="timestep", ylabel="mean squared v-error", yscale="log", title=f"{result['renders']} renders")
+    left.set(xlabel="timestep", ylabel="mean squared v-error", ylim=(0, None), title=f"{result['renders']} renders")
+    remembered = [t for t, weight in zip(result["t"], result["top_weight"], strict=True) if weight > 0.95]
+    left.axvspan(0, max(remembered, default=0), color="0.92", label="closed form has recognised the image")
     left.legend()
     right.plot(result["t"], result["top_weight"], marker=".", color="black")
     right.set(xlabel="timestep", ylabel="largest posterior weight", ylim=(0, 1.02), title="memory of the closed form")
