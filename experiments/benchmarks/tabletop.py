@@ -33,7 +33,7 @@ def main() -> None:
     start_jax()
     tx, seed = optimizer("muon"), 0
     fits, _ = train_prior.resume_from(TABLETOP, tx, seed)
-    vae, unet = fits["vae"].ema, fits["unet"].ema
+    vae, unet = fits["vae"].ema, jax.tree.map(jnp.copy, fits["unet"].ema)  # the training step donates its state
     renders = fresh_renders(jax.random.key(1), 0, 64)
     print(f"{jax.device_count()} {jax.default_backend()} device(s)\n{'what':44} per second")
     rate = per_second(lambda i: fresh_renders(jax.random.key(i), i, 64).rgb, len(renders.rgb))
