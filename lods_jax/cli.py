@@ -119,13 +119,13 @@ def check_prompt(prompt: str, folder: Path, anyway: bool) -> None:
         raise UserError(f"the prompt must be 1 to 2000 characters of text, got {len(prompt)}")
     import json
 
+    from lods_jax.priors.tokenizer import unknown_words
+
     file = folder / "vocabulary.json"
     if anyway or not file.is_file():
         return
     known = json.loads(file.read_text())
-    words = prompt.lower().replace(",", " , ").split()
-    unknown = [word for word in words if word not in known["words"]]
-    if unknown:
+    if unknown := unknown_words(prompt, known["words"]):
         nearest = difflib.get_close_matches(prompt.lower(), known["prompts"], n=3, cutoff=0.0)
         raise UserError(
             f"this prior has never seen the words {', '.join(unknown)}; the nearest prompts that it knows are "

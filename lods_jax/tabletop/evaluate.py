@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lods_jax import generate
 from lods_jax.cameras import VIEWS
 from lods_jax.diffusion import add_noise, eps_to_v, velocity
 from lods_jax.io.image import grid, write_png
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.sampling import ddim
 from lods_jax.tabletop.dataset import Caption, Renders, caption_of, captions
 from lods_jax.tabletop.judge import Verdict, accuracy_on_renders, judge, load_judge
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
 from lods_jax.tabletop.streams import fresh_renders
 from lods_jax.types import Cond, Prior
 
-SCALE, STEPS, CLIP = 4.0, 30, 4.0  # guidance scale, DDIM steps and bound on |x0| of every sample that is judged
+SCALE, STEPS = 4.0, 30  # guidance scale and DDIM steps of every sample that is judged
 SEEDS = 96
 CHUNK = 48
 # (name of the figure, smallest value that passes)
@@ -116,14 +116,7 @@ def _embed(prior, weights, texts):
 
 def sampler(prior: Prior, weights: Any) -> Callable[[list[str], list[int]], np.ndarray]:
     """(texts, seeds) -> images [n h w 3]: DDIM with SCALE and STEPS from the noise of each seed, in chunks of one size."""
-
-    shape = jax.eval_shape(prior.encode, weights, jnp.zeros((1, 64, 64, 3)), jax.random.key(0)).shape[1:]
-
-    @jax.jit
-    def run(weights, tokens, null, keys):
-        z = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-        z = ddim(partial(prior.predict, weights, {}), z, tokens, null, s=SCALE, steps=STEPS, clip=CLIP)
-        return prior.decode(weights, z)
+    run = jax.jit(partial(generate.sample, prior, s=SCALE, steps=STEPS))
 
     def sample(texts, seeds):
         fill = -len(texts) % CHUNK

@@ -24,6 +24,7 @@ import numpy as np
 import optax
 
 from lods_jax.diffusion import T, add_noise, v_to_eps, velocity
+from lods_jax.generate import CLIP
 from lods_jax.io.image import grid, write_png
 from lods_jax.priors import convert, modules, tokenizer
 from lods_jax.sampling import ddim
@@ -229,7 +230,7 @@ def sample_latents(
         return v_to_eps(modules.predict_noise(networks().unet, params["unet"], z_t, t, cond.tokens), z_t, t)
 
     tokens, nothing = (modules.encode_text(networks().text, params["text"], x) for x in (ids, null))
-    return ddim(predict, jax.random.normal(key, (len(ids), *shape)), tokens, nothing, s=s, steps=steps, clip=4.0)
+    return ddim(predict, jax.random.normal(key, (len(ids), *shape)), tokens, nothing, s=s, steps=steps, clip=CLIP)
 
 
 def preview(out: Path, part: str, fit: Fit, vae: Any) -> None:
