@@ -1,10 +1,11 @@
 """PNG files and image grids."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from lods_jax.io.files import replacing
 
 
 def to_uint8(rgb: np.ndarray) -> np.ndarray:
@@ -25,10 +26,7 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 def write_png(path: str | Path, rgb: np.ndarray, scale: int = 1) -> Path:
     """Writes [h w 3] as a PNG, `scale` times enlarged without smoothing. A kill never leaves half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     image = Image.fromarray(to_uint8(rgb))
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(partial, "PNG")
-    partial.replace(path)
-    return path
+    with replacing(path) as partial:
+        image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(partial, "PNG")
+    return Path(path)

@@ -5,11 +5,12 @@ logarithms, rot is wxyz, f_rest is channel-major. Viewers take y as down: our z-
 loads upright.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+
+from lods_jax.io.files import replacing
 
 # (x, -z, y): a rotation by 90 degrees about x.
 FLIP = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)
@@ -31,11 +32,8 @@ def write_ply(path: str | Path, splats: Splats) -> int:
     names = [*"xyz", "nx", "ny", "nz", *(f"f_dc_{i}" for i in range(3)), *(f"f_rest_{i}" for i in range(rest.shape[1]))]
     names += ["opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}", *(f"property float {x}" for x in names)]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes("\n".join([*header, "end_header\n"]).encode() + rows.tobytes())
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes("\n".join([*header, "end_header\n"]).encode() + rows.tobytes())
     return n - len(rows)
 
 

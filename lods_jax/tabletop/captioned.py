@@ -1,13 +1,13 @@
 """Tabletop renders as the exact priors take them: images, features and words, cached on disk by what made them."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
+from lods_jax.io.files import replacing
 from lods_jax.tabletop.dataset import VIEWS, WORDS
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
 from lods_jax.tabletop.streams import fresh_renders
@@ -32,10 +32,8 @@ def captioned_renders(
         file = cache / f"{digest}-{part:04d}.npz"
         if not file.exists():
             renders = fresh_renders(jax.random.key(seed), part, size, split=split)
-            cache.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".{os.getpid()}-{file.name}")
-            np.savez(partial, rgb=renders.rgb, labels=renders.labels)
-            partial.replace(file)
+            with replacing(file) as partial:
+                np.savez(partial, rgb=renders.rgb, labels=renders.labels)
         with np.load(file) as stored:
             columns.append((stored["rgb"], stored["labels"]))
     rgb, labels = (np.concatenate(column) for column in zip(*columns, strict=True))

@@ -4,7 +4,6 @@ Shared by the tabletop prior and its judge. A sitting is bounded by wall-clock t
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,6 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
+
+from lods_jax.io.files import replacing
 
 
 class Recipe(NamedTuple):
@@ -130,10 +131,8 @@ def save_checkpoint(path: Path, parts: dict[str, Fit], meta: dict) -> None:
     """All parts in one flat safetensors file, float32, with `meta` as JSON in its header. A kill never leaves half a file."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(parts)
     flat = {jax.tree_util.keystr(name, simple=True, separator="/"): np.asarray(x) for name, x in leaves}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(flat, partial_file, {"meta": json.dumps(meta)})
-    partial_file.replace(path)
+    with replacing(path) as partial_file:
+        save_file(flat, partial_file, {"meta": json.dumps(meta)})
 
 
 def load_checkpoint(path: Path, like: dict[str, Fit]) -> tuple[dict[str, Fit], dict]:

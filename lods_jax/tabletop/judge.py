@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from lods_jax.cameras import VIEWS
 from lods_jax.diffusion import add_noise
+from lods_jax.io.files import replacing
 from lods_jax.tabletop.dataset import boundary_distance
 from lods_jax.tabletop.fitting import Recipe, optimizer, sit, start
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
@@ -159,11 +160,9 @@ def train_judge(path: Path, minutes: float, *, resume: bool = False, seed: int =
     batches = pool_batches(draw, capacity=24_000, batch=recipe.batch, reuse=8.0, seed=seed)
 
     def save(fit):
-        path.parent.mkdir(parents=True, exist_ok=True)
         flat = {"/".join(k): np.asarray(v, np.float16) for k, v in flatten_dict(fit.ema).items()}
-        partial = path.with_name(f".{path.name}.partial")
-        save_file(flat, partial, {"samples": str(fit.samples)})
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file(flat, partial, {"samples": str(fit.samples)})
 
     sit("judge", recipe, start(params, tx, seen), batches, 60 * minutes, seed, tx, save)
 
