@@ -5,18 +5,49 @@ Loads no jax before a command has checked its arguments, so that help and refusa
 
 import difflib
 import os
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from lods_jax import config as configs
+from lods_jax.config import Config, ObjectiveConfig, UserError
+
 TABLETOP = Path(__file__).parent / "tabletop" / "weights"
+CLOSED_FORM = ("exact", "exact-gaussians")  # priors of the tabletop world without a folder
 
 
-class UserError(Exception):
-    """Bad input: one line for the console, exit code 2."""
+@dataclass(frozen=True)
+class TextTo3D:
+    """Distils a prompt into a 3D object: a turning video, stills, and a PLY of Gaussian splats."""
+
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    config: str | None = None
+    """A YAML file, or a shipped preset: `gaussians-lods-embedding` (also what runs without it), `gaussians-sds`, ..."""
+    out: Path | None = None
+    """Folder of the run; by default outputs/text-to-3d/PROMPT/TIME, with a link outputs/latest."""
+    print_config: bool = False
+    """Print the resolved configuration as YAML, and run nothing."""
+    anyway: bool = False
+    """Go on with words that the prior has never seen."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continues a run that was stopped or killed, bit for bit, from its newest checkpoint."""
+
+    run: tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
+class Info:
+    """Tells devices, ffmpeg, priors and versions."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +85,109 @@ class TrainPrior:
     """Measure the gates, print them, and write gates.json, samples.png and renders.png into --out."""
 
 
-Command = (
-    Annotated[TextToImage, tyro.conf.subcommand("text-to-image")] | Annotated[TrainPrior, tyro.conf.subcommand("train-prior")]
-)
+COMMANDS = {
+    "text-to-3d": TextTo3D,
+    "resume": Resume,
+    "info": Info,
+    "text-to-image": TextToImage,
+    "train-prior": TrainPrior,
+}
+DEFAULT_PRESET = "gaussians-lods-embedding"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 2 after bad input, which is told in one line."""
-    command = tyro.cli(Command, prog="lods", args=argv, description="Score-distillation 3D generation in JAX.")
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        {TextToImage: text_to_image, TrainPrior: train_prior}[type(command)](command)
+        command = parse(argv)
+        return RUN[type(command)](command) or 0
     except (UserError, ValueError, FileNotFoundError) as error:
         if os.environ.get("LODS_TRACEBACK"):
             raise
         print(f"lods: {error}", file=sys.stderr)
         return 2
-    return 0
+
+
+def parse(argv: list[str]) -> TextTo3D | Resume | Info | TextToImage | TrainPrior:
+    """The command of a command line. Defaults < --config < flags."""
+    check_flags(argv)
+    defaults = {"text-to-3d": TextTo3D(preset(argv))} if argv[:1] == ["text-to-3d"] else {}
+    kinds = [
+        Annotated[kind, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING))] for name, kind in COMMANDS.items()
+    ]
+    return tyro.cli(reduce(or_, kinds), prog="lods", args=argv, description="Score-distillation 3D generation in JAX.")
+
+
+def preset(argv: list[str]) -> Config:
+    """What flags start from: the file of --config, with an objective that is named by a flag in place of the file's, whole."""
+    start = configs.load(given(argv, "--config") or DEFAULT_PRESET)
+    name = given(argv, "--objective") or given(argv, "--objective.name") or start.objective.name
+    return start if name == start.objective.name else replace(start, objective=ObjectiveConfig(name))
+
+
+def given(argv: list[str], flag: str) -> str | None:
+    """The value of a flag: `--flag VALUE` or `--flag=VALUE`."""
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return None
+
+
+def check_flags(argv: list[str]) -> None:
+    """Refuses a flag that the command does not have, and names the nearest that it has."""
+    command = COMMANDS.get(argv[0]) if argv else None
+    if command is None:
+        return
+    known = [f"--{item.name}" for item in fields(command) if item.name != "settings"] + ["--help"]
+    if command is TextTo3D:
+        known += [f"--{name}" for name in configs.keys(Config)] + ["--prior", "--objective", "--guidance-scale"]
+    for word in argv[1:]:
+        flag = word.partition("=")[0].replace("_", "-")
+        flags = {name.replace("_", "-"): name for name in known}
+        if re.match(r"--[a-z]", flag) and flag not in flags and flag.replace("--no-", "--") not in flags:
+            nearest = difflib.get_close_matches(flag, flags, n=1, cutoff=0.0)[0]
+            raise UserError(f"{argv[0]} has no {word.partition('=')[0]}; the nearest is {nearest}")
+
+
+def text_to_3d(args: TextTo3D) -> int:
+    config = configs.check(args.settings)
+    if args.print_config:
+        print(configs.dump(config), end="")
+        return 0
+    folder = None if config.prior.name in CLOSED_FORM else prior_folder(config.prior.name)
+    check_prompt(config.prompt, folder or TABLETOP, args.anyway)
+    slug = re.sub(r"[^a-z0-9]+", "-", config.prompt.lower()).strip("-")[:60] or "prompt"
+    out = args.out or Path("outputs/text-to-3d", slug, datetime.now().strftime("%Y%m%d-%H%M%S"))
+    start_jax()
+    from lods_jax import run
+
+    return run.start(config, out)
+
+
+def resume(args: Resume) -> int:
+    start_jax()
+    from lods_jax import run
+
+    return run.resume(args.run)
+
+
+def info(args: Info) -> None:
+    import jax
+
+    from lods_jax import provenance
+    from lods_jax.io.video import ffmpeg_path
+
+    for name, value in provenance.describe()["versions"].items():
+        print(f"{name:<17}{value}")
+    for device in jax.devices():
+        print(f"{'device':<17}{device.platform}: {device.device_kind}")
+    if hidden := provenance.hidden_gpu():
+        print(f"{'GPU':<17}{hidden}")
+    print(f"{'ffmpeg':<17}{ffmpeg_path()}")
+    print(f"{'prior':<17}tabletop: {provenance.family(TABLETOP)}, SHA-256 of the U-Net {provenance.unet_hash(TABLETOP)[:16]}")
+    print(f"{'prior':<17}{', '.join(CLOSED_FORM)}: closed forms over renders of the tabletop world")
 
 
 def text_to_image(args: TextToImage) -> None:
@@ -109,7 +227,10 @@ def prior_folder(name: str) -> Path:
     """The folder of --prior; refuses what is not there."""
     folder = TABLETOP if name == "tabletop" else Path(name)
     if not (folder / "model_index.json").is_file():
-        raise UserError(f"no prior at {folder}: --prior takes tabletop or a Stable Diffusion folder in diffusers layout")
+        raise UserError(
+            f"no prior at {folder}: --prior takes tabletop, {', '.join(CLOSED_FORM)}, "
+            "or a Stable Diffusion folder in diffusers layout"
+        )
     return folder
 
 
@@ -140,3 +261,6 @@ def start_jax() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "lods_jax" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+RUN = {TextTo3D: text_to_3d, Resume: resume, Info: info, TextToImage: text_to_image, TrainPrior: train_prior}

@@ -110,6 +110,33 @@ def make_train_step(
     return build
 
 
+def make_diagnosis(
+    scene: Scene, prior: Prior, objective: Objective, cameras: Callable[[Key[Array, "b"], Int[Array, "b"]], Camera], batch: int
+) -> Callable[..., dict[str, jax.Array]]:
+    """Builds (state, psi_0, weights, texts, key) -> {"psi_displacement", "fit_gain"}: has the learnable branch learned?
+
+    psi_displacement is the root mean square of psi - psi_0; fit_gain the fit loss of psi_0 minus that of psi, with the same
+    noise on the same renders. Where both stay 0, LODS is only the limit that it starts from. `objective` must fit something.
+    """
+
+    @jax.jit
+    def diagnose(state, psi_0, weights, texts, key):
+        views = batch + jnp.arange(batch)  # beyond those of the step: what the step draws is not drawn again
+        k = jax.vmap(lambda key: split_named(key, "camera render encode fit"))(view_keys(key, state.step, views))
+        camera = cameras(k.camera, views)
+        render = scene.render(state.theta, state.aux, camera, k.render, scene.probe(state.aux, batch))
+        z = jax.vmap(lambda rgb, key: prior.encode(weights, rgb[None], key)[0])(render.rgb, k.encode)
+        rows = {name: table[camera.view] for name, table in texts.items()}
+        predict, pose = partial(prior.predict, weights), camera.c2w.reshape(batch, 16)
+        # One after the other, not side by side: a second copy of the network would double the compilation.
+        both = jax.tree.map(lambda x_0, x: jnp.stack([x_0, x]), psi_0, state.psi)
+        before, after = jax.lax.map(lambda psi: fit_loss(psi, objective, predict, {"render": z}, rows, k.fit, pose), both)
+        moved = [(x - x_0).ravel() for x, x_0 in zip(jax.tree.leaves(state.psi), jax.tree.leaves(psi_0), strict=True)]
+        return {"psi_displacement": jnp.sqrt(jnp.mean(jnp.concatenate(moved) ** 2)), "fit_gain": before - after}
+
+    return diagnose
+
+
 def descend(tx: optax.GradientTransformation, grads: Any, params: Any, opt: optax.OptState) -> tuple[Any, optax.OptState]:
     """One step of an optax optimizer."""
     updates, opt = tx.update(grads, opt, params)

@@ -1,0 +1,249 @@
+"""Where names meet code: registries of scenes, priors and objectives, and a configuration turned into the parts of a run."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Key
+
+from lods_jax import prompts
+from lods_jax.cameras import Orbit, sample_orbit
+from lods_jax.config import Config, UserError
+from lods_jax.diffusion import T
+from lods_jax.io.ply import write_ply
+from lods_jax.objectives import csd, lods_embedding, sds
+from lods_jax.penalties import weighted
+from lods_jax.priors.exact import caption_gaussians, posterior_mean
+from lods_jax.priors.stable_diffusion import stable_diffusion
+from lods_jax.provenance import unet_hash
+from lods_jax.refine import Rules, refine
+from lods_jax.scenes import gaussians as gs
+from lods_jax.tabletop.captioned import captioned_renders
+from lods_jax.tabletop.dataset import parse_caption
+from lods_jax.tabletop.objects import COMPOSITE
+from lods_jax.types import Objective, Prior, Scene, TrainState
+
+TABLETOP = Path(__file__).parent / "tabletop" / "weights"
+EXACT_PARTS = 12  # of 672 renders: 8,064 images, about 16 of each seen caption
+
+
+class Static(NamedTuple):
+    """What a compiled step depends on beside the configuration. Equal values share one compilation."""
+
+    resolution: int  # edge of a render, pixels
+    intersections: int  # room for pairs of Gaussian and tile, per view
+
+
+class Representation(NamedTuple):
+    """A kind of scene, as functions of the configuration."""
+
+    scene: Callable[[Config, Static], Scene]
+    eye: Callable[[Config, Static], Scene]  # the same scene on white, for people
+    tx: Callable[[Config], optax.GradientTransformation]
+    plan: Callable[[Config, int, Any], Static]  # (config, resolution, aux or extras of renders, None at first) -> Static
+    refine: Callable[..., TrainState] | None  # (config, tx, key, state) -> state
+    count: Callable[[Any], dict[str, int]]  # aux -> what a log says of its size
+    export: Callable[[Path, TrainState], str]  # writes the scene into a folder; says what it wrote
+
+
+class Parts(NamedTuple):
+    """A run, ready to be stepped."""
+
+    representation: Representation
+    prior: Prior
+    prior_sha256: str | None  # of the U-Net's weights; None for closed forms
+    weights: Any
+    objective: Objective
+    texts: dict[str, Array]  # {name: [views n d]}
+    psi: Any  # before the first step
+    tx_theta: optax.GradientTransformation
+    tx_psi: optax.GradientTransformation
+    cameras: Callable
+    orbit: Orbit
+    window: Callable
+    penalty: Callable
+
+
+def build(config: Config) -> Parts:
+    """The parts that a configuration names. Raises UserError or ValueError, in one line, for what does not fit together."""
+    objective = make_objective(config)
+    representation = SCENES[config.scene]
+    prior = make_prior(config)
+    weights = prior.init(jax.random.key(0))
+    table = prompts.prompt_table(config.prompt, config.negative_prompt, with_view=names_views(config))
+    texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
+    fitted = [objective.queries[objective.fit]] if objective.fit else []
+    psi = prior.init_psi(weights, jax.random.fold_in(jax.random.key(config.seed), 1), texts["null"][0], fitted)
+    orbit = Orbit(**vars(config.camera))
+    return Parts(
+        representation,
+        prior,
+        None if config.prior.name.startswith("exact") else unet_hash(prior_folder(config.prior.name)),
+        weights,
+        objective,
+        texts,
+        psi,
+        tx_theta=representation.tx(config),
+        tx_psi=optax.adam(config.optimizer.psi_lr, config.optimizer.b1, config.optimizer.b2, config.optimizer.eps),
+        cameras=lambda keys, views: sample_orbit(keys, views, config.batch, orbit),
+        orbit=orbit,
+        window=lambda step: tuple(phase(config, pair, step) for pair in timesteps(config)),
+        penalty=weighted({k: partial(phase, config, v) for k, v in vars(config.penalty).items() if any(v)}),
+    )
+
+
+def phase(config: Config, pair: tuple, step: Array | int) -> Array:
+    """The value of a pair at a step: the first before the switch, the second from there on."""
+    return jnp.where(step < config.switch * config.steps, *pair)
+
+
+def timesteps(config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Lowest and highest timestep of the two phases."""
+    low, high = config.timesteps.min, config.timesteps.max
+    return tuple(int(T * x) for x in low), tuple(int(T * x) for x in high)
+
+
+# --- objectives -----------------------------------------------------------------------------------------------------------
+OBJECTIVES: Mapping[str, Callable[..., Objective]] = {"sds": sds, "csd": csd, "lods-embedding": lods_embedding}
+
+
+def make_objective(config: Config) -> Objective:
+    """The named objective with its guidance scale and options; a name with a colon is imported."""
+    name, given = config.objective.name, dict(config.objective.options)
+    if config.objective.s is not None:
+        given["s"] = config.objective.s
+    factory = load_objective(name)
+    takes = list(inspect.signature(factory).parameters)
+    for key in given:
+        if key not in takes:
+            raise UserError(f"objective {name} takes no {key}; it takes {', '.join(takes) or 'nothing'}")
+    made = factory(**given)
+    if not isinstance(made, Objective):
+        raise UserError(f"objective {name} must give a lods_jax.types.Objective, got a {type(made).__name__}")
+    return made
+
+
+def load_objective(name: str) -> Callable[..., Objective]:
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise UserError(f"unknown objective {name}; there are {', '.join(OBJECTIVES)}, or package.module:factory")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` does
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"objective {name} cannot be imported: {error}") from error
+
+
+# --- priors ---------------------------------------------------------------------------------------------------------------
+def make_prior(config: Config) -> Prior:
+    return PRIORS.get(config.prior.name, partial(from_folder, folder=config.prior.name))(config)
+
+
+def from_folder(config: Config, folder: str | Path) -> Prior:
+    return stable_diffusion(folder, dtype=jnp.dtype(config.prior.dtype), strict=False)
+
+
+def exact(config: Config, make: Callable[..., Prior], size: int) -> Prior:
+    return make(*captioned_renders(EXACT_PARTS, size))
+
+
+PRIORS: Mapping[str, Callable[[Config], Prior]] = {
+    "tabletop": partial(from_folder, folder=TABLETOP),
+    "exact": partial(exact, make=posterior_mean, size=64),
+    "exact-gaussians": partial(exact, make=caption_gaussians, size=32),
+}
+
+
+def prior_folder(name: str) -> Path:
+    return TABLETOP if name == "tabletop" else Path(name)
+
+
+def names_views(config: Config) -> bool:
+    """Whether the prompts of a run name the view: not for an object of the tabletop world that looks alike from all sides."""
+    if config.view_words != "auto":
+        return config.view_words == "on"
+    if config.prior.name not in PRIORS and not (prior_folder(config.prior.name) / "vocabulary.json").exists():
+        return True  # a prior of the whole world
+    try:
+        return parse_caption(config.prompt).kind in COMPOSITE
+    except ValueError:
+        return True
+
+
+# --- scenes ---------------------------------------------------------------------------------------------------------------
+BACKGROUNDS = {
+    "white-or-grey": gs.white_or_grey,
+    "white": lambda key: jnp.ones(3),
+    "black": lambda key: jnp.zeros(3),
+}
+ROOM = 8  # tile intersections per slot to begin with, twice of what is typical at 64 to 128 px
+
+
+def gaussian_scene(config: Config, static: Static, background: str | None = None) -> Scene:
+    g = config.gaussians
+    return gs.gaussians(
+        height=static.resolution,
+        width=static.resolution,
+        intersections=static.intersections,
+        capacity=g.capacity,
+        count=g.count,
+        points=partial(gs.ball, radius=g.radius),
+        size=g.size,
+        opacity=g.opacity,
+        degree=g.degree,
+        background=BACKGROUNDS[background or g.background],
+    )
+
+
+def gaussian_optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam with one learning rate per parameter, all of them falling alike."""
+    rates, o = vars(config.gaussians.lr), config.optimizer
+    return optax.chain(
+        optax.scale_by_adam(o.b1, o.b2, o.eps),
+        optax.scale_by_schedule(optax.exponential_decay(1.0, config.steps, o.decay)),
+        optax.stateless(lambda updates, _: {name: -rates[name] * update for name, update in updates.items()}),
+    )
+
+
+def gaussian_plan(config: Config, resolution: int, aux: Any) -> Static:
+    """Room for the most intersections that a view has had, and a tenth more, in powers of two."""
+    most = 0 if aux is None else int(np.max(aux["total"]))
+    room = max(ROOM * config.gaussians.capacity, round(1.1 * most))
+    return Static(resolution, 1 << (room - 1).bit_length())
+
+
+def gaussian_refine(config: Config, tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
+    r = config.gaussians.refine
+    return refine(key, state, tx, Rules(r.threshold, r.fraction, r.split_size, r.prune_opacity, r.prune_size))
+
+
+def export_gaussians(folder: Path, state: TrainState) -> str:
+    alive = np.asarray(state.aux["alive"])
+    dropped = write_ply(folder / "scene.ply", {name: np.asarray(x)[alive] for name, x in state.theta.items()})
+    return f"scene.ply with {alive.sum() - dropped} Gaussians" + (
+        f" ({dropped} that were not finite left out)" if dropped else ""
+    )
+
+
+SCENES: Mapping[str, Representation] = {
+    "gaussians": Representation(
+        gaussian_scene,
+        partial(gaussian_scene, background="white"),
+        gaussian_optimizer,
+        gaussian_plan,
+        gaussian_refine,
+        lambda aux: {"gaussians": int(np.sum(aux["alive"]))},
+        export_gaussians,
+    )
+}

@@ -1,0 +1,313 @@
+"""The configuration of a run: frozen dataclasses are the schema, YAML files are presets, flags come last.
+
+Defaults < YAML < flags. Lengths are fractions of a run, so that `--steps` scales every schedule. A pair (a, b) is a value of
+the two phases of a run: a before `switch`, b from there on. This file loads no jax: `lods --help` answers at once.
+"""
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from tyro.conf import Positional, arg
+
+PRESETS = Path(__file__).parent / "configs"  # a link to configs/ in a checkout, a folder in a wheel
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """Bad input: one line for the console, exit code 2."""
+
+
+def bounded(default: Any, low: float, high: float) -> Any:
+    """A field whose numbers must lie in [low, high]."""
+    return field(default=default, metadata={"range": (low, high)})
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    name: Annotated[str, arg(aliases=["--prior"])] = "tabletop"
+    """`tabletop`, `exact` (posterior mean over renders of the tabletop world), `exact-gaussians` (one Gaussian per caption), or a
+    Stable Diffusion folder in diffusers layout."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of U-Net and VAE; their results are float32 in any case."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    name: Annotated[str, arg(aliases=["--objective"])] = "lods-embedding"
+    """`sds`, `csd`, `lods-embedding`, or `package.module:factory` of your own."""
+    s: Annotated[float | None, arg(aliases=["--guidance-scale"])] = bounded(None, 0.0, math.inf)
+    """Guidance scale; None leaves the objective's own default. LODS takes inf."""
+    options: dict[str, float] = field(default_factory=dict)
+    """Whatever else the objective's factory takes, by name."""
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """The distribution of training cameras (`cameras.Orbit`), degrees. The default is what the tabletop prior was trained on."""
+
+    elevation: tuple[float, float] = bounded((-5.0, 45.0), -90, 90)
+    fov_y: tuple[float, float] = bounded((40.0, 50.0), 1, 170)
+    radius: tuple[float, float] | None = bounded(None, 1e-3, 1e3)
+    """Distance to the origin; either this or `extent`."""
+    extent: tuple[float, float] | None = bounded((0.76, 0.88), 1e-3, 1e3)
+    """Half-height of the visible plane through the origin."""
+    overhead: float = bounded(0.12, 0, 1)
+    """Share of cameras drawn from `overhead_elevation` instead."""
+    overhead_elevation: tuple[float, float] = bounded((62.0, 88.0), -90, 90)
+    front: float = bounded(45.0, 0, 90)
+    above: float = bounded(60.0, 0, 90)
+
+
+@dataclass(frozen=True)
+class TimestepConfig:
+    """The window of diffusion timesteps of the score, as fractions of 1000."""
+
+    min: tuple[float, float] = bounded((0.02, 0.02), 0, 0.999)
+    max: tuple[float, float] = bounded((0.98, 0.55), 0, 0.999)
+
+
+@dataclass(frozen=True)
+class PenaltyConfig:
+    """Weights of the penalties on renders, on the scale of LODS."""
+
+    sparsity: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    opaque: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+
+
+@dataclass(frozen=True)
+class GaussianRates:
+    """Adam's learning rates of the Gaussians' parameters."""
+
+    means: float = bounded(3e-3, 0, 1)
+    quats: float = bounded(2e-3, 0, 1)
+    log_scales: float = bounded(5e-3, 0, 1)
+    opacity_logits: float = bounded(2e-2, 0, 1)
+    sh: float = bounded(2e-2, 0, 1)
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Clone, split and prune (`refine.Rules`); `start` and `stop` are fractions of the run, and `every` counts steps."""
+
+    every: int = bounded(100, 0, 10**7)
+    """0 never refines."""
+    start: float = bounded(0.2, 0, 1)
+    stop: float = bounded(0.8, 0, 1)
+    fraction: float = bounded(0.1, 0, 1)
+    threshold: float = bounded(0.0, 0, 1e6)
+    split_size: float = bounded(0.02, 0, 1e3)
+    prune_opacity: float = bounded(0.005, 0, 1)
+    prune_size: float = bounded(0.35, 0, 1e3)
+
+
+@dataclass(frozen=True)
+class GaussianConfig:
+    """The scene of 3D Gaussians (`scenes.gaussians`)."""
+
+    capacity: int = bounded(4096, 1, 2**20)
+    count: int = bounded(2048, 1, 2**20)
+    """How many of the slots are alive at first."""
+    init: str = "ball"
+    """`ball`, `shell`, or a PLY file: Gaussian splats or a point cloud."""
+    radius: float = bounded(0.5, 1e-3, 1e3)
+    """Of the ball or the shell."""
+    size: float = bounded(0.035, 1e-6, 1e3)
+    opacity: float = bounded(0.1, 1e-6, 1 - 1e-6)
+    degree: int = bounded(0, 0, 3)
+    """Of the spherical harmonics of colour."""
+    background: Literal["white-or-grey", "white", "black"] = "white-or-grey"
+    lr: GaussianRates = field(default_factory=GaussianRates)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam for the scene and Adam for the learnable part of the prior, each with its own learning rate."""
+
+    b1: float = bounded(0.9, 0, 0.999999)
+    b2: float = bounded(0.99, 0, 0.999999)
+    eps: float = bounded(1e-15, 1e-30, 1)
+    decay: float = bounded(0.1, 1e-6, 1)
+    """The scene's learning rates fall exponentially to this share at the end."""
+    psi_lr: float = bounded(3e-3, 0, 10)
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    size: int = bounded(256, 16, 2048)
+    """Edge of the video and of the stills in pixels, whatever was trained at."""
+    frames: int = bounded(96, 1, 10_000)
+    fps: int = bounded(24, 1, 240)
+    preview_every: int = bounded(100, 0, 10**7)
+    """Steps between previews; 0 writes none."""
+    log_every: int = bounded(10, 1, 10**7)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = bounded(200, 0, 10**7)
+    """Steps between checkpoints; 0 saves at the end alone."""
+    keep: int = bounded(2, 1, 1000)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, whole: `config.yaml` of a run repeats the run."""
+
+    prompt: Positional[str] = ""
+    negative_prompt: str = ""
+    """The text of the unconditional branch; LODS's embedding starts from it."""
+    view_words: Literal["auto", "on", "off"] = "auto"
+    """Whether prompts name the view; auto leaves it out for objects that this prior knows to have no front."""
+    seed: int = bounded(0, 0, 2**32 - 1)
+    steps: int = bounded(400, 1, 10**7)
+    switch: float = bounded(0.5, 0, 1)
+    """Fraction of the run at which pairs of values go from the first to the second."""
+    batch: int = bounded(4, 1, 4096)
+    """Views of a step on all devices together."""
+    resolution: int = bounded(64, 8, 2048)
+    """Edge of the training renders in pixels."""
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    timesteps: TimestepConfig = field(default_factory=TimestepConfig)
+    penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
+    scene: Literal["gaussians"] = "gaussians"
+    gaussians: GaussianConfig = field(default_factory=GaussianConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
+    """auto is pmap over all devices where there are several that divide the batch, else jit."""
+
+
+def load(path: str | Path) -> Config:
+    """The configuration of a YAML file, or of a shipped preset by its name; what it leaves out keeps its default."""
+    file = find(path)
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data or {}, dict):
+        raise UserError(f"{file} must hold keys and values, got a {type(data).__name__}")
+    return from_mapping(Config, data or {}, str(file))
+
+
+def find(name: str | Path) -> Path:
+    """A file as it is, or a shipped preset: `gaussians-sds`, say."""
+    if Path(name).is_file():
+        return Path(name)
+    presets = {path.stem: path for path in sorted(PRESETS.rglob("*.yaml"))}
+    if str(name) in presets:
+        return presets[str(name)]
+    raise UserError(f"no config file {name}, and no preset of that name: {', '.join(presets)}")
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML; `load` gives it back."""
+    plain = lambda x: {k: plain(v) for k, v in x.items()} if isinstance(x, dict) else list(x) if isinstance(x, tuple) else x  # noqa: E731
+    return yaml.safe_dump(plain(asdict(config)), sort_keys=False, default_flow_style=None, width=130, allow_unicode=True)
+
+
+def from_mapping(kind: type[T], data: Mapping[str, Any], source: str, prefix: str = "") -> T:
+    """A dataclass from nested keys and values; every unknown key and wrong type is a UserError that names it."""
+    hints, values = typing.get_type_hints(kind), {}
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            nearest = difflib.get_close_matches(name, keys(Config), n=1, cutoff=0.0)[0]
+            raise UserError(f"{source}: there is no key {name}; the nearest is {nearest}")
+        if is_dataclass(hints[key]):
+            # `prior: tabletop` is short for `prior: {name: tabletop}`.
+            value = {"name": value} if isinstance(value, str) and "name" in typing.get_type_hints(hints[key]) else value
+            if not isinstance(value, dict):
+                raise UserError(f"{source}: {name} must hold keys and values, got {value!r}")
+            values[key] = from_mapping(hints[key], value, source, f"{name}.")
+        else:
+            try:
+                values[key] = convert(hints[key], value)
+            except (TypeError, ValueError):
+                raise UserError(f"{source}: {name} must be {wanted(hints[key])}, got {value!r}") from None
+    return kind(**values)
+
+
+def convert(kind: Any, value: Any) -> Any:
+    """`value` of a YAML file as the type of a field. PyYAML reads 1e-3 as a text, and 1 is fine where 1.0 is meant."""
+    origin, of = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else convert(next(x for x in of if x is not type(None)), value)
+    if origin is Literal:
+        if value not in of:
+            raise ValueError
+        return value
+    if origin is tuple:
+        if not isinstance(value, list) or len(value) != len(of):
+            raise ValueError
+        return tuple(convert(k, x) for k, x in zip(of, value, strict=True))
+    if origin is dict:
+        return {convert(of[0], k): convert(of[1], x) for k, x in value.items()}
+    if isinstance(value, bool) or value is None or (kind is str and not isinstance(value, str)):
+        raise TypeError
+    if kind is int and isinstance(value, float) and not value.is_integer():
+        raise ValueError
+    return kind(value)
+
+
+def wanted(kind: Any) -> str:
+    """A type as a person would say it."""
+    origin, of = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return " or ".join(map(str, of))
+    if origin is tuple:
+        return f"{len(of)} numbers"
+    if origin is dict:
+        return "names with numbers"
+    if origin in (typing.Union, types.UnionType):
+        return f"{wanted(of[0])} or null"
+    return {int: "a whole number", float: "a number", str: "a text"}[kind]
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, field, value) of every key."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", item, value
+
+
+def keys(kind: type) -> list[str]:
+    """Every dotted key of the configuration."""
+    return [name for name, _, _ in leaves(kind())]
+
+
+def check(config: Config) -> Config:
+    """The configuration, if its numbers make sense; else a UserError that names the key, what came and what may."""
+    for name, item, value in leaves(config):
+        if "range" in item.metadata and value is not None:
+            low, high = item.metadata["range"]
+            for x in value if isinstance(value, tuple) else (value,):
+                if not low <= x <= high:  # also refuses NaN
+                    raise UserError(f"{name} must lie in {low:g}..{high:g}, got {x:g}")
+    if config.gaussians.count > config.gaussians.capacity:
+        raise UserError(
+            f"gaussians.count must be at most gaussians.capacity = {config.gaussians.capacity}, got {config.gaussians.count}"
+        )
+    if (config.camera.radius is None) == (config.camera.extent is None):
+        raise UserError(f"give either camera.radius or camera.extent, got {config.camera.radius} and {config.camera.extent}")
+    for name in ("elevation", "fov_y", "radius", "extent", "overhead_elevation"):
+        pair = getattr(config.camera, name)
+        if pair and pair[0] > pair[1]:
+            raise UserError(f"camera.{name} must be a lower and an upper limit, got {pair[0]:g} and {pair[1]:g}")
+    if any(low > high for low, high in zip(config.timesteps.min, config.timesteps.max, strict=True)):
+        raise UserError(f"timesteps.min must not exceed timesteps.max, got {config.timesteps.min} and {config.timesteps.max}")
+    return config

@@ -1,0 +1,326 @@
+"""A run: a folder, a loop around the compiled step, and what a person sees of it.
+
+Its folder holds config.yaml (repeats the run), run.json (what it ran on), metrics.jsonl, previews/, checkpoints/, and at the end
+video.mp4, stills and the scene. All that training changes is in the checkpoint: a resumed run continues bit for bit.
+"""
+
+import json
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from lods_jax import checkpoint, provenance
+from lods_jax.build import Parts, Static, build
+from lods_jax.cameras import turntable
+from lods_jax.config import Config, UserError, check, dump, load
+from lods_jax.io.files import replacing
+from lods_jax.io.image import grid, to_uint8, write_png
+from lods_jax.io.video import write_video
+from lods_jax.rng import step_key
+from lods_jax.train import init_state, make_diagnosis, make_train_step, parallelise
+from lods_jax.types import Camera, TrainState
+
+PLAN_EVERY = 50  # steps between looks at whether a static shape has become too small
+FIRST_PREVIEW = 10  # steps: something to look at within a minute
+AT_ONCE = 4  # views rendered in one call for people
+
+
+# --- training: what changes the state ---------------------------------------------------------------------------------------
+class Progress(NamedTuple):
+    """After one step. The state is given away to the next step: copy what has to outlive it."""
+
+    done: int  # steps
+    state: TrainState
+    static: Static
+    metrics: dict[str, jax.Array]
+
+
+def first_state(config: Config, parts: Parts) -> TrainState:
+    """The state before the first step."""
+    scene = parts.representation.scene(config, parts.representation.plan(config, config.resolution, None))
+    return init_state(scene, parts.psi, parts.tx_theta, parts.tx_psi, jax.random.fold_in(jax.random.key(config.seed), 2))
+
+
+def train(config: Config, parts: Parts, state: TrainState, static: Static | None = None) -> Iterator[Progress]:
+    """Steps, refinement and growth of static shapes, from `state` to the end of the run.
+
+    Args:
+      static: what the state's last step was compiled for; None before the first. Decisions hang on it, the step and aux alone, so
+        that a resumed run decides as an uninterrupted one.
+    """
+    represent, key = parts.representation, jax.random.fold_in(jax.random.key(config.seed), 3)
+    refine = jax.jit(lambda key, state: represent.refine(config, parts.tx_theta, key, state))
+    static = static or represent.plan(config, config.resolution, None)
+    step = compiled(config, parts, static)
+    for done in range(int(state.step) + 1, config.steps + 1):
+        state, metrics = step(state, parts.weights, parts.texts, None, key)
+        if represent.refine and refines(config, done):
+            state = refine(jax.random.fold_in(step_key(key, done), 1), state)
+        if done % PLAN_EVERY == 0 and (planned := represent.plan(config, config.resolution, state.aux)) != static:
+            static, step = planned, compiled(config, parts, planned)
+        yield Progress(done, state, static, metrics)
+
+
+def compiled(config: Config, parts: Parts, static: Static) -> Callable:
+    """The train step at a static shape, over the devices that the configuration asks for."""
+    build_step = make_train_step(
+        parts.representation.scene(config, static),
+        parts.prior,
+        parts.objective,
+        cameras=parts.cameras,
+        window=parts.window,
+        penalty=parts.penalty,
+        tx_theta=parts.tx_theta,
+        tx_psi=parts.tx_psi,
+        batch=config.batch,
+    )
+    n = jax.device_count()
+    mode = config.parallel if config.parallel != "auto" else "pmap" if n > 1 and config.batch % n == 0 else "jit"
+    return parallelise(build_step, mode, config.batch)
+
+
+def refines(config: Config, done: int) -> bool:
+    """Whether the scene is refined after this many steps."""
+    r = config.gaussians.refine
+    return r.every > 0 and done % r.every == 0 and r.start * config.steps <= done <= r.stop * config.steps
+
+
+# --- a run and its folder ---------------------------------------------------------------------------------------------------
+def start(config: Config, folder: Path) -> int:
+    """Runs a configuration in a new or empty folder. Returns the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already: pass another --out, or go on with a run by `lods resume {folder}`")
+    parts = build(check(config))  # before anything is written: most mistakes show here
+    with replacing(folder / "config.yaml") as file:
+        file.write_text(dump(config), encoding="utf-8")
+    point_latest_at(folder)
+    return proceed(config, parts, folder, first_state(config, parts), None)
+
+
+def resume(folder: Path) -> int:
+    """Continues a run from its newest whole checkpoint, bit for bit; returns what `start` returns."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} holds no run: config.yaml is missing")
+    config = check(load(folder / "config.yaml"))
+    parts = build(config)
+    if not checkpoint.steps(folder / "checkpoints"):
+        say("resume", f"{folder} has no checkpoint: from the beginning")
+        return proceed(config, parts, folder, first_state(config, parts), None)
+    like = jax.eval_shape(lambda: first_state(config, parts))
+    state, meta = checkpoint.restore(folder / "checkpoints", like, tell=lambda line: say("resume", line))
+    say("resume", f"{folder} from step {int(state.step)}")
+    return proceed(config, parts, folder, state, Static(**meta["static"]))
+
+
+def proceed(config: Config, parts: Parts, folder: Path, state: TrainState, static: Static | None) -> int:
+    """From a state to the end or to a signal; the results are written in both cases."""
+    note = provenance.describe() | {"prior_sha256": parts.prior_sha256}
+    write_json(folder / "run.json", note | {"state": "running"})
+    rewind(folder / "metrics.jsonl", int(state.step))
+    say("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
+    see = viewer(config, parts)
+    with stoppable() as stop:
+        state, seconds = optimise(config, parts, folder, state, static, see, stop)
+        say("write", "video, stills and scene")
+        began = time.monotonic()
+        write_results(config, parts, folder, state, see)
+        seconds["write"] = round(time.monotonic() - began, 1)
+        write_json(folder / "run.json", note | outcome(config, state, seconds))
+    if stop:
+        say("stopped", f"at step {int(state.step)} of {config.steps}; go on with `lods resume {folder}`")
+        return 128 + stop[0]
+    say("done", f"{folder / 'video.mp4'}")
+    return 0
+
+
+def optimise(
+    config: Config, parts: Parts, folder: Path, state: TrainState, static: Static | None, see: Callable, stop: list[int]
+) -> tuple[TrainState, dict[str, float]]:
+    """Trains, and lets people see it: progress, metrics, previews, checkpoints. Ends early once `stop` holds a signal."""
+    first, began, recent = int(state.step), time.monotonic(), []
+    diagnose, seconds, skipped = diagnosis(config, parts, static), {"compile": 0.0, "optimise": 0.0}, int(state.skipped)
+    if first < config.steps:
+        say("compile", "about a minute on a new machine, some seconds on one that has done it before")
+    with tqdm(total=config.steps, initial=first, disable=None, unit="step", mininterval=0.5) as bar:
+        for done, state, static, metrics in train(config, parts, state, static):  # noqa: B020 (what was passed is given away)
+            recent.append(metrics)
+            last = done == config.steps or bool(stop)
+            if last or done == first + 1 or due(config.output.log_every, done):
+                line = {"step": done} | mean(recent) | parts.representation.count(state.aux) | diagnose(state)
+                line["skipped"] = int(state.skipped)
+                append(folder / "metrics.jsonl", line)
+                check_alive(line["skipped"] - skipped, len(recent), done)
+                skipped, recent = line["skipped"], []
+                show(bar, line, config.steps, time.monotonic() - began, done - first)
+            if done == first + 1:
+                seconds["compile"], began = round(time.monotonic() - began, 1), time.monotonic()
+                say("optimise", f"{config.steps - first} steps of {config.batch} views (compiled in {seconds['compile']:.0f} s)")
+            if done == FIRST_PREVIEW or due(config.output.preview_every, done):
+                write_preview(config, parts, folder, done, state, see)
+            if last or due(config.checkpoint.every, done):
+                checkpoint.save(folder / "checkpoints", state, {"static": static._asdict()}, config.checkpoint.keep)
+            bar.update()
+            if last:
+                break
+    seconds["optimise"] = round(time.monotonic() - began, 1)
+    return state, seconds
+
+
+def diagnosis(config: Config, parts: Parts, static: Static | None) -> Callable[[TrainState], dict[str, float]]:
+    """state -> psi_displacement and fit_gain; nothing for objectives that learn nothing."""
+    if parts.objective.fit is None:
+        return lambda state: {}
+    static = static or parts.representation.plan(config, config.resolution, None)
+    scene, key = parts.representation.scene(config, static), jax.random.fold_in(jax.random.key(config.seed), 3)
+    diagnose = make_diagnosis(scene, parts.prior, parts.objective, parts.cameras, config.batch)
+    return lambda state: {name: float(x) for name, x in diagnose(state, parts.psi, parts.weights, parts.texts, key).items()}
+
+
+def check_alive(skipped: int, steps: int, done: int) -> None:
+    """Tells of updates that were dropped, and ends a run in which none is left."""
+    if skipped == steps:
+        raise UserError(
+            f"step {done}: none of the last {steps} gradients was finite, so nothing changes any more. "
+            "The last checkpoint is whole; try a smaller learning rate or guidance scale"
+        )
+    if skipped:
+        say("skip", f"{skipped} of the {steps} updates before step {done} were not finite and changed nothing")
+
+
+def due(every: int, done: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+# --- what a person sees -----------------------------------------------------------------------------------------------------
+def say(phase: str, text: str) -> None:
+    """One line of a run, beside the progress bar if there is one."""
+    tqdm.write(f"{phase:<10}{text}")
+    sys.stdout.flush()
+
+
+def show(bar: tqdm, line: dict[str, Any], steps: int, elapsed: float, done: int) -> None:
+    """The newest figures in the progress bar; where there is no terminal, a line for each tenth of the run."""
+    names = [name for name in ("force", "fit", "psi_displacement", "fit_gain", "gaussians") if name in line]
+    text = ", ".join(f"{name} {line[name]:.3g}" if isinstance(line[name], float) else f"{name} {line[name]}" for name in names)
+    bar.set_postfix_str(text, refresh=False)
+    if bar.disable and (line["step"] * 10) // steps > ((line["step"] - done) * 10) // steps:
+        left = elapsed / max(done, 1) * (steps - line["step"])
+        say("", f"step {line['step']} of {steps}: {text}, {left:.0f} s left")
+
+
+def viewer(config: Config, parts: Parts) -> Callable[[TrainState, Camera], np.ndarray]:
+    """Builds (state, n cameras) -> renders on white at output.size, bytes [n h w 3]; compiles again where room runs out."""
+    represent, size = parts.representation, config.output.size
+    static = represent.plan(config, size, None)
+
+    @cache
+    def render(static: Static) -> Callable:
+        scene = represent.eye(config, static)
+        keys = jax.random.split(jax.random.key(0), AT_ONCE)  # a white background draws nothing
+        return jax.jit(lambda theta, aux, camera: scene.render(theta, aux, camera, keys, scene.probe(aux, AT_ONCE)))
+
+    def see(state: TrainState, camera: Camera) -> np.ndarray:
+        nonlocal static
+        n, frames = len(camera.view), []
+        for first in range(0, n, AT_ONCE):
+            rows = np.minimum(first + np.arange(AT_ONCE), n - 1)
+            some = jax.tree.map(lambda x: x[rows], camera)  # noqa: B023 (used at once)
+            out = render(static)(state.theta, state.aux, some)
+            while (grown := represent.plan(config, size, out.extras)) > static:
+                static = grown
+                out = render(static)(state.theta, state.aux, some)
+            frames.append(to_uint8(np.asarray(out.rgb)))
+        return np.concatenate(frames)[:n]
+
+    return see
+
+
+def write_preview(config: Config, parts: Parts, folder: Path, done: int, state: TrainState, see: Callable) -> None:
+    """Four sides in a row, as previews/<step>.png."""
+    images = see(state, turntable(4, orbit=parts.orbit))
+    path = write_png(folder / "previews" / f"{done:06d}.png", grid(images, 4))
+    if done == FIRST_PREVIEW:
+        say("preview", f"{path} and so on")
+
+
+def write_results(config: Config, parts: Parts, folder: Path, state: TrainState, see: Callable) -> None:
+    """video.mp4 (a turntable), eight stills, one by one and in one picture, and the scene in its own format."""
+    stills = see(state, turntable(8, orbit=parts.orbit))
+    write_png(folder / "stills.png", grid(stills, 4))
+    for i, image in enumerate(stills):
+        write_png(folder / "stills" / f"{i * 45:03d}.png", image)
+    say("", parts.representation.export(folder, state))
+    try:
+        write_video(folder / "video.mp4", see(state, turntable(config.output.frames, orbit=parts.orbit)), config.output.fps)
+    except RuntimeError as error:  # no ffmpeg that works: everything else is there
+        say("", f"no video: {error}")
+
+
+# --- files and signals ------------------------------------------------------------------------------------------------------
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    with replacing(path) as file:
+        file.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def outcome(config: Config, state: TrainState, seconds: dict[str, float]) -> dict[str, Any]:
+    """What run.json says at the end."""
+    done = int(state.step)
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss is in bytes there, in KiB elsewhere
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    end = "finished" if done >= config.steps else "stopped"
+    return {"state": end, "step": done, "skipped": int(state.skipped), "seconds": seconds, "peak_gib": round(peak, 2)}
+
+
+def mean(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
+    """Means over steps, by name."""
+    return {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """One line of metrics.jsonl, on disk before the next step."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def rewind(path: Path, step: int) -> None:
+    """Cuts metrics.jsonl back to the step that a run goes on from; half a last line goes too."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    with replacing(path) as file:
+        file.write_text("".join(f"{line}\n" for line in kept))
+
+
+def point_latest_at(folder: Path) -> None:
+    """outputs/latest -> this run, where the run lies in a folder of the name `outputs`."""
+    outputs = next((parent for parent in folder.absolute().parents if parent.name == "outputs"), None)
+    if outputs:
+        with replacing(outputs / "latest") as link:
+            link.symlink_to(folder.absolute().relative_to(outputs), target_is_directory=True)
+
+
+@contextmanager
+def stoppable() -> Iterator[list[int]]:
+    """Yields a list that SIGINT or SIGTERM puts its number into. A second Ctrl-C ends the program at once."""
+    stop: list[int] = []
+
+    def note(number, frame):
+        stop.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        say("stop", "finishing the step and writing what there is; Ctrl-C again ends at once")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
