@@ -18,7 +18,7 @@ from lods_jax import prompts
 from lods_jax.cameras import Orbit, sample_orbit
 from lods_jax.config import Config, UserError
 from lods_jax.diffusion import T
-from lods_jax.io.ply import write_ply
+from lods_jax.io.ply import read_points, write_ply
 from lods_jax.objectives import csd, lods_embedding, sds
 from lods_jax.penalties import weighted
 from lods_jax.priors.exact import caption_gaussians, posterior_mean
@@ -74,8 +74,10 @@ class Parts(NamedTuple):
 
 def build(config: Config) -> Parts:
     """The parts that a configuration names. Raises UserError or ValueError, in one line, for what does not fit together."""
-    objective = make_objective(config)
-    representation = SCENES[config.scene]
+    objective, representation = make_objective(config), SCENES[config.scene]
+    representation.scene(
+        config, representation.plan(config, config.resolution, None)
+    )  # a mistake in it shows before weights load
     prior = make_prior(config)
     weights = prior.init(jax.random.key(0))
     table = prompts.prompt_table(config.prompt, config.negative_prompt, with_view=names_views(config))
@@ -198,12 +200,23 @@ def gaussian_scene(config: Config, static: Static, background: str | None = None
         intersections=static.intersections,
         capacity=g.capacity,
         count=g.count,
-        points=partial(gs.ball, radius=g.radius),
+        points=first_points(config),
         size=g.size,
         opacity=g.opacity,
         degree=g.degree,
         background=BACKGROUNDS[background or g.background],
     )
+
+
+def first_points(config: Config) -> Callable[[Key[Array, ""], int], gs.Start]:
+    """Where the Gaussians are at first: a ball, a shell, or a PLY file."""
+    g = config.gaussians
+    if g.init in ("ball", "shell"):
+        return partial({"ball": gs.ball, "shell": gs.shell}[g.init], radius=g.radius)
+    if not Path(g.init).is_file():
+        raise UserError(f"gaussians.init must be ball, shell or a PLY file, got {g.init}")
+    start = gs.from_points(read_points(g.init), g.count, config.seed)
+    return lambda key, count: start
 
 
 def gaussian_optimizer(config: Config) -> optax.GradientTransformation:

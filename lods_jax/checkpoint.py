@@ -29,7 +29,8 @@ def save(folder: Path, state: TrainState, meta: dict[str, Any], keep: int = 2) -
     import orbax.checkpoint as ocp
 
     step, leaves = int(state.step), flat(jax.device_get(state))
-    note = {"meta": meta, "sha256": {name: digest(x) for name, x in leaves.items()}}
+    hashes = {name: digest(x) for name, x in leaves.items()}
+    note = {"meta": meta, "meta_sha256": digest(json.dumps(meta)), "sha256": hashes}
     # What is there from this step on is damaged or the same: a run continues from the newest whole save.
     for stale in (path for path in folder.glob("*") if path.name.isdecimal() and int(path.name) >= step):
         shutil.rmtree(stale)
@@ -50,8 +51,9 @@ def restore(folder: Path, like: TrainState, tell: Callable[[str], None] = print)
     for step in reversed(steps(folder)):
         try:
             leaves, note = read(folder / str(step))
-            if broken := [name for name, hashed in note["sha256"].items() if digest(leaves[name]) != hashed]:
-                raise OSError(f"the hash of {broken[0]} does not hold")
+            broken = [name for name, hashed in note["sha256"].items() if digest(leaves[name]) != hashed]
+            if broken or digest(json.dumps(note["meta"])) != note["meta_sha256"]:
+                raise OSError(f"the hash of {[*broken, 'meta'][0]} does not hold")
         except Exception as error:  # orbax, tensorstore and json raise a dozen unrelated types for a damaged file
             tell(f"the checkpoint of step {step} is damaged ({' '.join(str(error).split())[:120]}); trying the one before")
             continue
@@ -96,6 +98,7 @@ def unflat(leaves: dict[str, np.ndarray], like: TrainState, source: Path) -> Tra
     return jax.tree.unflatten(structure, values)
 
 
-def digest(x: np.ndarray) -> str:
-    """SHA-256 of dtype, shape and values."""
-    return hashlib.sha256(f"{x.dtype} {x.shape}".encode() + np.ascontiguousarray(x).tobytes()).hexdigest()
+def digest(x: np.ndarray | str) -> str:
+    """SHA-256 of a text, or of an array's dtype, shape and values."""
+    data = x.encode() if isinstance(x, str) else f"{x.dtype} {x.shape}".encode() + np.ascontiguousarray(x).tobytes()
+    return hashlib.sha256(data).hexdigest()

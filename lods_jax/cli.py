@@ -106,6 +106,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"lods: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def parse(argv: list[str]) -> TextTo3D | Resume | Info | TextToImage | TrainPrior:

@@ -25,7 +25,7 @@ class UserError(Exception):
     """Bad input: one line for the console, exit code 2."""
 
 
-def bounded(default: Any, low: float, high: float) -> Any:
+def bounded(default: Any, low: float | int, high: float | int) -> Any:
     """A field whose numbers must lie in [low, high]."""
     return field(default=default, metadata={"range": (low, high)})
 

@@ -33,6 +33,7 @@ from lods_jax.types import Camera, TrainState
 PLAN_EVERY = 50  # steps between looks at whether a static shape has become too small
 FIRST_PREVIEW = 10  # steps: something to look at within a minute
 AT_ONCE = 4  # views rendered in one call for people
+GIVE_UP = 20  # updates in a row that were dropped
 
 
 # --- training: what changes the state ---------------------------------------------------------------------------------------
@@ -130,11 +131,15 @@ def proceed(config: Config, parts: Parts, folder: Path, state: TrainState, stati
     say("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
     see = viewer(config, parts)
     with stoppable() as stop:
-        state, seconds = optimise(config, parts, folder, state, static, see, stop)
-        say("write", "video, stills and scene")
-        began = time.monotonic()
-        write_results(config, parts, folder, state, see)
-        seconds["write"] = round(time.monotonic() - began, 1)
+        try:
+            state, seconds = optimise(config, parts, folder, state, static, see, stop)
+            say("write", "video, stills and scene")
+            began = time.monotonic()
+            write_results(config, parts, folder, state, see)
+            seconds["write"] = round(time.monotonic() - began, 1)
+        except BaseException as error:
+            write_json(folder / "run.json", note | {"state": "failed", "error": f"{type(error).__name__}: {error}"})
+            raise
         write_json(folder / "run.json", note | outcome(config, state, seconds))
     if stop:
         say("stopped", f"at step {int(state.step)} of {config.steps}; go on with `lods resume {folder}`")
@@ -148,7 +153,8 @@ def optimise(
 ) -> tuple[TrainState, dict[str, float]]:
     """Trains, and lets people see it: progress, metrics, previews, checkpoints. Ends early once `stop` holds a signal."""
     first, began, recent = int(state.step), time.monotonic(), []
-    diagnose, seconds, skipped = diagnosis(config, parts, static), {"compile": 0.0, "optimise": 0.0}, int(state.skipped)
+    diagnose, seconds = diagnosis(config, parts, static), {"compile": 0.0, "optimise": 0.0}
+    skipped, dead = int(state.skipped), 0
     if first < config.steps:
         say("compile", "about a minute on a new machine, some seconds on one that has done it before")
     with tqdm(total=config.steps, initial=first, disable=None, unit="step", mininterval=0.5) as bar:
@@ -159,7 +165,7 @@ def optimise(
                 line = {"step": done} | mean(recent) | parts.representation.count(state.aux) | diagnose(state)
                 line["skipped"] = int(state.skipped)
                 append(folder / "metrics.jsonl", line)
-                check_alive(line["skipped"] - skipped, len(recent), done)
+                dead = check_alive(line["skipped"] - skipped, len(recent), done, dead)
                 skipped, recent = line["skipped"], []
                 show(bar, line, config.steps, time.monotonic() - began, done - first)
             if done == first + 1:
@@ -186,15 +192,20 @@ def diagnosis(config: Config, parts: Parts, static: Static | None) -> Callable[[
     return lambda state: {name: float(x) for name, x in diagnose(state, parts.psi, parts.weights, parts.texts, key).items()}
 
 
-def check_alive(skipped: int, steps: int, done: int) -> None:
-    """Tells of updates that were dropped, and ends a run in which none is left."""
-    if skipped == steps:
-        raise UserError(
-            f"step {done}: none of the last {steps} gradients was finite, so nothing changes any more. "
-            "The last checkpoint is whole; try a smaller learning rate or guidance scale"
-        )
+def check_alive(skipped: int, steps: int, done: int, dead: int) -> int:
+    """Tells of updates that were dropped, and ends a run in which none is left.
+
+    Args:
+      skipped: of the last `steps` updates. dead: how many updates before them were dropped in a row; returns the new number.
+    """
     if skipped:
-        say("skip", f"{skipped} of the {steps} updates before step {done} were not finite and changed nothing")
+        say("skip", f"{skipped} of the {steps} updates up to step {done} were not finite and changed nothing")
+    dead = dead + steps if skipped == steps else 0
+    if dead >= GIVE_UP:
+        raise RuntimeError(
+            f"step {done}: none of the last {dead} gradients was finite; try a smaller learning rate or guidance scale"
+        )
+    return dead
 
 
 def due(every: int, done: int) -> bool:
@@ -261,7 +272,9 @@ def write_results(config: Config, parts: Parts, folder: Path, state: TrainState,
         write_png(folder / "stills" / f"{i * 45:03d}.png", image)
     say("", parts.representation.export(folder, state))
     try:
-        write_video(folder / "video.mp4", see(state, turntable(config.output.frames, orbit=parts.orbit)), config.output.fps)
+        write_video(
+            folder / "video.mp4", see(state, turntable(config.output.frames, orbit=parts.orbit)), float(config.output.fps)
+        )
     except RuntimeError as error:  # no ffmpeg that works: everything else is there
         say("", f"no video: {error}")
 

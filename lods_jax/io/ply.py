@@ -15,6 +15,12 @@ from lods_jax.io.files import replacing
 # (x, -z, y): a rotation by 90 degrees about x.
 FLIP = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)
 HALF = np.sqrt(0.5).astype(np.float32)
+TYPES = {
+    **dict.fromkeys(("char", "int8"), "<i1"), **dict.fromkeys(("uchar", "uint8"), "<u1"),
+    **dict.fromkeys(("short", "int16"), "<i2"), **dict.fromkeys(("ushort", "uint16"), "<u2"),
+    **dict.fromkeys(("int", "int32"), "<i4"), **dict.fromkeys(("uint", "uint32"), "<u4"),
+    **dict.fromkeys(("float", "float32"), "<f4"), **dict.fromkeys(("double", "float64"), "<f8"),
+}  # fmt: skip
 Splats = dict[str, Float[np.ndarray, "..."]]
 
 
@@ -39,25 +45,15 @@ def write_ply(path: str | Path, splats: Splats) -> int:
 
 def read_ply(path: str | Path) -> Splats:
     """The inverse of `write_ply`; reads the splat files of other programs too, whatever the order of their properties."""
-    data = Path(path).read_bytes()
-    head, end, body = data.partition(b"end_header\n")
-    lines = head.decode("ascii", "replace").split("\n")
-    if not end or lines[0] != "ply" or "format binary_little_endian 1.0" not in lines:
-        raise ValueError(f"{path} is not a binary little-endian PLY file")
-    names = [line.split()[-1] for line in lines if line.startswith("property")]
-    if any(not line.startswith("property float ") for line in lines if line.startswith("property")):
-        raise ValueError(f"{path}: a splat file has float properties only")
-    count = next((int(line.split()[-1]) for line in lines if line.startswith("element vertex ")), -1)
-    if count < 0 or len(body) < 4 * count * len(names):
-        raise ValueError(f"{path} is cut short: {count} rows of {len(names)} floats were announced, {len(body)} bytes are there")
-    column = dict(zip(names, np.frombuffer(body, "<f4", count * len(names)).reshape(count, -1).T, strict=True))
+    column = read_vertices(path)
+    count = len(column["x"])
 
     def take(*keys):
         if missing := [key for key in keys if key not in column]:
             raise ValueError(f"{path} has no property {missing[0]}: it is no file of Gaussian splats")
-        return np.stack([column[key] for key in keys], 1)
+        return np.stack([column[key].astype(np.float32) for key in keys], 1)
 
-    rest = sorted((key for key in names if key.startswith("f_rest_")), key=lambda key: int(key.rsplit("_", 1)[1]))
+    rest = sorted((key for key in column if key.startswith("f_rest_")), key=lambda key: int(key.rsplit("_", 1)[1]))
     dc = take(*(f"f_dc_{i}" for i in range(3)))[:, None]
     higher = take(*rest).reshape(count, 3, -1).transpose(0, 2, 1) if rest else np.zeros((count, 0, 3), np.float32)
     return {
@@ -67,6 +63,58 @@ def read_ply(path: str | Path) -> Splats:
         "opacity_logits": take("opacity")[:, 0],
         "sh": np.concatenate([dc, higher], 1),
     }
+
+
+def read_points(path: str | Path) -> Splats:
+    """What a scene can start from: splats as `read_ply` has them, or a point cloud as means [n 3] and rgb [n 3] in [0, 1].
+
+    A point cloud is taken as z-up, as Shap-E and scanners write it, and grey where it has no colour.
+    """
+    column = read_vertices(path)
+    if "f_dc_0" in column:
+        return read_ply(path)
+    rgb = np.full((len(column["x"]), 3), 0.5, np.float32)
+    for names in (("red", "green", "blue"), ("r", "g", "b")):
+        if set(names) <= set(column):
+            most = 255 if column[names[0]].dtype == np.uint8 else 1  # bytes, or floats in [0, 1]
+            rgb = np.stack([column[name].astype(np.float32) / most for name in names], 1)
+    means = np.stack([column[name].astype(np.float32) for name in "xyz"], 1)
+    finite = np.isfinite(means).all(1) & np.isfinite(rgb).all(1)
+    if not finite.any():
+        raise ValueError(f"{path} holds no finite point")
+    return {"means": means[finite], "rgb": np.clip(rgb[finite], 0, 1)}
+
+
+def read_vertices(path: str | Path) -> dict[str, np.ndarray]:
+    """The vertex properties of a PLY file by name, each [n]; binary little endian or text. Vertices come first in it."""
+    data = Path(path).read_bytes()
+    head, end, body = data.partition(b"end_header\n")
+    lines = [line.split() for line in head.decode("ascii", "replace").splitlines()]
+    layout = next((line[1] for line in lines if line[:1] == ["format"] and len(line) > 1), "")
+    if not end or lines[0] != ["ply"] or layout not in ("binary_little_endian", "ascii"):
+        raise ValueError(f"{path} is not a PLY file in binary little endian or ASCII")
+    elements = [i for i, line in enumerate(lines) if line[:1] == ["element"]]
+    vertex = lines[elements[0]] if elements else []
+    if len(vertex) != 3 or vertex[1] != "vertex" or not vertex[2].isdecimal():
+        raise ValueError(f"{path} does not begin with an element vertex")
+    last = elements[1] if len(elements) > 1 else len(lines)
+    properties = [line[1:] for line in lines[elements[0] : last] if line[:1] == ["property"]]
+    if any(len(prop) != 2 or prop[0] not in TYPES for prop in properties) or not {"x", "y", "z"} <= {p[-1] for p in properties}:
+        raise ValueError(f"{path}: a vertex needs properties x, y and z, and each a number")
+    names, count = [name for _, name in properties], int(vertex[2])
+    row = np.dtype([(name, TYPES[kind]) for kind, name in properties])
+    if layout == "ascii":
+        words = body.split()[: count * len(names)]
+        if len(words) == count * len(names):
+            try:
+                table = np.asarray(words, float).reshape(count, len(names))
+            except ValueError:
+                raise ValueError(f"{path}: a vertex holds something that is no number") from None
+            return {name: table[:, i].astype(row[i]) for i, name in enumerate(names)}
+    elif len(body) >= count * row.itemsize:
+        table = np.frombuffer(body, row, count)
+        return {name: table[name] for name in names}
+    raise ValueError(f"{path} is cut short: {count} rows of {len(names)} numbers were announced, {len(body)} bytes are there")
 
 
 def _turn(by: Float[np.ndarray, "4"], quats: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:

@@ -8,20 +8,44 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
+from scipy.spatial import cKDTree
 
 from lods_jax.rendering.splat import rasterize
 from lods_jax.types import Camera, Render, Scene
 
 Y00 = 0.28209479177387814  # the constant spherical harmonic: rgb = 1/2 + Y00 sh_0
+Start = dict[str, Float[Array, "m ..."]]  # the first m Gaussians: means, and any other leaf of theta
 
 
-def ball(key: Key[Array, ""], count: int, radius: float = 0.5) -> Float[Array, "count 3"]:
+def ball(key: Key[Array, ""], count: int, radius: float = 0.5) -> Start:
     """Points uniform in a ball around the origin."""
     k_direction, k_radius = jax.random.split(key)
-    direction = jax.random.normal(k_direction, (count, 3))
-    direction = direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)
-    return radius * jax.random.uniform(k_radius, (count, 1)) ** (1 / 3) * direction
+    return {"means": jax.random.uniform(k_radius, (count, 1)) ** (1 / 3) * shell(k_direction, count, radius)["means"]}
+
+
+def shell(key: Key[Array, ""], count: int, radius: float = 0.5) -> Start:
+    """Points uniform on a sphere around the origin."""
+    direction = jax.random.normal(key, (count, 3))
+    return {"means": radius * direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)}
+
+
+def from_points(points: dict[str, Float[np.ndarray, "n ..."]], count: int, seed: int = 0) -> Start:
+    """The start from splats or from a point cloud: at most `count` of its rows, chosen at random.
+
+    `points` holds means, and what it has of quats, log_scales, opacity_logits and sh, or rgb in [0, 1]. Where it has no sizes, a
+    Gaussian is as large as the mean distance to its three nearest neighbours (Kerbl et al. 2023, section 5.1).
+    """
+    n = len(points["means"])
+    rows = np.sort(np.random.default_rng(seed).permutation(n)[:count])
+    start = {name: np.asarray(value)[rows] for name, value in points.items()}
+    if "rgb" in start:
+        start["sh"] = (start.pop("rgb")[:, None] - 0.5) / Y00
+    if "log_scales" not in start and len(rows) > 1:
+        distance, _ = cKDTree(start["means"]).query(start["means"], k=range(2, min(4, len(rows)) + 1))
+        start["log_scales"] = np.tile(np.log(np.maximum(distance.mean(1), 1e-7))[:, None], 3)
+    return {name: jnp.asarray(value, jnp.float32) for name, value in start.items()}
 
 
 def white_or_grey(key: Key[Array, ""]) -> Float[Array, "3"]:
@@ -37,7 +61,7 @@ def gaussians(
     intersections: int,
     capacity: int = 4096,
     count: int = 2048,
-    points: Callable[[Key[Array, ""], int], Float[Array, "count 3"]] = ball,
+    points: Callable[[Key[Array, ""], int], Start] = ball,
     size: float = 0.035,
     opacity: float = 0.1,
     degree: int = 0,
@@ -52,7 +76,8 @@ def gaussians(
 
     Args:
       intersections: room for pairs of Gaussian and tile per view; the farthest are dropped beyond it (see aux["total"]).
-      capacity, count: slots, and how many of them are alive at first. points: (key, count) -> their means.
+      capacity, count: slots, and how many of them are alive at first. points: (key, count) -> {leaf of theta: first rows},
+        `ball`, `shell` or what `from_points` gave; what it leaves out is round, grey, and as the next two say.
       size: first standard deviation, world units. opacity: the first one. degree: 0 to 3, of the view-dependent colour.
       background: key -> rgb, drawn anew for every view.
     """
@@ -66,13 +91,17 @@ def gaussians(
     def init(key: Key[Array, ""]):
         zeros = jnp.zeros(capacity)
         theta = {
-            "means": jnp.zeros((capacity, 3)).at[:count].set(points(key, count)),
+            "means": jnp.zeros((capacity, 3)),
             "quats": jnp.tile(jnp.array([1.0, 0.0, 0.0, 0.0]), (capacity, 1)),
             "log_scales": jnp.full((capacity, 3), jnp.log(size)),
             "opacity_logits": jnp.full(capacity, jnp.log(opacity / (1 - opacity))),
             "sh": jnp.zeros((capacity, (degree + 1) ** 2, 3)),
         }
-        alive = jnp.arange(capacity) < count
+        start = points(key, count)
+        for name, first in start.items():
+            first = first[:, : (degree + 1) ** 2] if name == "sh" else first
+            theta[name] = theta[name].at[tuple(slice(n) for n in first.shape)].set(first)
+        alive = jnp.arange(capacity) < len(start["means"])
         return theta, {"alive": alive, "grad": zeros, "seen": zeros, "radius": zeros, "total": jnp.zeros((), jnp.int32)}
 
     def render(theta, aux, camera: Camera, keys: Key[Array, "b"], probe) -> Render:

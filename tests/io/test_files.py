@@ -9,8 +9,11 @@ def test_a_finished_block_puts_the_new_file_in_place(tmp_path):
     path = tmp_path / "new" / "figures.json"
     with replacing(path) as partial:
         partial.write_text("1")
-        assert partial.parent == path.parent and partial.suffix == path.suffix and not path.exists()
-    assert path.read_text() == "1" and list(path.parent.iterdir()) == [path]
+        assert partial.parent == path.parent
+        assert partial.suffix == path.suffix
+        assert not path.exists()
+    assert path.read_text() == "1"
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_failed_block_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -24,4 +27,5 @@ def test_a_failed_block_leaves_the_old_file_and_nothing_else(tmp_path):
 
     with pytest.raises(OSError, match="disk full"):
         write_half()
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

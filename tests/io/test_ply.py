@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lods_jax.io.ply import FLIP, read_ply, write_ply
+from lods_jax.io.ply import FLIP, read_ply, read_points, write_ply
 
 
 def splats(n=5, k=4, seed=0):
@@ -50,10 +50,14 @@ def test_rows_that_are_not_finite_are_dropped_and_counted(tmp_path):
     ("damage", "message"),
     [
         (lambda data: data[:-4], "cut short"),
-        (lambda data: data.replace(b"binary_little_endian", b"ascii"), "not a binary little-endian PLY"),
+        (lambda data: data.replace(b"binary_little_endian", b"binary_big_endian"), "not a PLY file in binary little endian"),
         (lambda data: data.replace(b"float opacity", b"float opaqueness"), "no property opacity"),
-        (lambda data: data.replace(b"property float x", b"property uchar x"), "float properties only"),
-        (lambda data: b"", "not a binary little-endian PLY"),
+        (lambda data: data.replace(b"property float x", b"property list uchar int x"), "x, y and z, and each a number"),
+        (lambda data: data.replace(b"property float x", b"property float w"), "x, y and z, and each a number"),
+        (lambda data: data.replace(b"element vertex 5", b"element vertex -5"), "does not begin with an element vertex"),
+        (lambda data: data.replace(b"element vertex 5", b"element vertex 99999999999"), "cut short"),
+        (lambda data: data.replace(b"binary_little_endian", b"ascii"), "cut short|no number"),
+        (lambda data: b"", "not a PLY file in binary little endian"),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, damage, message):
@@ -62,3 +66,33 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, damage, message):
     with pytest.raises(ValueError, match=message) as error:
         read_ply(tmp_path / "b.ply")
     assert "\n" not in str(error.value)
+
+
+CLOUD = np.array([[0, 0, 2, 255, 0, 51], [1, 2, 3, 0, 102, 255], [-1, 0.5, 0, 0, 0, 0]])
+
+
+def cloud(path, layout, color="uchar", extra=b""):
+    """The three points of CLOUD as other programs write them."""
+    names = [*((f"float {x}") for x in "xyz"), *(f"{color} {x}" for x in ("red", "green", "blue"))]
+    head = ["ply", f"format {layout} 1.0", "comment made by hand", "element vertex 3", *(f"property {n}" for n in names)]
+    table = CLOUD / [1, 1, 1, 255, 255, 255] if color == "float" else CLOUD
+    if layout == "ascii":
+        rows = "\n".join(" ".join(f"{x:g}" for x in row) for row in table).encode()
+    else:
+        kind = np.dtype([(f"f{i}", "<f4" if i < 3 or color == "float" else "u1") for i in range(6)])
+        rows = np.array([tuple(row) for row in table], kind).tobytes()
+    path.write_bytes("\n".join([*head, "element face 0", "property list uchar int vertex_index", "end_header\n"]).encode() + rows)
+    return path
+
+
+@pytest.mark.parametrize(("layout", "color"), [("ascii", "uchar"), ("binary_little_endian", "uchar"), ("ascii", "float")])
+def test_point_clouds_read_alike_whatever_their_layout(tmp_path, layout, color):
+    points = read_points(cloud(tmp_path / "a.ply", layout, color))
+    np.testing.assert_allclose(points["means"], CLOUD[:, :3], atol=1e-6)
+    np.testing.assert_allclose(points["rgb"], CLOUD[:, 3:] / 255, atol=1e-5)
+
+
+def test_a_splat_file_is_a_start_as_it_is(tmp_path):
+    original = splats()
+    write_ply(tmp_path / "a.ply", original)
+    np.testing.assert_allclose(read_points(tmp_path / "a.ply")["log_scales"], original["log_scales"], atol=1e-6)

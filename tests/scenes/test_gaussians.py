@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from lods_jax.cameras import turntable
-from lods_jax.scenes.gaussians import gaussians
+from lods_jax.io.ply import read_points, write_ply
+from lods_jax.scenes.gaussians import ball, from_points, gaussians, shell
 
 SCENE = gaussians(height=16, width=16, intersections=1024, capacity=64, count=48)
 THETA, AUX = SCENE.init(jax.random.key(0))
@@ -54,3 +55,38 @@ def test_statistics_of_two_views_add_up():
 def test_impossible_scenes_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         gaussians(**{"height": 16, "width": 16, "intersections": 64, "capacity": 64, "count": 48} | wrong)
+
+
+def test_first_points_lie_in_the_ball_and_on_the_shell():
+    """Half of a uniform ball lies beyond 0.5^(1/3) of its radius; both are centred."""
+    key = jax.random.key(0)
+    for points, inside in ((ball, 0.5), (shell, 0.0)):
+        means = np.asarray(points(key, 4000, radius=0.8)["means"])
+        distance = np.linalg.norm(means, axis=1) / 0.8
+        assert distance.max() <= 1 + 1e-6
+        np.testing.assert_allclose(np.mean(distance < 0.5 ** (1 / 3)), inside, atol=0.03)
+        np.testing.assert_allclose(means.mean(0), 0, atol=0.03)
+
+
+def test_a_scene_that_starts_from_its_own_ply_shows_the_same_picture(tmp_path):
+    theta = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(5), x.shape), THETA)
+    write_ply(tmp_path / "scene.ply", {name: np.asarray(x)[:48] for name, x in theta.items()})
+    start = from_points(read_points(tmp_path / "scene.ply"), 64)
+    again = gaussians(height=16, width=16, intersections=1024, capacity=64, count=48, points=lambda key, count: start)
+    theta_again, aux = again.init(jax.random.key(7))
+    assert int(aux["alive"].sum()) == 48
+    np.testing.assert_allclose(render(theta_again, aux).rgb, render(theta, AUX).rgb, atol=1e-5)
+
+
+def test_points_of_a_grid_start_as_large_as_its_spacing_in_their_colours():
+    x = np.stack(np.meshgrid(*[0.25 * np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    start = from_points({"means": x, "rgb": np.full((64, 3), 0.75)}, 64)
+    np.testing.assert_allclose(np.exp(start["log_scales"]), 0.25, rtol=1e-5)
+    np.testing.assert_allclose(0.5 + 0.28209479 * start["sh"][:, 0], 0.75, rtol=1e-5)
+
+
+def test_a_large_cloud_gives_as_many_points_as_there_is_room_for():
+    cloud = {"means": np.random.default_rng(0).normal(size=(200, 3))}
+    start = from_points(cloud, 48)
+    assert start["means"].shape == (48, 3)
+    assert len(np.unique(start["means"], axis=0)) == 48

@@ -1,0 +1,235 @@
+"""Laws of a run, on a tiny Stable Diffusion with random weights: what it leaves, that it goes on bit for bit, that it refuses."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from lods_jax import checkpoint, run
+from lods_jax.build import build
+from lods_jax.cli import main, parse
+from lods_jax.config import load
+from lods_jax.io.ply import read_ply
+
+PRIOR = Path(__file__).parent / "data" / "lods_parity" / "sd"
+TINY = [
+    "text-to-3d", "a thing", "--prior", str(PRIOR), "--steps", "8", "--batch", "2", "--resolution", "16", "--output.size", "32",
+    "--output.frames", "4", "--output.log-every", "2", "--gaussians.capacity", "64", "--gaussians.count", "40",
+    "--gaussians.size", "0.2", "--gaussians.refine.every", "2", "--checkpoint.every", "4", "--checkpoint.keep", "9",
+]  # fmt: skip
+
+
+def final(folder, step=8):
+    config = load(folder / "config.yaml")
+    state, _ = checkpoint.restore(folder / "checkpoints", jax.eval_shape(lambda: run.first_state(config, build(config))))
+    assert int(state.step) == step
+    return state
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    assert main([*TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    assert (whole / "video.mp4").stat().st_size > 500
+    assert Image.open(whole / "stills.png").size == (4 * 32, 2 * 32)
+    assert len(list((whole / "stills").iterdir())) == 8
+    splats, state = read_ply(whole / "scene.ply"), final(whole)
+    assert len(splats["means"]) == state.aux["alive"].sum()
+    note = json.loads((whole / "run.json").read_text())
+    assert (note["state"], note["step"], note["skipped"]) == ("finished", 8, 0)
+    assert set(note["seconds"]) == {"compile", "optimise", "write"}
+    assert [line["step"] for line in metrics(whole)] == [1, 2, 4, 6, 8]
+    assert {"fit", "force", "psi_displacement", "fit_gain", "gaussians"} <= set(metrics(whole)[0])
+
+
+def test_the_learned_branch_moves_and_says_so(whole):
+    moved = [line["psi_displacement"] for line in metrics(whole)]
+    assert all(a < b for a, b in itertools.pairwise(moved))
+
+
+def test_config_yaml_repeats_the_run_bit_for_bit(whole, tmp_path):
+    assert main(["text-to-3d", "--config", str(whole / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    same(final(tmp_path / "again"), final(whole))
+
+
+def test_a_killed_run_goes_on_bit_for_bit(whole, tmp_path):
+    """What a kill after step 4 leaves: the checkpoint of step 4, metrics up to 6 and half a line."""
+    import shutil
+
+    folder = tmp_path / "killed"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "checkpoints" / "8")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:4]) + '\n{"step": 8, "fi')
+    assert main(["resume", str(folder)]) == 0
+    same(final(folder), final(whole))
+    steps = [line["step"] for line in metrics(folder)]
+    assert steps == sorted(set(steps)) == [1, 2, 4, 5, 6, 8]
+    assert metrics(folder)[-1]["fit_gain"] == metrics(whole)[-1]["fit_gain"]
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(whole, tmp_path):
+    import shutil
+
+    shutil.copytree(whole, tmp_path / "copy")
+    assert main(["resume", str(tmp_path / "copy")]) == 0
+    same(final(tmp_path / "copy"), final(whole))
+
+
+def test_ctrl_c_writes_the_results_and_the_run_goes_on_from_there(whole, tmp_path):
+    folder = tmp_path / "stopped"
+    command = [sys.executable, "-m", "lods_jax", *TINY, "--output.log-every", "1", "--out", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}) as process:
+        for line in process.stdout:
+            if line.startswith("optimise"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 130
+    assert "lods resume" in rest
+    note = json.loads((folder / "run.json").read_text())
+    assert note["state"] == "stopped"
+    assert note["step"] < 8
+    assert (folder / "video.mp4").exists()
+    assert main(["resume", str(folder)]) == 0
+    same(final(folder).theta, final(whole).theta)
+
+
+def test_a_seed_changes_the_run(whole, tmp_path):
+    assert main([*TINY, "--seed", "1", "--steps", "2", "--out", str(tmp_path / "other")]) == 0
+    assert np.abs(final(tmp_path / "other", 2).theta["means"] - final(whole).theta["means"]).max() > 1e-3
+
+
+def test_room_for_intersections_grows_when_it_is_too_small(monkeypatch):
+    """The plan hangs on the state alone, so a resumed run plans alike."""
+    from lods_jax import build as module
+
+    monkeypatch.setattr(module, "ROOM", 1)
+    monkeypatch.setattr(run, "PLAN_EVERY", 2)
+    config = parse([*TINY, "--gaussians.count", "64", "--steps", "3"]).settings
+    parts = build(config)
+    progress = [
+        (p.static.intersections, int(p.state.aux["total"])) for p in run.train(config, parts, run.first_state(config, parts))
+    ]
+    assert progress[0][0] == 64
+    assert progress[1][0] >= 1.1 * progress[1][1] > 64
+
+
+NAN = """
+from lods_jax.types import Objective, Query
+def nan(): return Objective({"y": Query("prompt")}, lambda e, noise, t: e["y"] * float("nan"))
+def s_only(s=1.0): return Objective({"y": Query("prompt")}, lambda e, noise, t: s * (e["y"] - noise))
+def wrong(): return 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_objectives.py").write_text(NAN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_an_objective_of_ones_own_runs_by_its_name(own):
+    assert main([*TINY, "--objective", "own_objectives:s_only", "--guidance-scale", "2", "--steps", "1", "--out", "o"]) == 0
+    assert "psi_displacement" not in metrics(own / "o")[0]
+
+
+def test_a_run_without_a_finite_gradient_ends_in_one_line_with_a_whole_checkpoint(own, capsys, monkeypatch):
+    monkeypatch.setattr(run, "GIVE_UP", 3)
+    assert main([*TINY, "--objective", "own_objectives:nan", "--out", "o", "--checkpoint.every", "2"]) == 2
+    out = capsys.readouterr()
+    assert "none of the last" in out.err
+    assert out.err.count("\n") == 1
+    assert "were not finite and changed nothing" in out.out
+    assert json.loads((own / "o" / "run.json").read_text())["state"] == "failed"
+    state = final(own / "o", 2)
+    assert int(state.skipped) == 2
+    assert all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(state.theta))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--objective", "own_objectives:wrong"], "must give a lods_jax.types.Objective, got a int"),
+        (["--objective", "own_objectives:absent"], "cannot be imported"),
+        (["--objective", "sdss"], "unknown objective sdss; there are sds, csd"),
+        (["--objective", "csd", "--guidance-scale", "3"], "objective csd takes no s"),
+        (["--guidance-scale", "0.5"], "guidance needs s >= 1, got 0.5"),
+        (["--resolution", "0"], "resolution must lie in 8..2048, got 0"),
+        (["--stesp", "3"], "no --stesp; the nearest is --steps"),
+        (["--config", "nothing.yaml"], "no config file nothing.yaml, and no preset"),
+        (["--prior", "/nowhere"], "no prior at /nowhere"),
+        (["--gaussians.init", "/nowhere.ply"], "/nowhere.ply"),
+        (["--prompt=x"], "no --prompt"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_written(own, capsys, flags, says):
+    before = sorted(own.rglob("*"))
+    assert main([*TINY, *flags, "--out", "o"]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+    assert [path for path in sorted(own.rglob("*")) if "__pycache__" not in str(path)] == before
+
+
+def test_a_folder_that_holds_something_is_never_written_to(whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    assert main([*TINY, "--out", str(whole)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_resuming_no_run_is_refused(tmp_path, capsys):
+    assert main(["resume", str(tmp_path)]) == 2
+    assert "config.yaml is missing" in capsys.readouterr().err
+
+
+def test_runs_lie_in_outputs_with_a_link_to_the_latest(own):
+    for _ in range(2):  # the same command twice works twice
+        assert main([*TINY, "--steps", "1", "--out", f"outputs/text-to-3d/a-thing/{_}"]) == 0
+    assert (own / "outputs" / "latest").resolve() == (own / "outputs" / "text-to-3d" / "a-thing" / "1").resolve()
+
+
+def test_print_config_prints_what_would_run(capsys, tmp_path):
+    assert main([*TINY, "--print-config"]) == 0
+    file = tmp_path / "c.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert load(file) == parse(TINY).settings
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("steps: 11\nbatch: 3\nobjective: {name: lods-embedding, s: 50}")
+    config = parse(["text-to-3d", "a red mug", "--config", str(file), "--steps", "12"]).settings
+    assert (config.steps, config.batch, config.resolution, config.objective.s) == (12, 3, 64, 50.0)
+    # Another objective does not inherit the parameters of the file's.
+    assert parse(["text-to-3d", "x", "--config", str(file), "--objective", "csd"]).settings.objective.s is None
+
+
+def test_info_tells_devices_ffmpeg_and_the_prior(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("device", "ffmpeg", "tabletop", "SHA-256"))
