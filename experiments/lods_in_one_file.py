@@ -4,7 +4,7 @@
 
 A prior that is known exactly, a 3D scene that is drawn in ten lines, and the method: a score that is pulled back as a cotangent,
 and an unconditional branch that is fitted to the current renders. The prior is the best denoiser of 64 pictures, two objects with
-32 sides each; the text names one object and a side. There is a truth, so the table can say which objective finds it: SDS only with
+32 sides each; the text names one object and a side. There is a truth, so the table can say which objective finds it: SDS with
 little guidance; LODS stays nearer, since it learns the object's word, not to the end, since one embedding cannot name every side.
 
 Notation: theta the scene, psi the learned embedding, z_t = sqrt(ab) z + sqrt(1 - ab) noise, s the guidance scale.

@@ -88,7 +88,7 @@ def build(config: Config) -> Parts:
     return Parts(
         representation,
         prior,
-        None if config.prior.name.startswith("exact") else unet_hash(prior_folder(config.prior.name)),
+        unet_hash(prior_folder(config.prior.name)),
         weights,
         objective,
         texts,

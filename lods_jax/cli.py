@@ -114,9 +114,8 @@ def parse(argv: list[str]) -> TextTo3D | Resume | Info | TextToImage | TrainPrio
     """The command of a command line. Defaults < --config < flags."""
     check_flags(argv)
     defaults = {"text-to-3d": TextTo3D(preset(argv))} if argv[:1] == ["text-to-3d"] else {}
-    kinds = [
-        Annotated[kind, tyro.conf.subcommand(name, default=defaults.get(name, tyro.MISSING))] for name, kind in COMMANDS.items()
-    ]
+    named = {name: {"name": name} | ({"default": defaults[name]} if name in defaults else {}) for name in COMMANDS}
+    kinds = [Annotated[kind, tyro.conf.subcommand(**named[name])] for name, kind in COMMANDS.items()]
     return tyro.cli(reduce(or_, kinds), prog="lods", args=argv, description="Score-distillation 3D generation in JAX.")
 
 
@@ -144,7 +143,11 @@ def check_flags(argv: list[str]) -> None:
         return
     known = [f"--{item.name}" for item in fields(command) if item.name != "settings"] + ["--help"]
     if command is TextTo3D:
-        known += [f"--{name}" for name in configs.keys(Config)] + ["--prior", "--objective", "--guidance-scale"]
+        known += [f"--{name}" for name in configs.keys(Config) if name != "prompt"] + [
+            "--prior",
+            "--objective",
+            "--guidance-scale",
+        ]
     for word in argv[1:]:
         flag = word.partition("=")[0].replace("_", "-")
         flags = {name.replace("_", "-"): name for name in known}

@@ -202,7 +202,7 @@ def check_alive(skipped: int, steps: int, done: int, dead: int) -> int:
         say("skip", f"{skipped} of the {steps} updates up to step {done} were not finite and changed nothing")
     dead = dead + steps if skipped == steps else 0
     if dead >= GIVE_UP:
-        raise RuntimeError(
+        raise UserError(
             f"step {done}: none of the last {dead} gradients was finite; try a smaller learning rate or guidance scale"
         )
     return dead

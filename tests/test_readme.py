@@ -1,10 +1,13 @@
 """What the README promises: its Python runs, its commands exist, its files are there."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from lods_jax.cli import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,10 +34,4 @@ def test_every_linked_file_is_there(link):
 @pytest.mark.parametrize("line", re.findall(r"^lods (.+?)(?:\s+#.*)?$", README, re.M))
 def test_every_command_line_is_understood(line):
     """Parsed into the command's dataclass with the flags as written; running them all would take hours."""
-    import shlex
-
-    import tyro
-
-    from lods_jax.cli import Command
-
-    tyro.cli(Command, prog="lods", args=shlex.split(line))
+    parse(shlex.split(line))
