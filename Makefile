@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 .PHONY: demo test slow-test lint
 
 demo: $(READY)
-	$(VENV)/bin/lods text-to-image "a red mug, front view" --out outputs/demo.png
+	$(VENV)/bin/lods text-to-3d "a red mug"
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n 2

@@ -26,7 +26,8 @@ TINY_SD = Path(__file__).parent / "data" / "lods_parity" / "sd"
 TINY = [
     "text-to-3d", "a thing", "--anyway", "--prior", "toy", "--steps", "8", "--batch", "2", "--resolution", "16",
     "--output.size", "32", "--output.frames", "4", "--output.log-every", "2", "--gaussians.capacity", "64",
-    "--gaussians.count", "40", "--gaussians.size", "0.2", "--gaussians.refine.every", "2", "--checkpoint.every", "4", "--checkpoint.keep", "9",
+    "--gaussians.count", "40", "--gaussians.size", "0.2", "--gaussians.refine.every", "2", "--checkpoint.every", "4",
+    "--checkpoint.keep", "9",
 ]  # fmt: skip
 
 
