@@ -22,7 +22,7 @@ from tqdm import tqdm
 from lods_jax import checkpoint, provenance
 from lods_jax.build import Parts, Static, build
 from lods_jax.cameras import turntable
-from lods_jax.config import Config, UserError, check, dump, load
+from lods_jax.config import Config, UserError, check, dump
 from lods_jax.io.files import replacing
 from lods_jax.io.image import grid, to_uint8, write_png
 from lods_jax.io.video import write_video
@@ -108,12 +108,13 @@ def start(config: Config, folder: Path) -> int:
     return proceed(config, parts, folder, first_state(config, parts), None)
 
 
-def resume(folder: Path) -> int:
-    """Continues a run from its newest whole checkpoint, bit for bit; returns what `start` returns."""
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} holds no run: config.yaml is missing")
-    config = check(load(folder / "config.yaml"))
-    parts = build(config)
+def resume(config: Config, folder: Path) -> int:
+    """Continues a run from its newest whole checkpoint, bit for bit on as many devices; returns what `start` returns.
+
+    Args:
+      config: what config.yaml of the folder holds.
+    """
+    parts = build(check(config))
     if not checkpoint.steps(folder / "checkpoints"):
         say("resume", f"{folder} has no checkpoint: from the beginning")
         return proceed(config, parts, folder, first_state(config, parts), None)
@@ -167,7 +168,7 @@ def optimise(
                 append(folder / "metrics.jsonl", line)
                 dead = check_alive(line["skipped"] - skipped, len(recent), done, dead)
                 skipped, recent = line["skipped"], []
-                show(bar, line, config.steps, time.monotonic() - began, done - first)
+                show(bar, line, config, time.monotonic() - began, done - first)
             if done == first + 1:
                 seconds["compile"], began = round(time.monotonic() - began, 1), time.monotonic()
                 say("optimise", f"{config.steps - first} steps of {config.batch} views (compiled in {seconds['compile']:.0f} s)")
@@ -219,14 +220,14 @@ def say(phase: str, text: str) -> None:
     sys.stdout.flush()
 
 
-def show(bar: tqdm, line: dict[str, Any], steps: int, elapsed: float, done: int) -> None:
+def show(bar: tqdm, line: dict[str, Any], config: Config, elapsed: float, done: int) -> None:
     """The newest figures in the progress bar; where there is no terminal, a line for each tenth of the run."""
-    names = [name for name in ("force", "fit", "psi_displacement", "fit_gain", "gaussians") if name in line]
-    text = ", ".join(f"{name} {line[name]:.3g}" if isinstance(line[name], float) else f"{name} {line[name]}" for name in names)
+    step, names = line["step"], ("force", "fit", "psi_displacement", "fit_gain", "gaussians")
+    figures = {name: line[name] for name in names if name in line}
+    text = ", ".join(f"{name} {x:.3g}" if isinstance(x, float) else f"{name} {x}" for name, x in figures.items())
     bar.set_postfix_str(text, refresh=False)
-    if bar.disable and (line["step"] * 10) // steps > ((line["step"] - done) * 10) // steps:
-        left = elapsed / max(done, 1) * (steps - line["step"])
-        say("", f"step {line['step']} of {steps}: {text}, {left:.0f} s left")
+    if bar.disable and 10 * step // config.steps > 10 * (step - config.output.log_every) // config.steps:
+        say("", f"step {step} of {config.steps}: {text}, {elapsed / done * (config.steps - step):.0f} s left")
 
 
 def viewer(config: Config, parts: Parts) -> Callable[[TrainState, Camera], np.ndarray]:

@@ -5,6 +5,7 @@ On a prior in closed form, which compiles in seconds; one run goes through a tin
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -144,6 +145,17 @@ def test_ctrl_c_writes_the_results_and_the_run_goes_on_from_there(whole, tmp_pat
 def test_a_stable_diffusion_folder_is_a_prior(tmp_path):
     assert main([*TINY, "--prior", str(TINY_SD), "--steps", "1", "--out", str(tmp_path / "sd")]) == 0
     assert json.loads((tmp_path / "sd" / "run.json").read_text())["prior_sha256"]
+
+
+def test_a_run_on_two_devices_leaves_the_same_things(whole, tmp_path):
+    code = f"{TOY}\nimport sys; sys.exit(cli.main(sys.argv[1:]))"
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+    subprocess.run([sys.executable, "-c", code, *TINY, "--out", str(tmp_path / "two")], env=env, check=True)
+    assert len(json.loads((tmp_path / "two" / "run.json").read_text())["devices"]) == 2
+    names = lambda folder: {str(file.relative_to(folder)) for file in folder.glob("*")}  # noqa: E731
+    assert names(tmp_path / "two") == names(whole)
+    # Rounding differs, and Adam with a tiny eps makes whole steps of it: near, not equal.
+    assert np.abs(final(tmp_path / "two").theta["means"] - final(whole).theta["means"]).max() < 0.1
 
 
 def test_a_seed_changes_the_run(whole, tmp_path):
