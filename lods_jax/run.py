@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lods_jax import checkpoint, provenance
 from lods_jax.build import Parts, Static, build
-from lods_jax.cameras import turntable
+from lods_jax.cameras import Orbit, turntable
 from lods_jax.config import Config, UserError, check, dump
 from lods_jax.io.files import replacing
 from lods_jax.io.image import grid, to_uint8, write_png
@@ -257,9 +257,15 @@ def viewer(config: Config, parts: Parts) -> Callable[[TrainState, Camera], np.nd
     return see
 
 
+def circle(orbit: Orbit, n: int) -> Camera:
+    """n cameras around the object for people, as far away as training ever was: nothing is cut off."""
+    farthest = {name: (limits[1],) * 2 for name in ("radius", "extent") if (limits := getattr(orbit, name))}
+    return turntable(n, orbit=orbit._replace(**farthest))
+
+
 def write_preview(config: Config, parts: Parts, folder: Path, done: int, state: TrainState, see: Callable) -> None:
     """Four sides in a row, as previews/<step>.png."""
-    images = see(state, turntable(4, orbit=parts.orbit))
+    images = see(state, circle(parts.orbit, 4))
     path = write_png(folder / "previews" / f"{done:06d}.png", grid(images, 4))
     if done == FIRST_PREVIEW:
         say("preview", f"{path} and so on")
@@ -267,15 +273,13 @@ def write_preview(config: Config, parts: Parts, folder: Path, done: int, state: 
 
 def write_results(config: Config, parts: Parts, folder: Path, state: TrainState, see: Callable) -> None:
     """video.mp4 (a turntable), eight stills, one by one and in one picture, and the scene in its own format."""
-    stills = see(state, turntable(8, orbit=parts.orbit))
+    stills = see(state, circle(parts.orbit, 8))
     write_png(folder / "stills.png", grid(stills, 4))
     for i, image in enumerate(stills):
         write_png(folder / "stills" / f"{i * 45:03d}.png", image)
     say("", parts.representation.export(folder, state))
     try:
-        write_video(
-            folder / "video.mp4", see(state, turntable(config.output.frames, orbit=parts.orbit)), float(config.output.fps)
-        )
+        write_video(folder / "video.mp4", see(state, circle(parts.orbit, config.output.frames)), float(config.output.fps))
     except RuntimeError as error:  # no ffmpeg that works: everything else is there
         say("", f"no video: {error}")
 
