@@ -172,7 +172,7 @@ def optimise(
             if done == first + 1:
                 seconds["compile"], began = round(time.monotonic() - began, 1), time.monotonic()
                 say("optimise", f"{config.steps - first} steps of {config.batch} views (compiled in {seconds['compile']:.0f} s)")
-            if done == FIRST_PREVIEW or due(config.output.preview_every, done):
+            if due(config.output.preview_every, done) or (config.output.preview_every and done == FIRST_PREVIEW):
                 write_preview(config, parts, folder, done, state, see)
             if last or due(config.checkpoint.every, done):
                 checkpoint.save(folder / "checkpoints", state, {"static": static._asdict()}, config.checkpoint.keep)
