@@ -16,7 +16,7 @@ from jaxtyping import Array, Key
 
 from lods_jax import prompts
 from lods_jax.cameras import Orbit, sample_orbit
-from lods_jax.config import Config, UserError
+from lods_jax.config import TABLETOP, Config, UserError
 from lods_jax.diffusion import T
 from lods_jax.io.ply import read_points, write_ply
 from lods_jax.objectives import csd, lods_embedding, sds
@@ -31,7 +31,6 @@ from lods_jax.tabletop.dataset import parse_caption
 from lods_jax.tabletop.objects import COMPOSITE
 from lods_jax.types import Objective, Prior, Scene, TrainState
 
-TABLETOP = Path(__file__).parent / "tabletop" / "weights"
 EXACT_PARTS = 12  # of 672 renders: 8,064 images, about 16 of each seen caption
 
 
@@ -75,9 +74,8 @@ class Parts(NamedTuple):
 def build(config: Config) -> Parts:
     """The parts that a configuration names. Raises UserError or ValueError, in one line, for what does not fit together."""
     objective, representation = make_objective(config), SCENES[config.scene]
-    representation.scene(
-        config, representation.plan(config, config.resolution, None)
-    )  # a mistake in it shows before weights load
+    # Built here for its complaints alone, before weights are read.
+    representation.scene(config, representation.plan(config, config.resolution, None))
     prior = make_prior(config)
     weights = prior.init(jax.random.key(0))
     table = prompts.prompt_table(config.prompt, config.negative_prompt, with_view=names_views(config))

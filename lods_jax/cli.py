@@ -17,9 +17,8 @@ from typing import Annotated, Literal
 import tyro
 
 from lods_jax import config as configs
-from lods_jax.config import Config, ObjectiveConfig, UserError
+from lods_jax.config import TABLETOP, Config, ObjectiveConfig, UserError
 
-TABLETOP = Path(__file__).parent / "tabletop" / "weights"
 CLOSED_FORM = ("exact", "exact-gaussians")  # priors of the tabletop world without a folder
 
 
@@ -143,14 +142,11 @@ def check_flags(argv: list[str]) -> None:
         return
     known = [f"--{item.name}" for item in fields(command) if item.name != "settings"] + ["--help"]
     if command is TextTo3D:
-        known += [f"--{name}" for name in configs.keys(Config) if name != "prompt"] + [
-            "--prior",
-            "--objective",
-            "--guidance-scale",
-        ]
+        known += [f"--{name}" for name in configs.keys(Config) if name != "prompt"]
+        known += ["--prior", "--objective", "--guidance-scale"]
+    flags = [name.replace("_", "-") for name in known]
     for word in argv[1:]:
         flag = word.partition("=")[0].replace("_", "-")
-        flags = {name.replace("_", "-"): name for name in known}
         if re.match(r"--[a-z]", flag) and flag not in flags and flag.replace("--no-", "--") not in flags:
             nearest = difflib.get_close_matches(flag, flags, n=1, cutoff=0.0)[0]
             raise UserError(f"{argv[0]} has no {word.partition('=')[0]}; the nearest is {nearest}")

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from tyro.conf import Positional, arg
 
+TABLETOP = Path(__file__).parent / "tabletop" / "weights"  # the shipped prior
 PRESETS = Path(__file__).parent / "configs"  # a link to configs/ in a checkout, a folder in a wheel
 
 T = TypeVar("T")
