@@ -226,7 +226,7 @@ def show(bar: tqdm, line: dict[str, Any], config: Config, elapsed: float, done: 
     figures = {name: line[name] for name in names if name in line}
     text = ", ".join(f"{name} {x:.3g}" if isinstance(x, float) else f"{name} {x}" for name, x in figures.items())
     bar.set_postfix_str(text, refresh=False)
-    if bar.disable and 10 * step // config.steps > 10 * (step - config.output.log_every) // config.steps:
+    if bar.disable and done > 1 and 10 * step // config.steps > 10 * (step - config.output.log_every) // config.steps:
         say("", f"step {step} of {config.steps}: {text}, {elapsed / done * (config.steps - step):.0f} s left")
 
 
