@@ -18,13 +18,13 @@ from lods_jax import prompts
 from lods_jax.cameras import Orbit, sample_orbit
 from lods_jax.config import TABLETOP, Config, UserError
 from lods_jax.diffusion import T
-from lods_jax.io.ply import read_points, write_ply
+from lods_jax.io.ply import read_points, write_ply, write_splat
 from lods_jax.objectives import csd, lods_embedding, sds
 from lods_jax.penalties import weighted
 from lods_jax.priors.exact import caption_gaussians, posterior_mean
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.provenance import unet_hash
-from lods_jax.refine import Rules, refine
+from lods_jax.refine import Rules, refine, relocate
 from lods_jax.scenes import gaussians as gs
 from lods_jax.tabletop.captioned import captioned_renders
 from lods_jax.tabletop.dataset import parse_caption
@@ -51,6 +51,7 @@ class Representation(NamedTuple):
     refine: Callable[..., TrainState] | None  # (config, tx, key, state) -> state
     count: Callable[[Any], dict[str, int]]  # aux -> what a log says of its size
     export: Callable[[Path, TrainState], str]  # writes the scene into a folder; says what it wrote
+    mass: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]]  # (theta, aux) -> where there is something [n 3], and how much [n]
 
 
 class Parts(NamedTuple):
@@ -236,15 +237,27 @@ def gaussian_plan(config: Config, resolution: int, aux: Any) -> Static:
 
 def gaussian_refine(config: Config, tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
     r = config.gaussians.refine
+    if r.kind == "relocate":
+        return relocate(key, state, tx, r.prune_opacity, r.growth)
     return refine(key, state, tx, Rules(r.threshold, r.fraction, r.split_size, r.prune_opacity, r.prune_size))
 
 
 def export_gaussians(folder: Path, state: TrainState) -> str:
     alive = np.asarray(state.aux["alive"])
-    dropped = write_ply(folder / "scene.ply", {name: np.asarray(x)[alive] for name, x in state.theta.items()})
-    return f"scene.ply with {alive.sum() - dropped} Gaussians" + (
+    splats = {name: np.asarray(x)[alive] for name, x in state.theta.items()}
+    dropped = write_ply(folder / "scene.ply", splats)
+    write_splat(folder / "scene.splat", splats)
+    return f"scene.ply and scene.splat with {alive.sum() - dropped} Gaussians" + (
         f" ({dropped} that were not finite left out)" if dropped else ""
     )
+
+
+def gaussian_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Means, and opacity times the area that a Gaussian shows at most."""
+    alive = np.asarray(aux["alive"])
+    area = np.exp(np.sort(np.asarray(theta["log_scales"]), 1)[:, 1:].sum(1))
+    opacity = 1 / (1 + np.exp(-np.asarray(theta["opacity_logits"])))
+    return np.asarray(theta["means"])[alive], (opacity * area)[alive]
 
 
 SCENES: Mapping[str, Representation] = {
@@ -256,5 +269,6 @@ SCENES: Mapping[str, Representation] = {
         gaussian_refine,
         lambda aux: {"gaussians": int(np.sum(aux["alive"]))},
         export_gaussians,
+        gaussian_mass,
     )
 }

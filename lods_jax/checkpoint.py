@@ -39,11 +39,11 @@ def save(folder: Path, state: TrainState, meta: dict[str, Any], keep: int = 2) -
         manager.wait_until_finished()  # only here do errors of the disk appear
 
 
-def restore(folder: Path, like: TrainState, tell: Callable[[str], None] = print) -> tuple[TrainState, dict[str, Any]]:
+def restore(folder: Path, like: Any, tell: Callable[[str], None] = print) -> tuple[Any, dict[str, Any]]:
     """The newest save whose hashes hold, and its meta.
 
     Args:
-      like: a state of the same configuration, or its shapes.
+      like: a state of the same configuration, or its shapes; or a dict of some of its parts, {"theta": ..., "aux": ...}.
       tell: gets a line for each damaged save that is passed over.
 
     Raises ValueError if no save is whole, or if one is of another configuration.
@@ -82,7 +82,7 @@ def flat(state: TrainState) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(x) for path, x in leaves}
 
 
-def unflat(leaves: dict[str, np.ndarray], like: TrainState, source: Path) -> TrainState:
+def unflat(leaves: dict[str, np.ndarray], like: Any, source: Path) -> Any:
     """The inverse of `flat`, onto the structure of `like`."""
     expected, structure = jax.tree_util.tree_flatten_with_path(like)
     values = []

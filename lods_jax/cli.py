@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -42,6 +42,31 @@ class Resume:
     """Continues a run that was stopped or killed, bit for bit, from its newest checkpoint."""
 
     run: tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
+class View:
+    """Shows the splats of a run in a browser on this machine, also while it trains (extra `viewer`)."""
+
+    run: tyro.conf.Positional[Path]
+    port: int = 8080
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Writes one page with runs side by side, and the true object beside them where the world is tabletop."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    out: Path = Path("outputs/compare.html")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measures runs against the true objects of the tabletop world: a table, and JSON."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    json: Path | None = None
+    """Where the figures go as JSON, a row for each run."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +112,9 @@ class TrainPrior:
 COMMANDS = {
     "text-to-3d": TextTo3D,
     "resume": Resume,
+    "view": View,
+    "compare": Compare,
+    "evaluate": Evaluate,
     "info": Info,
     "text-to-image": TextToImage,
     "train-prior": TrainPrior,
@@ -109,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def parse(argv: list[str]) -> TextTo3D | Resume | Info | TextToImage | TrainPrior:
+def parse(argv: list[str]) -> Any:
     """The command of a command line. Defaults < --config < flags."""
     check_flags(argv)
     defaults = {"text-to-3d": TextTo3D(preset(argv))} if argv[:1] == ["text-to-3d"] else {}
@@ -176,6 +204,35 @@ def resume(args: Resume) -> int:
     from lods_jax import run
 
     return run.resume(config, args.run)
+
+
+def view(args: View) -> None:
+    from lods_jax import view
+
+    view.view(args.run, args.port)
+
+
+def compare(args: Compare) -> None:
+    start_jax()
+    from lods_jax import compare
+
+    for line in compare.compare(some(args.runs), args.out):
+        print(f"missing: {line}")
+    print(f"{args.out}: {len(args.runs)} runs side by side")
+
+
+def evaluate(args: Evaluate) -> None:
+    start_jax()
+    from lods_jax import evaluate
+
+    evaluate.report(some(args.runs), args.json)
+
+
+def some(runs: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The runs of a command, if there are any."""
+    if not runs:
+        raise UserError("name at least one run folder: outputs/latest, say")
+    return runs
 
 
 def info(args: Info) -> None:
@@ -277,4 +334,13 @@ def start_jax(batch: int | None = None) -> None:
         jax.config.update("jax_num_cpu_devices", cores)
 
 
-RUN = {TextTo3D: text_to_3d, Resume: resume, Info: info, TextToImage: text_to_image, TrainPrior: train_prior}
+RUN = {
+    TextTo3D: text_to_3d,
+    Resume: resume,
+    View: view,
+    Compare: compare,
+    Evaluate: evaluate,
+    Info: info,
+    TextToImage: text_to_image,
+    TrainPrior: train_prior,
+}

@@ -5,6 +5,7 @@ the two phases of a run: a before `switch`, b from there on. This file loads no 
 """
 
 import difflib
+import importlib.util
 import math
 import types
 import typing
@@ -96,8 +97,10 @@ class GaussianRates:
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """Clone, split and prune (`refine.Rules`); `start` and `stop` are fractions of the run, and `every` counts steps."""
+    """Refinement of Gaussians; `start` and `stop` are fractions of the run, and `every` counts steps."""
 
+    kind: Literal["densify", "relocate"] = "densify"
+    """Clone, split and prune (`refine.Rules`), or MCMC-style relocation of dead Gaussians (`refine.relocate`)."""
     every: int = bounded(100, 0, 10**7)
     """0 never refines."""
     start: float = bounded(0.2, 0, 1)
@@ -106,6 +109,9 @@ class RefineConfig:
     threshold: float = bounded(0.0, 0, 1e6)
     split_size: float = bounded(0.02, 0, 1e3)
     prune_opacity: float = bounded(0.005, 0, 1)
+    """Below it a Gaussian is pruned, or is dead and relocated."""
+    growth: float = bounded(0.05, 0, 10)
+    """Of `relocate`: the number of Gaussians grows by this share each time, up to `capacity`."""
     prune_size: float = bounded(0.35, 0, 1e3)
 
 
@@ -150,6 +156,8 @@ class OutputConfig:
     preview_every: int = bounded(100, 0, 10**7)
     """Steps between previews; 0 writes none."""
     log_every: int = bounded(10, 1, 10**7)
+    tensorboard: bool = False
+    """Write TensorBoard event files into events/ too; needs the extra `log`."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +263,9 @@ def convert(kind: Any, value: Any) -> Any:
         return tuple(convert(k, x) for k, x in zip(of, value, strict=True))
     if origin is dict:
         return {convert(of[0], k): convert(of[1], x) for k, x in value.items()}
-    if isinstance(value, bool) or value is None or (kind is str and not isinstance(value, str)):
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is bool or isinstance(value, bool) or value is None or (kind is str and not isinstance(value, str)):
         raise TypeError
     if kind is int and isinstance(value, float) and not value.is_integer():
         raise ValueError
@@ -273,7 +283,7 @@ def wanted(kind: Any) -> str:
         return "names with numbers"
     if origin in (typing.Union, types.UnionType):
         return f"{wanted(of[0])} or null"
-    return {int: "a whole number", float: "a number", str: "a text"}[kind]
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -311,4 +321,6 @@ def check(config: Config) -> Config:
             raise UserError(f"camera.{name} must be a lower and an upper limit, got {pair[0]:g} and {pair[1]:g}")
     if any(low > high for low, high in zip(config.timesteps.min, config.timesteps.max, strict=True)):
         raise UserError(f"timesteps.min must not exceed timesteps.max, got {config.timesteps.min} and {config.timesteps.max}")
+    if config.output.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise UserError("output.tensorboard needs tensorboardX: pip install 'lods_jax[log]'")
     return config

@@ -1,17 +1,14 @@
-"""A run: a folder, a loop around the compiled step, and what a person sees of it.
+"""A run: a loop around the compiled step that leaves a folder (`folder.py` lists its files) and tells a person how it goes.
 
-Its folder holds config.yaml (repeats the run), run.json (what it ran on), metrics.jsonl, previews/, checkpoints/, and at the end
-video.mp4, stills and the scene. All that training changes is in the checkpoint: a resumed run continues bit for bit.
+All that training changes is in the checkpoint: a resumed run continues bit for bit.
 """
 
-import json
 import resource
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,22 +18,23 @@ from tqdm import tqdm
 
 from lods_jax import checkpoint, provenance
 from lods_jax.build import Parts, Static, build
-from lods_jax.cameras import Orbit, turntable
 from lods_jax.config import Config, UserError, check, dump
+from lods_jax.folder import append, event_log, point_latest_at, rewind, write_json
 from lods_jax.io.files import replacing
-from lods_jax.io.image import grid, to_uint8, write_png
-from lods_jax.io.video import write_video
+from lods_jax.results import Viewer, viewer, write_page_of, write_preview, write_results
 from lods_jax.rng import step_key
 from lods_jax.train import init_state, make_diagnosis, make_train_step, parallelise
-from lods_jax.types import Camera, TrainState
+from lods_jax.types import TrainState
 
 PLAN_EVERY = 50  # steps between looks at whether a static shape has become too small
 FIRST_PREVIEW = 10  # steps: something to look at within a minute
-AT_ONCE = 4  # views rendered in one call for people
 GIVE_UP = 20  # updates in a row that were dropped
 
 
 # --- training: what changes the state ---------------------------------------------------------------------------------------
+Compile = Callable[[Config, Parts, Static], Callable]
+
+
 class Progress(NamedTuple):
     """After one step. The state is given away to the next step: copy what has to outlive it."""
 
@@ -50,26 +48,6 @@ def first_state(config: Config, parts: Parts) -> TrainState:
     """The state before the first step."""
     scene = parts.representation.scene(config, parts.representation.plan(config, config.resolution, None))
     return init_state(scene, parts.psi, parts.tx_theta, parts.tx_psi, jax.random.fold_in(jax.random.key(config.seed), 2))
-
-
-def train(config: Config, parts: Parts, state: TrainState, static: Static | None = None) -> Iterator[Progress]:
-    """Steps, refinement and growth of static shapes, from `state` to the end of the run.
-
-    Args:
-      static: what the state's last step was compiled for; None before the first. Decisions hang on it, the step and aux alone, so
-        that a resumed run decides as an uninterrupted one.
-    """
-    represent, key = parts.representation, jax.random.fold_in(jax.random.key(config.seed), 3)
-    refine = jax.jit(lambda key, state: represent.refine(config, parts.tx_theta, key, state))
-    static = static or represent.plan(config, config.resolution, None)
-    step = compiled(config, parts, static)
-    for done in range(int(state.step) + 1, config.steps + 1):
-        state, metrics = step(state, parts.weights, parts.texts, None, key)
-        if represent.refine and refines(config, done):
-            state = refine(jax.random.fold_in(step_key(key, done), 1), state)
-        if done % PLAN_EVERY == 0 and (planned := represent.plan(config, config.resolution, state.aux)) != static:
-            static, step = planned, compiled(config, parts, planned)
-        yield Progress(done, state, static, metrics)
 
 
 def compiled(config: Config, parts: Parts, static: Static) -> Callable:
@@ -90,6 +68,29 @@ def compiled(config: Config, parts: Parts, static: Static) -> Callable:
     return parallelise(build_step, mode, config.batch)
 
 
+def train(
+    config: Config, parts: Parts, state: TrainState, static: Static | None = None, compile: Compile = compiled
+) -> Iterator[Progress]:
+    """Steps, refinement and growth of static shapes, from `state` to the end of the run.
+
+    Args:
+      static: what the state's last step was compiled for; None before the first. Decisions hang on it, the step and aux alone, so
+        that a resumed run decides as an uninterrupted one.
+      compile: gives the step for a static shape. Runs of one process may share it where they differ in prompt and seed alone.
+    """
+    represent, key = parts.representation, jax.random.fold_in(jax.random.key(config.seed), 3)
+    refine = jax.jit(lambda key, state: represent.refine(config, parts.tx_theta, key, state))
+    static = static or represent.plan(config, config.resolution, None)
+    step = compile(config, parts, static)
+    for done in range(int(state.step) + 1, config.steps + 1):
+        state, metrics = step(state, parts.weights, parts.texts, None, key)
+        if represent.refine and refines(config, done):
+            state = refine(jax.random.fold_in(step_key(key, done), 1), state)
+        if done % PLAN_EVERY == 0 and (planned := represent.plan(config, config.resolution, state.aux)) != static:
+            static, step = planned, compile(config, parts, planned)
+        yield Progress(done, state, static, metrics)
+
+
 def refines(config: Config, done: int) -> bool:
     """Whether the scene is refined after this many steps."""
     r = config.gaussians.refine
@@ -97,18 +98,22 @@ def refines(config: Config, done: int) -> bool:
 
 
 # --- a run and its folder ---------------------------------------------------------------------------------------------------
-def start(config: Config, folder: Path) -> int:
-    """Runs a configuration in a new or empty folder. Returns the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM."""
+def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
+    """Runs a configuration in a new or empty folder. Returns the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Args:
+      compile: as for `train`.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: pass another --out, or go on with a run by `lods resume {folder}`")
     parts = build(check(config))  # before anything is written: most mistakes show here
     with replacing(folder / "config.yaml") as file:
         file.write_text(dump(config), encoding="utf-8")
     point_latest_at(folder)
-    return proceed(config, parts, folder, first_state(config, parts), None)
+    return proceed(config, parts, folder, first_state(config, parts), None, compile)
 
 
-def resume(config: Config, folder: Path) -> int:
+def resume(config: Config, folder: Path, compile: Compile = compiled) -> int:
     """Continues a run from its newest whole checkpoint, bit for bit on as many devices; returns what `start` returns.
 
     Args:
@@ -117,69 +122,90 @@ def resume(config: Config, folder: Path) -> int:
     parts = build(check(config))
     if not checkpoint.steps(folder / "checkpoints"):
         say("resume", f"{folder} has no checkpoint: from the beginning")
-        return proceed(config, parts, folder, first_state(config, parts), None)
+        return proceed(config, parts, folder, first_state(config, parts), None, compile)
     like = jax.eval_shape(lambda: first_state(config, parts))
     state, meta = checkpoint.restore(folder / "checkpoints", like, tell=lambda line: say("resume", line))
     say("resume", f"{folder} from step {int(state.step)}")
-    return proceed(config, parts, folder, state, Static(**meta["static"]))
+    return proceed(config, parts, folder, state, Static(**meta["static"]), compile)
 
 
-def proceed(config: Config, parts: Parts, folder: Path, state: TrainState, static: Static | None) -> int:
+def proceed(
+    config: Config, parts: Parts, folder: Path, state: TrainState, static: Static | None, compile: Compile = compiled
+) -> int:
     """From a state to the end or to a signal; the results are written in both cases."""
     note = provenance.describe() | {"prior_sha256": parts.prior_sha256}
     write_json(folder / "run.json", note | {"state": "running"})
-    rewind(folder / "metrics.jsonl", int(state.step))
     say("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
-    see = viewer(config, parts)
+    see, diagnose = viewer(config, config.output.size), diagnosis(config, parts, static)
     with stoppable() as stop:
         try:
-            state, seconds = optimise(config, parts, folder, state, static, see, stop)
-            say("write", "video, stills and scene")
+            steps = train(config, parts, state, static, compile)
+            state, seconds = optimise(config, parts, folder, state, steps, diagnose, see, stop)
+            say("write", "video, stills, scene and page")
             began = time.monotonic()
-            write_results(config, parts, folder, state, see)
+            write_results(config, parts, folder, state, see, say)
             seconds["write"] = round(time.monotonic() - began, 1)
         except BaseException as error:
             write_json(folder / "run.json", note | {"state": "failed", "error": f"{type(error).__name__}: {error}"})
+            write_page_of(folder, say)
             raise
         write_json(folder / "run.json", note | outcome(config, state, seconds))
+        write_page_of(folder, say)
     if stop:
         say("stopped", f"at step {int(state.step)} of {config.steps}; go on with `lods resume {folder}`")
         return 128 + stop[0]
-    say("done", f"{folder / 'video.mp4'}")
+    say("done", f"{folder / 'index.html'}")
     return 0
 
 
 def optimise(
-    config: Config, parts: Parts, folder: Path, state: TrainState, static: Static | None, see: Callable, stop: list[int]
+    config: Config,
+    parts: Parts,
+    folder: Path,
+    state: TrainState,
+    steps: Iterator[Progress],
+    diagnose: Callable[[TrainState], dict[str, float]],
+    see: Viewer,
+    stop: list[int],
 ) -> tuple[TrainState, dict[str, float]]:
-    """Trains, and lets people see it: progress, metrics, previews, checkpoints. Ends early once `stop` holds a signal."""
+    """Goes through the steps after `state`, and lets people see it: progress, metrics, previews, checkpoints.
+
+    Ends early once `stop` holds a signal. Returns the last state, and seconds: of compilation in this sitting, of optimisation in
+    all sittings.
+    """
     first, began, recent = int(state.step), time.monotonic(), []
-    diagnose, seconds = diagnosis(config, parts, static), {"compile": 0.0, "optimise": 0.0}
-    skipped, dead = int(state.skipped), 0
+    rows = rewind(folder / "metrics.jsonl", first)
+    spent = rows[-1].get("seconds", 0.0) if rows else 0.0
+    seconds, skipped, dead = {"compile": 0.0, "optimise": spent}, int(state.skipped), 0
+    log = event_log(folder / "events", first) if config.output.tensorboard else lambda line: None
     if first < config.steps:
         say("compile", "about a minute on a new machine, some seconds on one that has done it before")
     with tqdm(total=config.steps, initial=first, disable=None, unit="step", mininterval=0.5) as bar:
-        for done, state, static, metrics in train(config, parts, state, static):  # noqa: B020 (what was passed is given away)
+        for done, state, static, metrics in steps:
             recent.append(metrics)
             last = done == config.steps or bool(stop)
             if last or done == first + 1 or due(config.output.log_every, done):
                 line = {"step": done} | mean(recent) | parts.representation.count(state.aux) | diagnose(state)
-                line["skipped"] = int(state.skipped)
+                elapsed = time.monotonic() - began if done > first + 1 else 0.0
+                line |= {"skipped": int(state.skipped), "seconds": round(spent + elapsed, 1)}
                 append(folder / "metrics.jsonl", line)
+                log(line)
                 dead = check_alive(line["skipped"] - skipped, len(recent), done, dead)
                 skipped, recent = line["skipped"], []
-                show(bar, line, config, time.monotonic() - began, done - first)
+                show(bar, line, config, elapsed, done - first)
             if done == first + 1:
                 seconds["compile"], began = round(time.monotonic() - began, 1), time.monotonic()
                 say("optimise", f"{config.steps - first} steps of {config.batch} views (compiled in {seconds['compile']:.0f} s)")
             if due(config.output.preview_every, done) or (config.output.preview_every and done == FIRST_PREVIEW):
-                write_preview(config, parts, folder, done, state, see)
+                path = write_preview(parts, folder, done, state, see)
+                if done == FIRST_PREVIEW:
+                    say("preview", f"{path} and so on; `lods view {folder}` shows the scene while it grows")
             if last or due(config.checkpoint.every, done):
                 checkpoint.save(folder / "checkpoints", state, {"static": static._asdict()}, config.checkpoint.keep)
             bar.update()
             if last:
                 break
-    seconds["optimise"] = round(time.monotonic() - began, 1)
+    seconds["optimise"] += round(time.monotonic() - began, 1) if first < config.steps else 0.0
     return state, seconds
 
 
@@ -230,66 +256,7 @@ def show(bar: tqdm, line: dict[str, Any], config: Config, elapsed: float, done: 
         say("", f"step {step} of {config.steps}: {text}, {elapsed / done * (config.steps - step):.0f} s left")
 
 
-def viewer(config: Config, parts: Parts) -> Callable[[TrainState, Camera], np.ndarray]:
-    """Builds (state, n cameras) -> renders on white at output.size, bytes [n h w 3]; compiles again where room runs out."""
-    represent, size = parts.representation, config.output.size
-    static = represent.plan(config, size, None)
-
-    @cache
-    def render(static: Static) -> Callable:
-        scene = represent.eye(config, static)
-        keys = jax.random.split(jax.random.key(0), AT_ONCE)  # a white background draws nothing
-        return jax.jit(lambda theta, aux, camera: scene.render(theta, aux, camera, keys, scene.probe(aux, AT_ONCE)))
-
-    def see(state: TrainState, camera: Camera) -> np.ndarray:
-        nonlocal static
-        n, frames = len(camera.view), []
-        for first in range(0, n, AT_ONCE):
-            rows = np.minimum(first + np.arange(AT_ONCE), n - 1)
-            some = jax.tree.map(lambda x: x[rows], camera)  # noqa: B023 (used at once)
-            out = render(static)(state.theta, state.aux, some)
-            while (grown := represent.plan(config, size, out.extras)) > static:
-                static = grown
-                out = render(static)(state.theta, state.aux, some)
-            frames.append(to_uint8(np.asarray(out.rgb)))
-        return np.concatenate(frames)[:n]
-
-    return see
-
-
-def circle(orbit: Orbit, n: int) -> Camera:
-    """n cameras around the object for people, as far away as training ever was: nothing is cut off."""
-    farthest = {name: (limits[1],) * 2 for name in ("radius", "extent") if (limits := getattr(orbit, name))}
-    return turntable(n, orbit=orbit._replace(**farthest))
-
-
-def write_preview(config: Config, parts: Parts, folder: Path, done: int, state: TrainState, see: Callable) -> None:
-    """Four sides in a row, as previews/<step>.png."""
-    images = see(state, circle(parts.orbit, 4))
-    path = write_png(folder / "previews" / f"{done:06d}.png", grid(images, 4))
-    if done == FIRST_PREVIEW:
-        say("preview", f"{path} and so on")
-
-
-def write_results(config: Config, parts: Parts, folder: Path, state: TrainState, see: Callable) -> None:
-    """video.mp4 (a turntable), eight stills, one by one and in one picture, and the scene in its own format."""
-    stills = see(state, circle(parts.orbit, 8))
-    write_png(folder / "stills.png", grid(stills, 4))
-    for i, image in enumerate(stills):
-        write_png(folder / "stills" / f"{i * 45:03d}.png", image)
-    say("", parts.representation.export(folder, state))
-    try:
-        write_video(folder / "video.mp4", see(state, circle(parts.orbit, config.output.frames)), float(config.output.fps))
-    except RuntimeError as error:  # no ffmpeg that works: everything else is there
-        say("", f"no video: {error}")
-
-
-# --- files and signals ------------------------------------------------------------------------------------------------------
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    with replacing(path) as file:
-        file.write_text(json.dumps(data, indent=1) + "\n")
-
-
+# --- the end, and signals ----------------------------------------------------------------------------------------------------
 def outcome(config: Config, state: TrainState, seconds: dict[str, float]) -> dict[str, Any]:
     """What run.json says at the end."""
     done = int(state.step)
@@ -302,28 +269,6 @@ def outcome(config: Config, state: TrainState, seconds: dict[str, float]) -> dic
 def mean(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
     """Means over steps, by name."""
     return {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
-
-
-def append(path: Path, line: dict[str, Any]) -> None:
-    """One line of metrics.jsonl, on disk before the next step."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def rewind(path: Path, step: int) -> None:
-    """Cuts metrics.jsonl back to the step that a run goes on from; half a last line goes too."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    with replacing(path) as file:
-        file.write_text("".join(f"{line}\n" for line in kept))
-
-
-def point_latest_at(folder: Path) -> None:
-    """outputs/latest -> this run, where the run lies in a folder of the name `outputs`."""
-    outputs = next((parent for parent in folder.absolute().parents if parent.name == "outputs"), None)
-    if outputs:
-        with replacing(outputs / "latest") as link:
-            link.symlink_to(folder.absolute().relative_to(outputs), target_is_directory=True)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Gaussian splats as PLY files, in the layout that viewers read (Kerbl et al. 2023).
+"""Gaussian splats as PLY files, in the layout that viewers read (Kerbl et al. 2023), and as the smaller .splat of web viewers.
 
-Binary little endian, all float32: x y z nx ny nz f_dc_* f_rest_* opacity scale_* rot_*. Opacity is a logit, scales are
+PLY: binary little endian, all float32: x y z nx ny nz f_dc_* f_rest_* opacity scale_* rot_*. Opacity is a logit, scales are
 logarithms, rot is wxyz, f_rest is channel-major. Viewers take y as down: our z-up world is written as (x, -z, y), so that it
 loads upright.
 """
@@ -14,6 +14,7 @@ from lods_jax.io.files import replacing
 
 # (x, -z, y): a rotation by 90 degrees about x.
 FLIP = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)
+Y00 = 0.28209479177387814  # the constant spherical harmonic: rgb = 1/2 + Y00 f_dc
 HALF = np.sqrt(0.5).astype(np.float32)
 TYPES = {
     **dict.fromkeys(("char", "int8"), "<i1"), **dict.fromkeys(("uchar", "uint8"), "<u1"),
@@ -41,6 +42,30 @@ def write_ply(path: str | Path, splats: Splats) -> int:
     with replacing(path) as partial:
         partial.write_bytes("\n".join([*header, "end_header\n"]).encode() + rows.tobytes())
     return n - len(rows)
+
+
+ROW = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("quat", "u1", 4)])  # of a .splat file, 32 bytes
+
+
+def write_splat(path: str | Path, splats: Splats) -> int:
+    """The same Gaussians as rows of 32 bytes in the same frame, without a header; returns how many were dropped as not finite.
+
+    Standard deviations are linear, colour (of degree 0) and opacity are bytes, and so is the quaternion wxyz, as 128 + 128 q. The
+    largest and most opaque come first: a viewer that has loaded half of the file shows the better half.
+    """
+    means, quats = splats["means"] @ FLIP.T, _turn(np.array([HALF, HALF, 0, 0]), splats["quats"])
+    scales, opacity = np.exp(splats["log_scales"]), 1 / (1 + np.exp(-splats["opacity_logits"]))
+    rgba = np.concatenate([0.5 + Y00 * splats["sh"][:, 0], opacity[:, None]], 1)
+    finite = np.isfinite(np.concatenate([means, quats, scales, rgba], 1)).all(1)
+    quats = quats / np.maximum(np.linalg.norm(quats, axis=1, keepdims=True), 1e-12)
+    order = np.argsort(np.where(finite, -opacity * scales.prod(1), np.inf), kind="stable")[: finite.sum()]
+    rows = np.zeros(len(order), ROW)
+    rows["mean"], rows["scale"] = means[order], scales[order]
+    rows["rgba"] = np.clip(255 * rgba[order] + 0.5, 0, 255)
+    rows["quat"] = np.clip(128 * quats[order] + 128.5, 0, 255)
+    with replacing(path) as partial:
+        partial.write_bytes(rows.tobytes())
+    return len(finite) - len(order)
 
 
 def read_ply(path: str | Path) -> Splats:

@@ -48,17 +48,20 @@ def saturation(rgb: Float[np.ndarray, "*n 3"], weight: Float[np.ndarray, "*n"]) 
     return float((value * weight).sum() / weight.sum())
 
 
-def surface_points(kind: str, n: int, seed: int = 0) -> Float[np.ndarray, "n 3"]:
-    """Points on the surface of the middle object that can be seen from outside, drawn from rays of 24 cameras all around."""
-    rng = np.random.default_rng(seed)
-    # A Fibonacci sphere: even directions without clumps at the poles.
-    i = np.arange(24) + 0.5
-    azimuth, elevation = (np.pi * (1 + 5**0.5) * i) % (2 * np.pi) - np.pi, np.arcsin(1 - i / 12)
-    as_array = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
-    camera = orbit_camera(as_array(azimuth), as_array(elevation), jnp.full(24, 3.0), jnp.full(24, np.float32(0.6)))
+def surface_points(kind: str, n: int, camera: Camera | None = None, seed: int = 0) -> Float[np.ndarray, "n 3"]:
+    """Points on the surface of the middle object that cameras see, drawn from their rays; by default 24 cameras all around."""
+    camera = camera or _all_around(24)
     points, hit = _first_hits(kind, camera)
     points = np.asarray(points)[np.asarray(hit) > 0]
-    return points[rng.integers(len(points), size=n)]
+    return points[np.random.default_rng(seed).integers(len(points), size=n)]
+
+
+def _all_around(n: int) -> Camera:
+    """n cameras at the directions of a Fibonacci sphere: even, without clumps at the poles."""
+    i = np.arange(n) + 0.5
+    azimuth, elevation = (np.pi * (1 + 5**0.5) * i) % (2 * np.pi) - np.pi, np.arcsin(1 - 2 * i / n)
+    as_array = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+    return orbit_camera(as_array(azimuth), as_array(elevation), jnp.full(n, 3.0), jnp.full(n, np.float32(0.6)))
 
 
 @partial(jax.jit, static_argnames="kind")
@@ -69,15 +72,18 @@ def _first_hits(kind: str, camera: Camera) -> tuple[Float[Array, "b 64 64 3"], F
     return origins + t[..., None] * directions, hit
 
 
-def chamfer(points: Float[np.ndarray, "n 3"], kind: str) -> float:
-    """Mean of the distance of our points to the true surface and of the true surface's points to ours, world units."""
+def chamfer(points: Float[np.ndarray, "n 3"], kind: str, camera: Camera | None = None) -> float:
+    """Mean of the distance of our points to the true surface and of the true surface's points to ours, world units.
+
+    `camera` limits the true points to what these cameras see; the default is all that can be seen from outside.
+    """
     inward = np.abs(np.asarray(signed_distance(kind, jnp.asarray(points), jnp.asarray(MIDDLE))))
-    return float(0.5 * inward.mean() + 0.5 * _nearest(surface_points(kind, 4096), points).mean())
+    return float(0.5 * inward.mean() + 0.5 * _nearest(surface_points(kind, 4096, camera), points).mean())
 
 
-def coverage(points: Float[np.ndarray, "n 3"], kind: str, radius: float = 0.05 * BOUND) -> float:
-    """Share of the visible true surface that has one of our points within `radius`, world units."""
-    return float((_nearest(surface_points(kind, 4096), points) < radius).mean())
+def coverage(points: Float[np.ndarray, "n 3"], kind: str, radius: float = 0.05 * BOUND, camera: Camera | None = None) -> float:
+    """Share of the true surface, as `camera` sees it, that has one of our points within `radius`, world units."""
+    return float((_nearest(surface_points(kind, 4096, camera), points) < radius).mean())
 
 
 def _nearest(a: Float[np.ndarray, "n 3"], b: Float[np.ndarray, "m 3"]) -> Float[np.ndarray, "n"]:

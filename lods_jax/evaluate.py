@@ -1,0 +1,120 @@
+"""`lods evaluate`: the figures of finished and half-finished runs, as a table and as JSON."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lods_jax import checkpoint
+from lods_jax.build import SCENES, make_objective
+from lods_jax.folder import Run, read_run, write_json
+from lods_jax.results import Viewer, viewer
+from lods_jax.tabletop.judge import SIZE
+from lods_jax.tabletop.measure import FIGURES, measure
+
+COSTS = {
+    "gaussians": "Gaussians at the end",
+    "seconds": "seconds of optimisation, without compilation",
+    "predictions": "noise predictions that the prior made, in thousands",
+    "psi_displacement": "root mean square by which the learned branch moved",
+    "fit_gain": "by how much it denoises the renders better than before",
+}
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """All figures of a run at its newest checkpoint; `missing` says in one line what could not be measured."""
+    row = {"run": str(run.path), "prompt": run.config.prompt, "objective": run.config.objective.name, "end": run.end}
+    row |= {"s": run.config.objective.s, "prior": run.config.prior.name, "seed": run.config.seed, "step": run.step}
+    row |= costs(run)
+    try:
+        scene = restore_scene(run)
+    except ValueError as error:
+        return row | {"missing": f"no checkpoint to measure: {error}"}
+    theta, aux = scene["theta"], scene["aux"]
+    row["step"] = int(scene["step"])
+    represent = SCENES[run.config.scene]
+    row |= represent.count(aux)
+    points, mass = represent.mass(theta, aux)
+    see = shared_viewer(run)
+    try:
+        figures = measure(run.config.prompt, lambda camera: see(theta, aux, camera), points, mass)
+    except ValueError as error:  # a prompt of another world: there is no truth to compare with
+        return row | {"missing": f"no figures against the truth: {error}"}
+    return row | figures
+
+
+def restore_scene(run: Run) -> dict[str, Any]:
+    """step, theta and aux of a run's newest whole checkpoint; ValueError if there is none."""
+    config, represent = run.config, SCENES[run.config.scene]
+    scene = represent.scene(config, represent.plan(config, config.resolution, None))
+    theta, aux = jax.eval_shape(scene.init, jax.random.key(0))
+    like = {"step": jax.ShapeDtypeStruct((), np.int32), "theta": theta, "aux": aux}
+    state, _ = checkpoint.restore(run.path / "checkpoints", like, tell=lambda line: print(line))
+    return state
+
+
+_VIEWERS: dict[tuple[str, str], Viewer] = {}  # by what a compiled render depends on
+
+
+def shared_viewer(run: Run) -> Viewer:
+    """The viewer of 64 px for a run; runs whose scenes have the same settings share its compilation."""
+    key = run.config.scene, repr(run.config.gaussians)
+    if key not in _VIEWERS:
+        _VIEWERS[key] = viewer(run.config, SIZE)
+    return _VIEWERS[key]
+
+
+def costs(run: Run) -> dict[str, Any]:
+    """What a run has spent, and what its learned branch did, from its log."""
+    last = run.metrics[-1] if run.metrics else {}
+    objective = make_objective(run.config)
+    asked = len(objective.queries) + (objective.fit is not None)  # the fit asks once more
+    row = {"seconds": last.get("seconds"), "predictions": asked * run.config.batch * run.step / 1000}
+    return row | {name: last[name] for name in ("psi_displacement", "fit_gain") if name in last}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of `evaluate` as aligned text: one line a figure, one column a run."""
+    names = [name for name in (*FIGURES, *COSTS) if any(number(row.get(name)) for row in rows)]
+    heads = [Path(row["run"]).name for row in rows]
+    body = [["objective", *(label(row) for row in rows)], ["prompt", *(row["prompt"] for row in rows)]]
+    body += [[name, *(shown(row.get(name)) for row in rows)] for name in names]
+    lines = [["", *heads], *body]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """An objective and its guidance scale: "sds s=7.5"."""
+    return row["objective"] + (f" s={row['s']:g}" if row.get("s") is not None else "")
+
+
+def number(x: Any) -> bool:
+    return isinstance(x, int | float) and not math.isnan(x)
+
+
+def shown(x: Any) -> str:
+    """Three digits of a number; a dash where there is none."""
+    if not number(x):
+        return "-"
+    return str(x) if isinstance(x, int) else f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
+
+
+def report(paths: Sequence[Path], out: Path | None) -> None:
+    """Prints the table of some runs and one line for each that is missing something; writes the rows as JSON."""
+    rows = [evaluate(read_run(path)) for path in paths]
+    print(table(rows))
+    for row in rows:
+        if "missing" in row:
+            print(f"{row['run']}: {row['missing']} ({row['end']})")
+    if out:
+        write_json(out, plain(rows))
+        print(f"{out}: {len(rows)} runs, {len(FIGURES)} figures")
+
+
+def plain(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as strict JSON has them: null in place of NaN."""
+    return [{k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in row.items()} for row in rows]

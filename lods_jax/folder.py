@@ -1,0 +1,114 @@
+"""The files of a run's folder: written so that a kill leaves them whole, read so that half a run is still worth something.
+
+config.yaml    repeats the run                    scene.ply, scene.splat   the scene, from the last preview on
+run.json       what it ran on, and how it ended   previews/, stills/       pictures
+metrics.jsonl  one line per log_every steps       video.mp4, index.html    at the end
+checkpoints/   all that training changes
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lods_jax.config import Config, UserError, load
+from lods_jax.io.files import replacing
+
+
+class Run(NamedTuple):
+    """What there is of a run."""
+
+    path: Path
+    config: Config
+    note: dict[str, Any]  # run.json; empty if there is none
+    metrics: list[dict[str, Any]]  # lines of metrics.jsonl, oldest first
+
+    @property
+    def step(self) -> int:
+        """The last step that was logged."""
+        return self.metrics[-1]["step"] if self.metrics else 0
+
+    @property
+    def end(self) -> str:
+        """How it ended, in words: `finished`, `failed: why`, or how far it came."""
+        state = self.note.get("state", "never started")
+        if state == "failed":
+            return f"failed: {self.note.get('error', 'no reason is known')}"
+        # A run that was killed could not say so: to a reader it looks like one that is under way.
+        return state if state == "finished" else f"{state}, step {self.step} of {self.config.steps}"
+
+    def missing(self, *names: str) -> str:
+        """One line on which of these files are not there; empty if all are."""
+        absent = [name for name in names if not (self.path / name).exists()]
+        return f"{self.path}: no {', '.join(absent)} ({self.end})" if absent else ""
+
+
+def read_run(path: Path) -> Run:
+    """A run, however far it came. Raises UserError if the folder holds none."""
+    file = path / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{path} holds no run: {file} is missing")
+    return Run(path, load(file), read_json(path / "run.json"), read_lines(path / "metrics.jsonl"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if the file is absent or damaged."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON Lines file with a step; half a last line, as a kill leaves it, is passed over."""
+    rows = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def write_json(path: Path, data: Any) -> None:
+    with replacing(path) as file:
+        file.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """One line of a JSON Lines file, on disk before the next step."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def rewind(path: Path, step: int) -> list[dict[str, Any]]:
+    """Cuts metrics.jsonl back to the step that a run goes on from, and returns what is left; half a last line goes too."""
+    kept = [row for row in read_lines(path) if row["step"] <= step]
+    with replacing(path) as file:
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
+    return kept
+
+
+def point_latest_at(folder: Path) -> None:
+    """outputs/latest -> this run, where the run lies in a folder of the name `outputs`."""
+    outputs = next((parent for parent in folder.absolute().parents if parent.name == "outputs"), None)
+    if outputs:
+        with replacing(outputs / "latest") as link:
+            link.symlink_to(folder.absolute().relative_to(outputs), target_is_directory=True)
+
+
+def event_log(folder: Path, first: int) -> Callable[[dict[str, Any]], None]:
+    """Writes lines of metrics.jsonl as TensorBoard event files too; what was logged beyond step `first` is purged."""
+    from tensorboardX import SummaryWriter  # the extra `log`; config.check has seen that it is there
+
+    writer = SummaryWriter(str(folder), purge_step=first + 1, flush_secs=5)
+
+    def log(line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if name != "step":
+                writer.add_scalar(name, value, line["step"])
+
+    return log

@@ -1,0 +1,86 @@
+"""What a person sees of a scene: renders on white, previews, a turntable video, stills, the scene's own files and the page."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lods_jax.build import SCENES, Parts, Static
+from lods_jax.cameras import Orbit, turntable
+from lods_jax.config import Config
+from lods_jax.folder import read_run
+from lods_jax.io.image import grid, to_uint8, write_png
+from lods_jax.io.page import write_page
+from lods_jax.io.video import write_video
+from lods_jax.types import Camera, Render, TrainState
+
+AT_ONCE = 4  # views rendered in one call
+Viewer = Callable[[Any, Any, Camera], Render]
+
+
+def viewer(config: Config, size: int) -> Viewer:
+    """Builds (theta, aux, n cameras) -> their renders on white, size pixels wide, as NumPy arrays without extras.
+
+    Compiled for AT_ONCE views whatever n is, and again where room for intersections runs out.
+    """
+    represent = SCENES[config.scene]
+    static = represent.plan(config, size, None)
+
+    @cache
+    def render(static: Static) -> Callable:
+        scene = represent.eye(config, static)
+        keys = jax.random.split(jax.random.key(0), AT_ONCE)  # a white background draws nothing
+        return jax.jit(lambda theta, aux, camera: scene.render(theta, aux, camera, keys, scene.probe(aux, AT_ONCE)))
+
+    def see(theta: Any, aux: Any, camera: Camera) -> Render:
+        nonlocal static
+        n, parts = len(camera.view), []
+        for first in range(0, n, AT_ONCE):
+            rows = np.minimum(first + np.arange(AT_ONCE), n - 1)
+            some = jax.tree.map(lambda x: x[rows], camera)  # noqa: B023 (used at once)
+            out = render(static)(theta, aux, some)
+            while (grown := represent.plan(config, size, out.extras)) > static:
+                static = grown
+                out = render(static)(theta, aux, some)
+            parts.append(jax.tree.map(np.asarray, out.replace(extras={})))
+        return jax.tree.map(lambda *x: np.concatenate(x)[:n], *parts)
+
+    return see
+
+
+def circle(orbit: Orbit, n: int) -> Camera:
+    """n cameras around the object for people, as far away as training ever was: nothing is cut off."""
+    farthest = {name: (limits[1],) * 2 for name in ("radius", "extent") if (limits := getattr(orbit, name))}
+    return turntable(n, orbit=orbit._replace(**farthest))
+
+
+def write_preview(parts: Parts, folder: Path, done: int, state: TrainState, see: Viewer) -> Path:
+    """Four sides in a row, as previews/<step>.png; and the scene as it is, for `lods view` and for whoever survives a crash."""
+    images = to_uint8(see(state.theta, state.aux, circle(parts.orbit, 4)).rgb)
+    parts.representation.export(folder, state)
+    return write_png(folder / "previews" / f"{done:06d}.png", grid(images, 4))
+
+
+def write_results(config: Config, parts: Parts, folder: Path, state: TrainState, see: Viewer, say: Callable) -> None:
+    """video.mp4 (a turntable), eight stills, one by one and in one picture, and the scene in its own format."""
+    stills = to_uint8(see(state.theta, state.aux, circle(parts.orbit, 8)).rgb)
+    write_png(folder / "stills.png", grid(stills, 4))
+    for i, image in enumerate(stills):
+        write_png(folder / "stills" / f"{i * 45:03d}.png", image)
+    say("", parts.representation.export(folder, state))
+    try:
+        frames = to_uint8(see(state.theta, state.aux, circle(parts.orbit, config.output.frames)).rgb)
+        write_video(folder / "video.mp4", frames, float(config.output.fps))
+    except RuntimeError as error:  # no ffmpeg that works: everything else is there
+        say("", f"no video: {error}")
+
+
+def write_page_of(folder: Path, say: Callable) -> None:
+    """index.html; what a run lacks, and a page that fails, never fails the run."""
+    try:
+        write_page([read_run(folder)], folder / "index.html")
+    except (OSError, ValueError) as error:
+        say("", f"no page: {error}")

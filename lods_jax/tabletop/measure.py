@@ -1,0 +1,98 @@
+"""Every figure of one generated object against the true object of its caption, from its renders and its opacity alone.
+
+24 cameras: twelve azimuths, none on the border between two views, at two elevations. The true object has the middle of the
+proportions that the data set shows; for KID it has many.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from lods_jax.cameras import TABLETOP, rays, turntable
+from lods_jax.tabletop import metrics
+from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
+from lods_jax.tabletop.judge import SIZE, judge, load_judge
+from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
+from lods_jax.types import Camera, Render
+
+AZIMUTHS, ELEVATIONS = 12, (10.0, 35.0)
+PROPORTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
+POINTS = 8192  # on the visible surface
+
+FIGURES = {  # name -> (what it says, is more better)
+    "kind": ("share of views in which the judge reads the asked kind", True),
+    "color": ("share of views in which it reads the asked colour", True),
+    "pattern": ("share of views in which it reads the asked pattern", True),
+    "view": ("share of views in which it reads the view that it is (kinds with a front)", True),
+    "janus": ("share of side and back views that it reads as a front (kinds with a front)", False),
+    "kid": ("kernel inception distance to true renders, in the judge's features", False),
+    "chamfer": ("mean distance between our visible surface and the true one, world units", False),
+    "coverage": ("share of the true visible surface that is within 0.04 of ours", True),
+    "floaters": ("share of the opacity mass outside the largest piece", False),
+    "saturation": ("mean saturation minus that of the true object", None),
+}
+
+
+def eyes() -> Camera:
+    """The 24 cameras of every figure."""
+    rings = [turntable(AZIMUTHS, elevation, TABLETOP) for elevation in ELEVATIONS]
+    return jax.tree.map(lambda *x: np.concatenate([np.asarray(part) for part in x]), *rings)
+
+
+def measure(
+    prompt: str,
+    look: Callable[[Camera], Render],
+    points: Float[np.ndarray, "n 3"],
+    mass: Float[np.ndarray, "n"],
+) -> dict[str, float]:
+    """The FIGURES of an object; NaN where one has no meaning (views of a ball, anything of an empty scene).
+
+    Args:
+      prompt: a caption of the tabletop world; ValueError if it is none.
+      look: cameras -> renders of 64 px on white, NumPy. points, mass: where the scene holds something, and how much.
+    """
+    caption, camera = parse_caption(prompt), eyes()
+    seen = look(camera)
+    read = judge(_judge(), np.asarray(seen.rgb, np.float32))
+    true, features = truth(caption._replace(view=None))
+    fronted = caption.kind in COMPOSITE
+    surface, rms = visible_points(seen, camera), np.sqrt(np.mean(features**2))
+    return {
+        "kind": float(np.mean(read.kind == KINDS.index(caption.kind))),
+        "color": float(np.mean(read.color == list(COLORS).index(caption.color))) if caption.color else float("nan"),
+        "pattern": float(np.mean(read.pattern == PATTERNS.index(caption.pattern))),
+        "view": float(np.mean(read.view == camera.view)) if fronted else float("nan"),
+        "janus": metrics.janus_index(read, camera.view) if fronted else float("nan"),
+        # In units of the true features, so that the kernel is 8 between an image and itself, more or less.
+        "kid": metrics.kid(read.features / rms, features / rms),
+        "chamfer": metrics.chamfer(surface, caption.kind, camera) if len(surface) else float("nan"),
+        "coverage": metrics.coverage(surface, caption.kind, camera=camera) if len(surface) else 0.0,
+        "floaters": metrics.floaters(points, mass),
+        "saturation": metrics.saturation(seen.rgb, seen.opacity[..., 0]) - metrics.saturation(true[..., :3], true[..., 3]),
+    }
+
+
+def visible_points(seen: Render, camera: Camera, n: int = POINTS) -> Float[np.ndarray, "m 3"]:
+    """At most n points of the surface that the cameras see: where more light is stopped than not, at the mean depth."""
+    _, h, w, _ = seen.rgb.shape
+    origins, directions = (np.asarray(x) for x in rays(camera, h, w))
+    forward = np.asarray(camera.c2w)[:, None, None, :3, 2]
+    along = seen.depth / (directions * forward).sum(-1, keepdims=True)  # depth is measured along the optical axis
+    points = (origins + along * directions)[seen.opacity[..., 0] > 0.5]
+    return points[np.random.default_rng(0).permutation(len(points))[:n]]
+
+
+@cache
+def truth(caption: Caption) -> tuple[Float[np.ndarray, "b h w 4"], Float[np.ndarray, "m d"]]:
+    """The true object from the 24 cameras, RGBA on white, and the judge's features of it in many proportions."""
+    show = lambda variation: np.asarray(render_caption(caption, eyes(), SIZE, variation=variation))  # noqa: E731
+    many = np.concatenate([show(variation) for variation in PROPORTIONS])
+    return show(0.5), judge(_judge(), many[..., :3]).features
+
+
+@cache
+def _judge():
+    return load_judge()

@@ -1,0 +1,69 @@
+"""`lods view`: the splats of a run in a browser, through viser, also while the run is under way. On this machine alone."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from lods_jax.config import UserError
+from lods_jax.folder import read_run
+from lods_jax.io.ply import Y00, read_ply
+
+HOST = "127.0.0.1"  # never to the network: whoever reaches the port sees the run
+EVERY = 1.0  # seconds between looks at the folder
+
+
+def view(folder: Path, port: int) -> None:
+    """Serves until Ctrl-C; shows scene.ply again whenever the run has written it anew."""
+    run = read_run(folder)
+    try:
+        import viser
+    except ImportError as error:
+        raise UserError("lods view needs viser: pip install 'lods_jax[viewer]'") from error
+    server = viser.ViserServer(host=HOST, port=port, verbose=False)
+    server.scene.set_up_direction("+z")
+    server.initial_camera.position = (2.0, 0.8, 0.8)  # in front of the object, a little above
+    server.initial_camera.look_at = (0.0, 0.0, 0.0)
+    print(f"{run.config.prompt!r}, {run.end}: http://{HOST}:{server.get_port()} (Ctrl-C ends)", flush=True)
+    if missing := run.missing("scene.ply"):
+        print(f"missing: {missing}; shown as soon as a run writes it", flush=True)
+    try:
+        for file in changes(folder / "scene.ply"):
+            splats = read_ply(file)
+            server.scene.add_gaussian_splats("/scene", **as_viser(splats))
+            print(f"{len(splats['means']):,} Gaussians, step {read_run(folder).step}", flush=True)
+    finally:
+        server.stop()
+
+
+def changes(file: Path) -> Iterator[Path]:
+    """The file each time that it has changed, for ever."""
+    seen = None
+    while True:
+        stamp = file.stat().st_mtime_ns if file.exists() else None
+        if stamp is not None and stamp != seen:
+            seen = stamp
+            yield file
+        time.sleep(EVERY)
+
+
+def as_viser(splats: dict[str, Float[np.ndarray, "..."]]) -> dict[str, np.ndarray]:
+    """Centres, covariances, colours and opacities, as viser takes them: [n 3], [n 3 3], [n 3], [n 1]."""
+    w, x, y, z = (splats["quats"] / np.linalg.norm(splats["quats"], axis=1, keepdims=True)).T
+    rotation = np.stack(
+        [
+            np.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
+            np.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], -1),
+            np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], -1),
+        ],
+        1,
+    )
+    axes = rotation * np.exp(splats["log_scales"])[:, None]
+    return {
+        "centers": splats["means"],
+        "covariances": axes @ axes.transpose(0, 2, 1),
+        "rgbs": np.clip(0.5 + Y00 * splats["sh"][:, 0], 0, 1),
+        "opacities": 1 / (1 + np.exp(-splats["opacity_logits"][:, None])),
+    }
