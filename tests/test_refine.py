@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from lods_jax.refine import SHRINK, Rules, refine
+from lods_jax.cameras import turntable
+from lods_jax.refine import SHRINK, Rules, refine, relocate, share
 from lods_jax.scenes.gaussians import gaussians
 from lods_jax.train import init_state
 
@@ -100,3 +101,72 @@ def test_long_gaussians_split_along_their_length(state):
     moved = np.abs(np.asarray(after.theta["means"][3:5] - theta["means"][3:5]))
     assert (moved[:, 0] > 1e-3).all()
     np.testing.assert_allclose(moved[:, 1:], 0, atol=1e-4)
+
+
+# --- relocation -------------------------------------------------------------------------------------------------------------
+move = jax.jit(partial(relocate, tx=TX), static_argnames=("dead", "growth"))
+
+
+def with_opacity(state, *opacity):
+    o = jnp.asarray(opacity)
+    return state.replace(theta=state.theta | {"opacity_logits": jnp.log(o) - jnp.log1p(-o)})
+
+
+def test_where_nobody_is_dead_and_nothing_grows_relocation_changes_nothing(state):
+    after = move(jax.random.key(1), state, growth=0.0)
+    jax.tree.map(np.testing.assert_array_equal, (after.theta, after.opt_theta), (state.theta, state.opt_theta))
+    np.testing.assert_array_equal(after.aux["alive"], state.aux["alive"])
+
+
+def test_the_dead_move_to_the_living_and_start_without_momentum(state):
+    """Slots 1 and 3 are dead and slot 0 is the only place with an opacity to speak of."""
+    state = with_opacity(state, 0.9, 1e-3, 6e-3, 1e-3, 6e-3, 0.1, 0.1, 0.1)
+    after = move(jax.random.key(0), state, growth=0.0)
+    np.testing.assert_array_equal(after.aux["alive"], state.aux["alive"])
+    for slot in (1, 3):
+        np.testing.assert_array_equal(after.theta["means"][slot], state.theta["means"][0])
+    np.testing.assert_array_equal(moments(after), [0, 0, 3, 0, 5, 6, 7, 8])
+    opacity = jax.nn.sigmoid(after.theta["opacity_logits"])
+    np.testing.assert_allclose(opacity[jnp.array([0, 1, 3])], 1 - 0.1 ** (1 / 3), rtol=1e-4)
+
+
+def test_growth_stops_at_the_cap(state):
+    counts = []
+    for i in range(6):
+        state = move(jax.random.key(i), state, growth=0.2)
+        counts.append(int(state.aux["alive"].sum()))
+    assert counts == [6, 8, 8, 8, 8, 8]  # a fifth of 5 and of 6, rounded up; capacity 8
+
+
+def test_a_scene_of_the_dead_stays_as_it_is(state):
+    state = with_opacity(state, *[1e-4] * 8)
+    after = move(jax.random.key(1), state)
+    jax.tree.map(np.testing.assert_array_equal, after.theta, state.theta)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 51])
+@pytest.mark.parametrize("opacity", [0.01, 0.3, 0.9, 0.999])
+def test_those_who_share_a_place_stop_as_much_light_as_one_did(n, opacity):
+    """At the centre, and in the integral along a line: the two conditions that eq. 9 of the paper solves, by quadrature."""
+    new, factor = share(jnp.array([opacity]), jnp.array([n]))
+    x = np.linspace(-12, 12, 4001)
+    one = opacity * np.exp(-0.5 * x**2)
+    together = 1 - (1 - float(new[0]) * np.exp(-0.5 * (x / float(factor[0])) ** 2)) ** n
+    np.testing.assert_allclose(together.max(), opacity, rtol=1e-4)
+    np.testing.assert_allclose(together.sum(), one.sum(), rtol=2e-3)
+
+
+def test_relocation_leaves_the_picture_as_it_is():
+    """Twenty dead of sixty move; what is left of a difference is the shape of the falling edges."""
+    scene = gaussians(height=32, width=32, intersections=60 * 8, capacity=60, count=60, size=0.15, background=lambda key: jnp.ones(3))
+    state = init_state(scene, {}, TX, optax.identity(), jax.random.key(2))
+    rng = np.random.default_rng(0)
+    state = with_opacity(state, *np.where(np.arange(60) < 20, 1e-4, rng.uniform(0.2, 0.9, 60)))
+    state = state.replace(theta=state.theta | {"sh": jnp.asarray(rng.normal(size=(60, 1, 3)), jnp.float32)})
+    after = move(jax.random.key(3), state, growth=0.0)
+    look = jax.jit(lambda theta: scene.render(theta, state.aux, turntable(1), jax.random.split(jax.random.key(0), 1), scene.probe(state.aux, 1)).rgb)
+    before, now = look(state.theta), look(after.theta)
+    moved_without_care = look(state.theta | {"means": after.theta["means"], "opacity_logits": jnp.where(jnp.arange(60) < 20, 1.0, state.theta["opacity_logits"])})
+    error = float(jnp.abs(now - before).mean())
+    assert error < 0.01
+    assert error < 0.2 * float(jnp.abs(moved_without_care - before).mean())

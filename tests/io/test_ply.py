@@ -96,3 +96,32 @@ def test_a_splat_file_is_a_start_as_it_is(tmp_path):
     original = splats()
     write_ply(tmp_path / "a.ply", original)
     np.testing.assert_allclose(read_points(tmp_path / "a.ply")["log_scales"], original["log_scales"], atol=1e-6)
+
+
+def test_a_splat_file_holds_the_same_gaussians_in_32_bytes_each(tmp_path):
+    """Against the PLY file, which is exact: positions and sizes as they are, colour, opacity and rotation to a byte."""
+    splats = example(50)
+    splats["means"][7] = np.nan
+    write_ply(tmp_path / "a.ply", splats)
+    assert write_splat(tmp_path / "a.splat", splats) == 1
+    assert (tmp_path / "a.splat").stat().st_size == 49 * 32
+    rows, column = np.fromfile(tmp_path / "a.splat", ROW), read_vertices(tmp_path / "a.ply")
+    xyz = np.stack([column[k] for k in "xyz"], 1)
+    order = [int(np.flatnonzero((xyz == mean).all(1))[0]) for mean in rows["mean"]]
+    assert sorted(order) == list(range(49))
+    pick = lambda *keys: np.stack([column[k][order] for k in keys], 1)  # noqa: E731
+    np.testing.assert_allclose(rows["scale"], np.exp(pick("scale_0", "scale_1", "scale_2")), rtol=1e-6)
+    rgb = np.clip(0.5 + Y00 * pick("f_dc_0", "f_dc_1", "f_dc_2"), 0, 1)
+    np.testing.assert_allclose(rows["rgba"][:, :3] / 255, rgb, atol=0.51 / 255)
+    np.testing.assert_allclose(rows["rgba"][:, 3] / 255, 1 / (1 + np.exp(-pick("opacity")[:, 0])), atol=0.51 / 255)
+    quats = pick("rot_0", "rot_1", "rot_2", "rot_3")
+    quats /= np.linalg.norm(quats, axis=1, keepdims=True)
+    np.testing.assert_allclose((rows["quat"].astype(float) - 128) / 128, quats, atol=1.01 / 128)
+
+
+def test_the_most_visible_come_first(tmp_path):
+    splats = example(40)
+    write_splat(tmp_path / "a.splat", splats)
+    rows = np.fromfile(tmp_path / "a.splat", ROW)
+    seen = rows["scale"].prod(1) * rows["rgba"][:, 3]
+    assert np.corrcoef(np.argsort(-seen), np.arange(40))[0, 1] > 0.98

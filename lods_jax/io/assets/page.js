@@ -2,39 +2,19 @@
 // all, so that runs side by side turn together. The image model is that of lods_jax/rendering/splat.py.
 "use strict";
 
-const WIDE = 1024; // Gaussians in a row of the texture, three texels each
 const FOV = Math.PI / 4; // radians, vertical
 const HOME = { azimuth: 0.6, elevation: 0.35, distance: 2.1 };
 const BACKGROUNDS = [[1, 1, 1], [0.55, 0.55, 0.55], [0, 0, 0]];
 
 const VERTEX = `#version 300 es
-precision highp float; precision highp int; precision highp usampler2D;
-uniform usampler2D u_splats; uniform mat4 u_view; uniform float u_focal; uniform vec2 u_size;
-in uint a_id; out vec2 v_at; out vec4 v_color;
+precision highp float; precision highp int;
+uniform float u_least; in vec2 a_place; in vec4 a_color; out vec2 v_at; out vec4 v_color;
 void main() {
-  gl_Position = vec4(0.0, 0.0, 2.0, 1.0);
-  ivec2 place = ivec2(int(a_id % ${WIDE}u) * 3, int(a_id / ${WIDE}u));
-  uvec4 head = texelFetch(u_splats, place, 0);
-  vec4 a = uintBitsToFloat(texelFetch(u_splats, place + ivec2(1, 0), 0));
-  vec4 b = uintBitsToFloat(texelFetch(u_splats, place + ivec2(2, 0), 0));
-  vec4 color = vec4((uvec4(head.w) >> uvec4(0u, 8u, 16u, 24u)) & 255u) / 255.0;
-  vec3 p = (u_view * vec4(uintBitsToFloat(head.xyz), 1.0)).xyz; // x right, y down, z forward
-  if (p.z < 0.01 || color.a < 1.0 / 255.0) return;
-  vec2 limit = 1.3 * u_size / (2.0 * u_focal);
-  vec2 q = clamp(p.xy / p.z, -limit, limit);
-  float f = u_focal / p.z;
-  mat3 jacobian = mat3(f, 0.0, 0.0, 0.0, f, 0.0, -f * q.x, -f * q.y, 0.0);
-  mat3 t = jacobian * mat3(u_view);
-  mat3 c = t * mat3(a.x, a.y, a.z, a.y, a.w, b.x, a.z, b.x, b.y) * transpose(t);
-  float xx = c[0][0] + 0.3, xy = c[0][1], yy = c[1][1] + 0.3; // the low-pass filter of 3D Gaussian splatting
-  float middle = 0.5 * (xx + yy), half_gap = length(vec2(0.5 * (xx - yy), xy));
-  float major = middle + half_gap, minor = max(middle - half_gap, 0.1);
-  vec2 axis = abs(xy) > 1e-6 ? normalize(vec2(xy, major - xx)) : xx >= yy ? vec2(1.0, 0.0) : vec2(0.0, 1.0);
-  float reach = sqrt(2.0 * log(255.0 * color.a)); // where alpha falls below 1/255
-  v_at = reach * (vec2(gl_VertexID & 1, gl_VertexID >> 1) * 2.0 - 1.0);
-  v_color = color;
-  vec2 offset = v_at.x * sqrt(major) * axis + v_at.y * sqrt(minor) * vec2(axis.y, -axis.x);
-  gl_Position = vec4((f * p.xy + offset) / (0.5 * u_size) * vec2(1.0, -1.0), 0.0, 1.0);
+  int corner = gl_VertexID % 3; // of a triangle whose incircle is the ellipse where alpha falls below u_least / 255
+  vec2 unit = corner == 0 ? vec2(0.0, 2.0) : vec2(corner == 1 ? -1.7320508 : 1.7320508, -1.0);
+  v_at = sqrt(2.0 * log(255.0 * a_color.a / u_least)) * unit;
+  v_color = a_color;
+  gl_Position = vec4(a_place, 0.0, 1.0);
 }`;
 
 const FRAGMENT = `#version 300 es
@@ -53,15 +33,13 @@ function bytesOf(id) {
   return bytes;
 }
 
-// Rows of 32 bytes -> the texture's words: mean and colour, then the six numbers of the covariance.
+// Rows of 32 bytes -> n Gaussians: means [n 3], covariances [n 6] (xx xy xz yy yz zz), colours and opacity as one word.
 function unpack(bytes) {
-  const n = bytes.length >> 5, rows = Math.max(1, Math.ceil(n / WIDE));
-  const from = new Float32Array(bytes.buffer), colors = new Uint32Array(bytes.buffer);
-  const words = new Uint32Array(rows * WIDE * 12), floats = new Float32Array(words.buffer), means = new Float32Array(3 * n);
+  const n = bytes.length >> 5, from = new Float32Array(bytes.buffer), words = new Uint32Array(bytes.buffer);
+  const scene = { n, means: new Float32Array(3 * n), covariances: new Float32Array(6 * n), colors: new Uint32Array(n) };
   for (let i = 0; i < n; i++) {
-    const o = 12 * i, s = 8 * i;
-    for (let k = 0; k < 3; k++) means[3 * i + k] = floats[o + k] = from[s + k];
-    words[o + 3] = colors[s + 6];
+    scene.means.set(from.subarray(8 * i, 8 * i + 3), 3 * i);
+    scene.colors[i] = words[8 * i + 6];
     let [w, x, y, z] = [0, 1, 2, 3].map((k) => (bytes[32 * i + 28 + k] - 128) / 128);
     const norm = Math.hypot(w, x, y, z) || 1;
     w /= norm; x /= norm; y /= norm; z /= norm;
@@ -69,11 +47,14 @@ function unpack(bytes) {
       1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
       2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
       2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ].map((value, k) => value * from[s + 3 + (k % 3)]);
+    ].map((value, k) => value * from[8 * i + 3 + (k % 3)]);
     const dot = (a, b) => m[3 * a] * m[3 * b] + m[3 * a + 1] * m[3 * b + 1] + m[3 * a + 2] * m[3 * b + 2];
-    floats.set([dot(0, 0), dot(0, 1), dot(0, 2), dot(1, 1), dot(1, 2), dot(2, 2)], o + 4);
+    scene.covariances.set([dot(0, 0), dot(0, 1), dot(0, 2), dot(1, 1), dot(1, 2), dot(2, 2)], 6 * i);
   }
-  return { n, rows, words, means };
+  scene.order = new Uint32Array(n);
+  scene.keys = new Float32Array(n);
+  scene.vertices = new Float32Array(9 * n); // x, y and the colour's word, three times a Gaussian
+  return scene;
 }
 
 // A counting sort, farthest first: order[i] is the i-th Gaussian to draw.
@@ -110,9 +91,43 @@ function viewMatrix({ azimuth, elevation, distance }) {
   return { matrix, forward };
 }
 
+// Gaussians -> triangles in clip space, farthest first; returns how many. Here and not in the vertex shader, which would do it three
+// times and fetch its numbers from textures: on a software renderer that is most of a frame.
+function project(scene, m, size, least) {
+  const { n, order, means, covariances: c, colors, vertices } = scene, words = new Uint32Array(vertices.buffer);
+  const focal = size / 2 / Math.tan(FOV / 2), limit = 1.3 * Math.tan(FOV / 2), unit = 2 / size, wide = Math.sqrt(3);
+  let k = 0;
+  for (let j = 0; j < n; j++) {
+    const i = order[j], X = means[3 * i], Y = means[3 * i + 1], Z = means[3 * i + 2], alpha = colors[i] >>> 24;
+    const x = m[0] * X + m[4] * Y + m[8] * Z, y = m[1] * X + m[5] * Y + m[9] * Z;
+    const z = m[2] * X + m[6] * Y + m[10] * Z + m[14]; // x right, y down, z forward
+    if (z < 0.01 || alpha <= least) continue;
+    const f = focal / z, qx = Math.max(-limit, Math.min(limit, x / z)), qy = Math.max(-limit, Math.min(limit, y / z));
+    // Rows of the projection's Jacobian, and the covariance between them, with the low-pass filter of 3D Gaussian splatting.
+    const ux = f * (m[0] - qx * m[2]), uy = f * (m[4] - qx * m[6]), uz = f * (m[8] - qx * m[10]);
+    const vx = f * (m[1] - qy * m[2]), vy = f * (m[5] - qy * m[6]), vz = f * (m[9] - qy * m[10]);
+    const o = 6 * i, a = c[o] * ux + c[o + 1] * uy + c[o + 2] * uz;
+    const b = c[o + 1] * ux + c[o + 3] * uy + c[o + 4] * uz, d = c[o + 2] * ux + c[o + 4] * uy + c[o + 5] * uz;
+    const xx = ux * a + uy * b + uz * d + 0.3, xy = vx * a + vy * b + vz * d;
+    const yy = 0.3 + vx * (c[o] * vx + 2 * (c[o + 1] * vy + c[o + 2] * vz)) + vy * (c[o + 3] * vy + 2 * c[o + 4] * vz) + c[o + 5] * vz * vz;
+    const middle = 0.5 * (xx + yy), gap = Math.hypot(0.5 * (xx - yy), xy), major = middle + gap;
+    let px = xy, py = major - xx;
+    if (Math.abs(xy) < 1e-6) [px, py] = xx >= yy ? [1, 0] : [0, 1];
+    const reach = unit * Math.sqrt(2 * Math.log(alpha / least)) / Math.hypot(px, py);
+    const r = reach * Math.sqrt(major), s = reach * Math.sqrt(Math.max(middle - gap, 0.1));
+    const cx = unit * f * x, cy = -unit * f * y; // clip space has y up
+    const ax = r * px, ay = -r * py, bx = s * py, by = s * px; // the axes of the ellipse
+    vertices[k] = cx + 2 * bx; vertices[k + 1] = cy + 2 * by; words[k + 2] = colors[i];
+    vertices[k + 3] = cx - wide * ax - bx; vertices[k + 4] = cy - wide * ay - by; words[k + 5] = colors[i];
+    vertices[k + 6] = cx + wide * ax - bx; vertices[k + 7] = cy + wide * ay - by; words[k + 8] = colors[i];
+    k += 9;
+  }
+  return k / 9;
+}
+
 function makePainter() {
-  const canvas = document.createElement("canvas");
-  const gl = canvas.getContext("webgl2", { antialias: false, alpha: false, preserveDrawingBuffer: true });
+  const canvas = window.OffscreenCanvas && new OffscreenCanvas(1, 1);
+  const gl = canvas && canvas.getContext("webgl2", { antialias: false, alpha: false });
   if (!gl) return null;
   const program = gl.createProgram();
   for (const [kind, source] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
@@ -126,64 +141,48 @@ function makePainter() {
   gl.useProgram(program);
   gl.enable(gl.BLEND);
   gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
-  const at = Object.fromEntries(["u_view", "u_focal", "u_size"].map((name) => [name, gl.getUniformLocation(program, name)]));
+  gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
+  const [place, color] = ["a_place", "a_color"].map((name) => gl.getAttribLocation(program, name));
+  gl.enableVertexAttribArray(place);
+  gl.enableVertexAttribArray(color);
+  gl.vertexAttribPointer(place, 2, gl.FLOAT, false, 12, 0);
+  gl.vertexAttribPointer(color, 4, gl.UNSIGNED_BYTE, true, 12, 8);
 
-  function load(bytes) {
-    const scene = unpack(bytes);
-    scene.order = new Uint32Array(scene.n);
-    scene.keys = new Float32Array(scene.n);
-    scene.texture = gl.createTexture();
-    gl.bindTexture(gl.TEXTURE_2D, scene.texture);
-    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
-    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
-    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA32UI, 3 * WIDE, scene.rows, 0, gl.RGBA_INTEGER, gl.UNSIGNED_INT, scene.words);
-    scene.buffer = gl.createBuffer();
-    delete scene.words;
-    return scene;
-  }
+  const uniform = gl.getUniformLocation(program, "u_least");
 
-  function paint(scene, camera, background, size) {
-    if (canvas.width !== size || canvas.height !== size) canvas.width = canvas.height = size;
+  return function paint(scene, camera, background, size, least) {
+    if (canvas.width !== size) canvas.width = canvas.height = size;
     const { matrix, forward } = viewMatrix(camera);
-    const seen = forward.join();
-    gl.bindBuffer(gl.ARRAY_BUFFER, scene.buffer);
-    if (scene.seen !== seen) {
-      sortByDepth(scene, forward);
-      gl.bufferData(gl.ARRAY_BUFFER, scene.order, gl.DYNAMIC_DRAW);
-      scene.seen = seen;
-    }
-    const id = gl.getAttribLocation(program, "a_id");
-    gl.enableVertexAttribArray(id);
-    gl.vertexAttribIPointer(id, 1, gl.UNSIGNED_INT, 0, 0);
-    gl.vertexAttribDivisor(id, 1);
-    gl.bindTexture(gl.TEXTURE_2D, scene.texture);
+    sortByDepth(scene, forward);
+    const n = project(scene, matrix, size, least);
+    gl.bufferData(gl.ARRAY_BUFFER, scene.vertices.subarray(0, 9 * n), gl.STREAM_DRAW);
+    gl.uniform1f(uniform, least);
     gl.viewport(0, 0, size, size);
     gl.clearColor(...background, 1);
     gl.clear(gl.COLOR_BUFFER_BIT);
-    gl.uniformMatrix4fv(at.u_view, false, matrix);
-    gl.uniform1f(at.u_focal, size / 2 / Math.tan(FOV / 2));
-    gl.uniform2f(at.u_size, size, size);
-    gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, scene.n);
-  }
-  return { canvas, load, paint };
+    gl.drawArrays(gl.TRIANGLES, 0, 3 * n);
+    return canvas.transferToImageBitmap();
+  };
 }
 
 function start() {
-  const camera = { ...HOME }, painter = makePainter(), views = [];
+  const camera = { ...HOME }, paint = makePainter(), views = [];
   let background = 0, spinning = !matchMedia("(prefers-reduced-motion: reduce)").matches, dirty = true, quality = 1, last = 0;
   let settled = true;
 
   for (const canvas of document.querySelectorAll("canvas.view")) {
-    const view = { canvas, pen: canvas.getContext("2d"), visible: true };
+    const view = { canvas, visible: true };
     if (canvas.dataset.splats) {
-      if (!painter) {
+      if (!paint) {
         canvas.replaceWith(Object.assign(document.createElement("p"), {
           className: "missing", textContent: "This browser has no WebGL2; the video and the stills show the same object.",
         }));
         continue;
       }
-      view.scene = painter.load(bytesOf(canvas.dataset.splats));
+      view.pen = canvas.getContext("bitmaprenderer");
+      view.scene = unpack(bytesOf(canvas.dataset.splats));
     } else {
+      view.pen = canvas.getContext("2d");
       view.image = new Image();
       view.image.onload = () => (dirty = true);
       view.image.src = "data:image/png;base64," + document.getElementById(canvas.dataset.frames).textContent;
@@ -247,19 +246,17 @@ function start() {
   const act = { spin: toggle, home: reset, background: () => { background = (background + 1) % BACKGROUNDS.length; dirty = true; } };
   for (const button of document.querySelectorAll("button[data-act]")) button.onclick = act[button.dataset.act];
 
-  function draw(view, scale) {
-    const { canvas, pen, scene, image } = view;
+  function draw({ canvas, pen, scene, image }, scale) {
     const full = Math.round(Math.min(canvas.clientWidth, 720) * Math.min(devicePixelRatio || 1, 2));
     if (full < 1) return;
-    if (canvas.width !== full) canvas.width = canvas.height = full;
     if (scene) {
       const size = Math.max(64, Math.round(full * scale));
-      painter.paint(scene, camera, BACKGROUNDS[background], size);
-      pen.drawImage(painter.canvas, 0, 0, size, size, 0, 0, full, full);
+      pen.transferFromImageBitmap(paint(scene, camera, BACKGROUNDS[background], size, scale < 1 ? 8 : 1));
     } else if (image.complete && image.naturalWidth) {
       // Frames of the true object in a row, at equal azimuths from the front: the nearest one is shown.
       const size = image.naturalHeight, n = image.naturalWidth / size, part = camera.azimuth / (2 * Math.PI);
-      pen.drawImage(image, (((Math.round(part * n) % n) + n) % n) * size, 0, size, size, 0, 0, full, full);
+      canvas.width = canvas.height = size;
+      pen.drawImage(image, (((Math.round(part * n) % n) + n) % n) * size, 0, size, size, 0, 0, size, size);
     }
   }
 
@@ -268,7 +265,7 @@ function start() {
     last = now;
     if (spinning) camera.azimuth += Math.min(elapsed, 100) * 4e-4;
     const moving = spinning || !settled;
-    if (moving && elapsed < 500) quality = Math.min(1, Math.max(0.3, quality * (elapsed > 30 ? 0.93 : elapsed < 20 ? 1.03 : 1)));
+    if (moving && elapsed < 500) quality = Math.min(1, Math.max(0.25, quality * (elapsed > 30 ? 0.93 : elapsed < 20 ? 1.03 : 1)));
     if (dirty || moving) {
       // Coarser while it moves, where a machine is slow; sharp once it rests.
       for (const view of views) if (view.visible) draw(view, dirty || spinning ? quality : 1);
