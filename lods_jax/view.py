@@ -4,12 +4,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from lods_jax.config import UserError
 from lods_jax.folder import read_run
 from lods_jax.io.ply import Y00, read_ply
+from lods_jax.rendering.splat_reference import covariance
 
 HOST = "127.0.0.1"  # never to the network: whoever reaches the port sees the run
 EVERY = 1.0  # seconds between looks at the folder
@@ -51,19 +53,9 @@ def changes(file: Path) -> Iterator[Path]:
 
 def as_viser(splats: dict[str, Float[np.ndarray, "..."]]) -> dict[str, np.ndarray]:
     """Centres, covariances, colours and opacities, as viser takes them: [n 3], [n 3 3], [n 3], [n 1]."""
-    w, x, y, z = (splats["quats"] / np.linalg.norm(splats["quats"], axis=1, keepdims=True)).T
-    rotation = np.stack(
-        [
-            np.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
-            np.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], -1),
-            np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], -1),
-        ],
-        1,
-    )
-    axes = rotation * np.exp(splats["log_scales"])[:, None]
     return {
         "centers": splats["means"],
-        "covariances": axes @ axes.transpose(0, 2, 1),
+        "covariances": np.asarray(covariance(jnp.asarray(splats["quats"]), jnp.exp(splats["log_scales"]))),
         "rgbs": np.clip(0.5 + Y00 * splats["sh"][:, 0], 0, 1),
         "opacities": 1 / (1 + np.exp(-splats["opacity_logits"][:, None])),
     }

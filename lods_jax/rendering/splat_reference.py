@@ -40,7 +40,7 @@ def rasterize_reference(
     zero, one = jnp.zeros_like(depth), jnp.ones_like(depth)
     jacobian = jnp.stack([jnp.stack([one, zero, -slope_x], -1), jnp.stack([zero, one, -slope_y], -1)], -2)
     jacobian = (focal / depth)[..., None, None] * jacobian
-    covariance = jnp.einsum("bnij,bjk,nkl,bml,bnom->bnio", jacobian, w2c, _sigma(quats, scales), w2c, jacobian)
+    covariance = jnp.einsum("bnij,bjk,nkl,bml,bnom->bnio", jacobian, w2c, covariance(quats, scales), w2c, jacobian)
     conic = jnp.linalg.inv(covariance + LOW_PASS * jnp.eye(2)[None, None])
 
     y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
@@ -63,7 +63,7 @@ def rasterize_reference(
     return Render(sums[..., :3] + light * background[:, None, None], 1 - light, depth, {})
 
 
-def _sigma(quats: Float[Array, "n 4"], scales: Float[Array, "n 3"]) -> Float[Array, "n 3 3"]:
+def covariance(quats: Float[Array, "n 4"], scales: Float[Array, "n 3"]) -> Float[Array, "n 3 3"]:
     """R S S^T R^T (eq. 6), with R of unit quaternions wxyz."""
     w, x, y, z = normalize(quats).T
     rotation = jnp.stack(

@@ -24,7 +24,9 @@ class Browser:
     def __init__(self, profile: Path, width: int = 900, height: int = 900):
         self.read_end, theirs_out = os.pipe()
         theirs_in, self.write_end = os.pipe()
-        command = f"exec {CHROMIUM} {FLAGS} --window-size={width},{height} --user-data-dir={profile} 3<&{theirs_in} 4>&{theirs_out}"
+        command = (
+            f"exec {CHROMIUM} {FLAGS} --window-size={width},{height} --user-data-dir={profile} 3<&{theirs_in} 4>&{theirs_out}"
+        )
         self.process = subprocess.Popen(
             ["bash", "-c", command], pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )

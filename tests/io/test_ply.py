@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lods_jax.io.ply import FLIP, read_ply, read_points, write_ply
+from lods_jax.io.ply import FLIP, ROW, Y00, read_ply, read_points, read_vertices, write_ply, write_splat
 
 
 def splats(n=5, k=4, seed=0):
@@ -100,10 +100,10 @@ def test_a_splat_file_is_a_start_as_it_is(tmp_path):
 
 def test_a_splat_file_holds_the_same_gaussians_in_32_bytes_each(tmp_path):
     """Against the PLY file, which is exact: positions and sizes as they are, colour, opacity and rotation to a byte."""
-    splats = example(50)
-    splats["means"][7] = np.nan
-    write_ply(tmp_path / "a.ply", splats)
-    assert write_splat(tmp_path / "a.splat", splats) == 1
+    some = splats(50, 1)
+    some["means"][7] = np.nan
+    write_ply(tmp_path / "a.ply", some)
+    assert write_splat(tmp_path / "a.splat", some) == 1
     assert (tmp_path / "a.splat").stat().st_size == 49 * 32
     rows, column = np.fromfile(tmp_path / "a.splat", ROW), read_vertices(tmp_path / "a.ply")
     xyz = np.stack([column[k] for k in "xyz"], 1)
@@ -120,8 +120,8 @@ def test_a_splat_file_holds_the_same_gaussians_in_32_bytes_each(tmp_path):
 
 
 def test_the_most_visible_come_first(tmp_path):
-    splats = example(40)
-    write_splat(tmp_path / "a.splat", splats)
+    some = splats(40, 1)
+    write_splat(tmp_path / "a.splat", some)
     rows = np.fromfile(tmp_path / "a.splat", ROW)
     seen = rows["scale"].prod(1) * rows["rgba"][:, 3]
-    assert np.corrcoef(np.argsort(-seen), np.arange(40))[0, 1] > 0.98
+    np.testing.assert_allclose(seen, np.sort(seen)[::-1], rtol=0.05)  # opacity is rounded to a byte here
