@@ -33,6 +33,7 @@ from lods_jax import run
 from lods_jax.build import Parts, Static
 from lods_jax.cameras import TABLETOP
 from lods_jax.cli import start_jax
+from lods_jax.compare import compare
 from lods_jax.config import Config, ObjectiveConfig
 from lods_jax.evaluate import evaluate, plain, shown
 from lods_jax.folder import append, read_run, write_json
@@ -196,6 +197,7 @@ def main() -> None:
     with replacing(out / "table.md") as file:
         file.write_text(text)
     picture(rows, methods, prompts, seeds[0], out)
+    compare([Path(row["run"]) for row in rows if row["seed"] == seeds[0]], out / "index.html")
     print(text)
 
 

@@ -110,7 +110,8 @@ def share(opacity: Float[Array, "n"], copies: Int[Array, "n"]) -> tuple[Float[Ar
     copies = jnp.clip(copies, 1, MOST)
     new = -jnp.expm1(jnp.log1p(-opacity) / copies)
     j = np.arange(1, MOST + 1)
-    terms = jnp.asarray(BINOMIALS)[copies - 1] * new[:, None] ** j * ((-1.0) ** (j + 1) / np.sqrt(j))[None]
+    signs = jnp.asarray((-1.0) ** (j + 1) / np.sqrt(j), jnp.float32)
+    terms = jnp.asarray(BINOMIALS)[copies - 1] * new[:, None] ** j[None] * signs[None]
     return new, opacity / jnp.sum(terms, 1)
 
 

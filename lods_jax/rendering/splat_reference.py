@@ -40,8 +40,8 @@ def rasterize_reference(
     zero, one = jnp.zeros_like(depth), jnp.ones_like(depth)
     jacobian = jnp.stack([jnp.stack([one, zero, -slope_x], -1), jnp.stack([zero, one, -slope_y], -1)], -2)
     jacobian = (focal / depth)[..., None, None] * jacobian
-    covariance = jnp.einsum("bnij,bjk,nkl,bml,bnom->bnio", jacobian, w2c, covariance(quats, scales), w2c, jacobian)
-    conic = jnp.linalg.inv(covariance + LOW_PASS * jnp.eye(2)[None, None])
+    on_image = jnp.einsum("bnij,bjk,nkl,bml,bnom->bnio", jacobian, w2c, covariance(quats, scales), w2c, jacobian)
+    conic = jnp.linalg.inv(on_image + LOW_PASS * jnp.eye(2)[None, None])
 
     y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
     offset = jnp.stack([x, y], -1)[None, None] - mean[:, :, None, None]  # [b n h w 2]
