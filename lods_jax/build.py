@@ -14,12 +14,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key
 
-from lods_jax import prompts
+from lods_jax import objectives, prompts
 from lods_jax.cameras import Orbit, sample_orbit
 from lods_jax.config import TABLETOP, Config, UserError
 from lods_jax.diffusion import T
 from lods_jax.io.ply import read_points, write_ply, write_splat
-from lods_jax.objectives import csd, lods_embedding, sds
 from lods_jax.penalties import weighted
 from lods_jax.priors.exact import caption_gaussians, posterior_mean
 from lods_jax.priors.stable_diffusion import stable_diffusion
@@ -79,7 +78,9 @@ def build(config: Config) -> Parts:
     representation.scene(config, representation.plan(config, config.resolution, None))
     prior = make_prior(config)
     weights = prior.init(jax.random.key(0))
-    table = prompts.prompt_table(config.prompt, config.negative_prompt, with_view=names_views(config))
+    source = config.source_prompt or None
+    table = prompts.prompt_table(config.prompt, config.negative_prompt, names_views(config), source)
+    check_queries(config, objective, table)
     texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
     fitted = [objective.queries[objective.fit]] if objective.fit else []
     psi = prior.init_psi(weights, jax.random.fold_in(jax.random.key(config.seed), 1), texts["null"][0], fitted)
@@ -113,7 +114,18 @@ def timesteps(config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 # --- objectives -----------------------------------------------------------------------------------------------------------
-OBJECTIVES: Mapping[str, Callable[..., Objective]] = {"sds": sds, "csd": csd, "lods-embedding": lods_embedding}
+OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
+    "sds": objectives.sds,
+    "csd": objectives.csd,
+    "nfsd": objectives.nfsd,
+    "vsd": objectives.vsd,
+    "lods-embedding": objectives.lods_embedding,
+    "lods-lora": objectives.lods_lora,
+    "sds-bridge": objectives.sds_bridge,
+    "ism": objectives.ism,
+    "sdi": objectives.sdi,
+    "dds": objectives.dds,
+}
 
 
 def make_objective(config: Config) -> Objective:
@@ -130,6 +142,15 @@ def make_objective(config: Config) -> Objective:
     if not isinstance(made, Objective):
         raise UserError(f"objective {name} must give a lods_jax.types.Objective, got a {type(made).__name__}")
     return made
+
+
+def check_queries(config: Config, objective: Objective, texts: Mapping[str, Any]) -> None:
+    """Refuses an objective that asks for what a run does not have."""
+    for query in objective.queries.values():
+        if query.latents != "render":
+            raise UserError(f"objective {config.objective.name} compares with a reference image, which text-to-3d does not have")
+        if query.text != "learned" and query.text not in texts:
+            raise UserError(f"objective {config.objective.name} asks with the text {query.text!r}: pass --source-prompt")
 
 
 def load_objective(name: str) -> Callable[..., Objective]:
@@ -152,7 +173,7 @@ def make_prior(config: Config) -> Prior:
 
 
 def from_folder(config: Config, folder: str | Path) -> Prior:
-    return stable_diffusion(folder, dtype=jnp.dtype(config.prior.dtype), strict=False)
+    return stable_diffusion(folder, dtype=jnp.dtype(config.prior.dtype), strict=False, rank=config.prior.rank)
 
 
 def exact(config: Config, make: Callable[..., Prior], size: int) -> Prior:

@@ -39,6 +39,8 @@ class PriorConfig:
     Stable Diffusion folder in diffusers layout."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of U-Net and VAE; their results are float32 in any case."""
+    rank: int = bounded(4, 1, 1024)
+    """Of the LoRA that `vsd` and `lods-lora` learn."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ class Config:
     prompt: Positional[str] = ""
     negative_prompt: str = ""
     """The text of the unconditional branch; LODS's embedding starts from it."""
+    source_prompt: str = ""
+    """What the images show now, for objectives that lead away from it: `sds-bridge`."""
     view_words: Literal["auto", "on", "off"] = "auto"
     """Whether prompts name the view; auto leaves it out for objects that this prior knows to have no front."""
     seed: int = bounded(0, 0, 2**32 - 1)

@@ -71,7 +71,7 @@ class Prior(NamedTuple):
 class Query(NamedTuple):
     """One question put to the noise predictor."""
 
-    text: str  # a key of the text tables (prompt, plain, null, source, adapter) or "learned"
+    text: str  # a key of the text tables (prompt, plain, null, empty, source, adapter) or "learned"
     lora: float = 0.0  # adapter scale; 0 is the frozen network
     latents: str = "render"  # "reference" for DDS
     pose: bool = False  # condition the adapter on the camera (VSD)
@@ -83,6 +83,8 @@ class Objective(NamedTuple):
     queries: Mapping[str, Query]
     residual: Callable[..., jax.Array]  # ({name: eps}, noise, t) -> what w(t) multiplies
     fit: str | None = None  # the query that is trained to denoise the renders
+    # (eps_of, z, t, noise) -> (z_t, noise) in place of random noise, eps_of(text, z_t, t) being the frozen network: ISM, SDI
+    noising: Callable[..., tuple[jax.Array, jax.Array]] | None = None
 
 
 class TrainState(struct.PyTreeNode):

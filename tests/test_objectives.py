@@ -1,20 +1,18 @@
-"""Laws of the objectives, and agreement with the official PyTorch code on a tiny random Stable Diffusion."""
+"""Laws of the objectives. Those that hold for every objective run over the registry: a new row is tested as it is added."""
 
-from pathlib import Path
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.diffusion import add_noise, per_example, score_weight
-from lods_jax.objectives import ask, csd, fit_loss, lods_embedding, score, sds
-from lods_jax.priors.stable_diffusion import stable_diffusion
+from lods_jax.build import OBJECTIVES
+from lods_jax.diffusion import add_noise
+from lods_jax.objectives import ask, csd, dds, fit_loss, ism, lods_embedding, lods_lora, nfsd, score, sdi, sds, sds_bridge, vsd
+from lods_jax.priors.analytic import gaussian
 from lods_jax.types import Cond
 
-OBJECTIVES = {"sds": sds, "csd": csd, "lods-embedding": lods_embedding}
-SCALES = {"7p5": 7.5, "100": 100.0, "1000": 1000.0, "1e6": 1e6}
-DATA = Path(__file__).parent / "data" / "lods_parity"
 B, SHAPE = 2, (2, 4, 4, 4)
 
 
@@ -27,13 +25,89 @@ def toy_predict(psi, z_t, t, cond):
     return jnp.tanh(z_t + cond.tokens.mean((1, 2))[:, None, None, None] + t[:, None, None, None] / 1000)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+# --- laws of every objective ------------------------------------------------------------------------------------------------
+every = pytest.mark.parametrize("name", OBJECTIVES)
+
+
+def predictions(objective):
+    return {query: normal(i) for i, query in enumerate(objective.queries)}
+
+
+@every
 def test_a_perfect_denoiser_exerts_no_force(name):
     objective, noise = OBJECTIVES[name](), normal(0)
-    residual = objective.residual(dict.fromkeys(objective.queries, noise), noise, jnp.zeros(B, jnp.int32))
+    residual = objective.residual(dict.fromkeys(objective.queries, noise), noise, jnp.full(B, 500))
     np.testing.assert_allclose(residual, 0.0, atol=1e-5)
 
 
+@every
+def test_residuals_are_linear_in_predictions_and_noise(name):
+    objective, noise, t = OBJECTIVES[name](), normal(99), jnp.array([100, 700])
+    e = predictions(objective)
+    twice = objective.residual({k: 2 * x for k, x in e.items()}, 2 * noise, t)
+    np.testing.assert_allclose(twice, 2 * objective.residual(e, noise, t), rtol=1e-5, atol=1e-5)
+
+
+@every
+def test_every_prediction_that_is_paid_for_is_used(name):
+    objective, noise, t = OBJECTIVES[name](), normal(99), jnp.array([100, 700])
+    e = predictions(objective)
+    for query in e:
+        changed = objective.residual(e | {query: e[query] + 1}, noise, t) - objective.residual(e, noise, t)
+        assert float(jnp.abs(changed).max()) > 1e-6, query
+
+
+@every
+def test_what_is_fitted_is_asked_and_can_learn(name):
+    objective = OBJECTIVES[name]()
+    if objective.fit is None:
+        return
+    query = objective.queries[objective.fit]
+    assert query.text == "learned" or query.lora > 0
+    assert query.latents == "render"
+
+
+@every
+def test_its_paper_and_its_equation_are_named(name):
+    assert "et al. 20" in inspect.getdoc(OBJECTIVES[name])
+
+
+@every
+def test_guidance_does_not_change_the_scale(name):
+    """With the default `scale` a residual at s = 1000 is as large as at s = 10, within a factor of two."""
+    if "s" not in inspect.signature(OBJECTIVES[name]).parameters:
+        return
+    e, t = predictions(OBJECTIVES[name]()), jnp.full(B, 500)
+    size = lambda s: float(jnp.std(OBJECTIVES[name](s=s).residual(e, normal(99), t)))  # noqa: E731
+    assert 0.5 < size(1000.0) / size(10.0) < 2
+
+
+SINGLE = {"": 0.2, "y": 1.0, "now": 0.5}
+
+
+@every
+def test_the_fit_moves_its_own_leaf_and_the_score_moves_none(name):
+    """On a prior in closed form whose adapter is a shift of the tokens."""
+    objective, prior = OBJECTIVES[name](), gaussian(SINGLE)
+    texts = {key: prior.embed({}, [text] * B) for key, text in one_pixel_texts().items()}
+    fitted = [objective.queries[objective.fit]] if objective.fit else []
+    psi = prior.init_psi({}, jax.random.key(0), texts["null"][0], fitted)
+    assert set(psi) == ({"embedding"} if fitted and fitted[0].text == "learned" else {"lora"} if fitted else set())
+    predict = lambda psi, *rest: prior.predict({}, psi, *rest)  # noqa: E731
+    latents, keys = {"render": normal(0), "reference": normal(1)}, jax.random.split(jax.random.key(0), B)
+    pose = jnp.ones((B, 16))
+    gradient = jax.grad(lambda psi: fit_loss(psi, objective, predict, latents, texts, keys, pose))(psi)
+    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient))
+    force = score(objective, predict, psi, latents, texts, (20, 980), keys, pose)
+    assert force.shape == SHAPE
+    assert bool(jnp.isfinite(force).all())
+
+
+def one_pixel_texts():
+    return {"prompt": "y", "plain": "y", "null": "", "empty": "", "source": "now"}
+
+
+# --- how they are related ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("s", [1.0, 7.5, 100.0, 1e6])
 def test_lods_at_initialisation_is_sds_over_s(s):
     y, null, noise, t = normal(0), normal(1), normal(2), jnp.zeros(B, jnp.int32)
@@ -56,7 +130,80 @@ def test_with_an_oracle_unconditional_branch_lods_is_sds_at_one(s):
     np.testing.assert_allclose(lods, sds(1.0).residual({"y": y, "null": normal(5)}, noise, t), atol=1e-6)
 
 
-@pytest.mark.parametrize("factory", [sds, lods_embedding])
+def test_vsd_is_lods_at_infinite_guidance_with_a_conditioned_branch():
+    y, q, noise, t = normal(0), normal(1), normal(2), jnp.zeros(B, jnp.int32)
+    ours = vsd(1.0).residual({"y": y, "null": normal(3), "q": q}, noise, t)
+    np.testing.assert_allclose(ours, lods_lora(float("inf")).residual({"y": y, "a": q}, noise, t), atol=1e-6)
+    assert vsd().queries["q"].pose
+    assert not vsd(pose=0).queries["q"].pose
+
+
+def test_dds_is_lods_whose_unconditional_branch_answers_on_the_reference():
+    y, y0, noise, t = normal(0), normal(1), normal(2), jnp.zeros(B, jnp.int32)
+    ours = dds(1.0).residual({"y": y, "null": normal(3), "y0": y0, "null0": normal(4)}, noise, t)
+    np.testing.assert_allclose(ours, lods_embedding(float("inf")).residual({"y": y, "a": y0}, noise, t), atol=1e-6)
+
+
+def test_an_identical_pair_exerts_no_force_in_dds():
+    texts = {name: normal(3, (B, 5, 8)) for name in ("prompt", "source")} | {"null": normal(4, (B, 5, 8))}
+    latents = {"render": normal(0), "reference": normal(0)}
+    keys = jax.random.split(jax.random.key(0), B)
+    np.testing.assert_allclose(score(dds(), toy_predict, {}, latents, texts, (20, 980), keys), 0, atol=1e-6)
+
+
+def test_nfsd_without_a_negative_prompt_is_csd_above_200():
+    y, null, noise = normal(0), normal(1), normal(2)
+    ours = nfsd(scale=1 / 7.5).residual({"y": y, "empty": null, "null": null}, noise, jnp.array([100, 700]))
+    np.testing.assert_allclose(ours[1], csd().residual({"y": y, "null": null}, noise, None)[1], atol=1e-5)
+    assert float(jnp.abs(ours[0] - (y - null)[0]).max()) > 0.05
+
+
+def test_the_bridge_is_csd_from_another_text():
+    y, source = normal(0), normal(1)
+    ours = sds_bridge().residual({"y": y, "source": source}, normal(2), None)
+    np.testing.assert_allclose(ours, csd().residual({"y": y, "null": source}, None, None), atol=1e-5)
+
+
+# --- inversions -------------------------------------------------------------------------------------------------------------
+def exact(text, z_t, t, sigma=0.5):
+    """eps of a Gaussian prior, as a function of (text, z_t, t)."""
+    prior = gaussian(SINGLE, sigma)
+    tokens = prior.embed({}, [one_pixel_texts()[text]] * len(z_t))
+    return prior.predict({}, {}, z_t, t, Cond(tokens))
+
+
+def test_a_fine_inversion_follows_the_exact_flow():
+    """For a Gaussian the probability flow is affine: (z_t - signal mu) keeps its ratio to the marginal's standard deviation."""
+    z, t = 0.2 + 0.5 * normal(0), jnp.array([300, 900])
+    z_t, _ = ism(steps=250).noising(exact, z, t, jnp.zeros_like(z))
+    from lods_jax.diffusion import signal_and_noise
+
+    signal, noise = signal_and_noise(t, z)
+    expected = signal * 0.2 + jnp.sqrt(signal**2 * 0.25 + noise**2) * (z - 0.2) / 0.5
+    np.testing.assert_allclose(z_t, expected, atol=0.05)
+
+
+def test_the_noise_of_sdi_leads_to_its_latents_in_one_step():
+    z, t = normal(0), jnp.array([300, 900])
+    z_t, noise = sdi().noising(exact, z, t, jnp.zeros_like(z))
+    np.testing.assert_allclose(add_noise(z, noise, t), z_t, atol=1e-5)
+
+
+def test_inversions_draw_no_noise():
+    z, t = normal(0), jnp.array([300, 900])
+    for objective in (ism(), sdi()):
+        a, b = (objective.noising(exact, z, t, normal(seed)) for seed in (1, 2))
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
+
+
+def test_an_inversion_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        ism(steps=0)
+
+
+# --- guidance scales --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("factory", [f for f in OBJECTIVES.values() if "s" in inspect.signature(f).parameters])
 @pytest.mark.parametrize("s", [0.5, -1.0, float("nan")])
 def test_guidance_below_one_is_refused(factory, s):
     with pytest.raises(ValueError, match="guidance needs s >= 1"):
@@ -67,9 +214,10 @@ def test_asking_together_equals_asking_apart():
     queries = lods_embedding().queries | sds().queries
     texts = {"prompt": normal(3, (B, 5, 8)), "null": normal(4, (B, 5, 8))}
     psi, latents, t, noise = {"embedding": normal(5, (5, 8))}, {"render": normal(0)}, jnp.array([10, 900]), normal(1)
-    together = ask(toy_predict, psi, queries, latents, texts, t, noise)
+    noised = {"render": add_noise(latents["render"], noise, t)}
+    together = ask(toy_predict, psi, queries, noised, texts, t)
     for name, query in queries.items():
-        apart = ask(toy_predict, psi, {name: query}, latents, texts, t, noise)[name]
+        apart = ask(toy_predict, psi, {name: query}, noised, texts, t)[name]
         np.testing.assert_allclose(together[name], apart, atol=1e-6)
 
 
@@ -115,53 +263,11 @@ def test_the_cotangent_is_the_gradient_of_the_surrogate_loss():
     np.testing.assert_allclose(jax.grad(surrogate)(z), force / B, atol=1e-6)
 
 
-# --- parity: tests/priors/conftest.py tells what the arrays are ----------------------------------------------------------------
-@pytest.fixture(scope="module")
-def arrays():
-    stored = np.load(DATA / "arrays.npz")
-    return {k: jnp.asarray(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x) for k, x in stored.items()}
-
-
-@pytest.mark.parametrize("s", SCALES)
-def test_residuals_equal_the_official_code(arrays, s):
-    """Tolerances: float32 against float64 is 3e-6 in PyTorch itself; SDS grows with s, so its tolerance is relative."""
-    w, noise, t = per_example(score_weight(arrays["t"]), arrays["noise"]), arrays["noise"], arrays["t"]
-    lods = lods_embedding(SCALES[s]).residual({"y": arrays["eps_cond"], "a": arrays["eps_alpha"]}, noise, t)
-    np.testing.assert_allclose(w * lods, arrays[f"lods_emb_grad_{s}"], atol=2e-5)
-    np.testing.assert_allclose(w * lods / len(noise), arrays[f"lods_emb_dlatents_{s}"], atol=2e-5)
-    both = {"y": arrays["eps_cond"], "null": arrays["eps_uncond"]}
-    expected = arrays[f"sds_grad_{s}"]
-    relative = np.abs(w * sds(SCALES[s], scale=1.0).residual(both, noise, t) - expected).max() / np.abs(expected).max()
-    assert relative < 3e-5
-    np.testing.assert_allclose(w * csd().residual(both, noise, t), arrays["csd_grad"], atol=2e-5)
-
-
-def test_the_fit_loss_and_its_gradient_equal_the_official_code(arrays):
-    prior = stable_diffusion(DATA / "sd")
-    weights = prior.init(jax.random.key(0))
-
-    @jax.jit
-    def loss(embedding, z, noise, t):
-        queries, psi = {"a": lods_embedding().queries["a"]}, {"embedding": embedding}
-        predict = lambda psi, *rest: prior.predict(weights, psi, *rest)  # noqa: E731
-        return jnp.mean((ask(predict, psi, queries, {"render": z}, {}, t, noise)["a"] - noise) ** 2)
-
-    with jax.default_matmul_precision("highest"):
-        value, gradient = jax.value_and_grad(loss)(arrays["alpha"], arrays["latents"], arrays["noise_train"], arrays["t_train"])
-    np.testing.assert_allclose(value, arrays["emb_loss"], rtol=1e-5)
-    # The first layers of the gradient pass two attention blocks: relative to its maximum, 2e-5 is float32 rounding.
-    np.testing.assert_allclose(gradient, arrays["emb_dalpha"], atol=2e-5 * float(jnp.abs(arrays["emb_dalpha"]).max()))
-
-
-def test_noising_uses_the_same_schedule_as_the_official_code(arrays):
-    np.testing.assert_allclose(add_noise(arrays["latents"], arrays["noise"], arrays["t"]), arrays["latents_noisy"], atol=1e-6)
-
-
 def test_a_condition_is_mentioned_only_where_it_is_used():
     def predict(psi, z_t, t, cond: Cond):
         assert cond.lora is None
         assert cond.pose is None
         return z_t
 
-    ask(predict, {}, csd().queries, {"render": normal(0)}, {k: normal(1, (B, 2, 2)) for k in ("prompt", "null")},
-        jnp.zeros(B, jnp.int32), normal(2), pose=jnp.zeros((B, 16)))  # fmt: skip
+    texts = {k: normal(1, (B, 2, 2)) for k in ("prompt", "null")}
+    ask(predict, {}, csd().queries, {"render": normal(0)}, texts, jnp.zeros(B, jnp.int32), pose=jnp.zeros((B, 16)))

@@ -13,7 +13,8 @@ Notation: h, w are the height and width of the latents; n tokens of width d.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
 
@@ -117,9 +118,15 @@ def predict_noise(
     z_t: Float[Array, "b h w c"],
     t: Int[Array, "b"],
     tokens: Float[Array, "b n d"],
+    interceptors: Sequence[Callable] = (),
 ) -> Float[Array, "b h w c"]:
-    """What the U-Net says of z_t at timestep t: eps or v, whichever it was trained for."""
-    with nn.intercept_methods(_mend):
+    """What the U-Net says of z_t at timestep t: eps or v, whichever it was trained for.
+
+    `interceptors` of `nn.intercept_methods` act beside the two mends: the side paths of `lora`.
+    """
+    with ExitStack() as stack:
+        for interceptor in (_mend, *interceptors):
+            stack.enter_context(nn.intercept_methods(interceptor))
         out = module.apply({"params": params}, jnp.moveaxis(z_t, -1, 1), t, tokens).sample
     return jnp.moveaxis(out, 1, -1)
 

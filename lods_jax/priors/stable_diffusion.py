@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from lods_jax.diffusion import v_to_eps
-from lods_jax.priors import convert, modules, tokenizer
+from lods_jax.priors import convert, lora, modules, tokenizer
 from lods_jax.types import Cond, Prior, Query
 
 
@@ -25,6 +25,8 @@ def stable_diffusion(
     image_size: int | None = None,
     variant: str | None = None,
     strict: bool = True,
+    rank: int = lora.RANK,
+    targets: Sequence[str] = lora.TARGETS,
 ) -> Prior:
     """The prior of a folder. Networks are built here; weights are read by `init`.
 
@@ -33,6 +35,7 @@ def stable_diffusion(
       image_size: side of the square images that the VAE sees, in pixels; by default what the U-Net was trained for.
       variant: which weight files to read where a folder has several, such as "fp16".
       strict: refuse a text with words outside the folder's `vocabulary`; they have tokens, but untrained ones.
+      rank, targets: of the adapter that a fitted query learns (`lora.init`).
     """
     # float16 is missing on purpose: activations of the VAE go beyond 65504.
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
@@ -76,12 +79,31 @@ def stable_diffusion(
     def predict(
         weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
     ) -> Float[Array, "b h w c"]:
-        for name in ("lora", "pose", "image"):
-            if getattr(cond, name) is not None:
-                raise ValueError(f"this prior has no input for Cond.{name}: leave it None")
-        out = modules.predict_noise(unet, weights["unet"], z_t.astype(dtype), t, cond.tokens.astype(dtype))
+        if cond.image is not None:
+            raise ValueError("this prior has no input for Cond.image: leave it None")
+        for name in ("lora", "pose"):
+            if getattr(cond, name) is not None and name not in psi:
+                raise ValueError(f"Cond.{name} needs psi[{name!r}], which init_psi makes for a fitted query that uses it")
+        hit: set[str] = set()
+        paths = [lora.side_path(psi["lora"], cond.lora, hit)] if cond.lora is not None else []
+        paths += [lora.pose_path(psi["pose"], cond.pose, cond.pose_on)] if cond.pose is not None else []
+        out = modules.predict_noise(unet, weights["unet"], z_t.astype(dtype), t, cond.tokens.astype(dtype), paths)
+        if cond.lora is not None and (missed := sorted(psi["lora"].keys() - hit)):
+            raise ValueError(f"the adapter has a layer that this U-Net does not have: {missed[0]}")
         out = out.astype(jnp.float32)
         return out if prediction_type == "epsilon" else v_to_eps(out, z_t, t)
+
+    def init_psi(weights: dict, key: Key[Array, ""], tokens: Float[Array, "n w"], queries: Iterable[Query]) -> dict[str, Any]:
+        """What the fitted `queries` can learn: "embedding" starts as `tokens`, "lora" and "pose" change nothing at the start."""
+        queries, psi = list(queries), {}
+        k_lora, k_pose = jax.random.split(key)
+        if any(query.text == "learned" for query in queries):
+            psi["embedding"] = tokens
+        if any(query.lora for query in queries):
+            psi["lora"] = lora.init(k_lora, weights["unet"], rank, targets)
+        if any(query.pose for query in queries):
+            psi["pose"] = lora.init_pose(k_pose, 4 * unet.block_out_channels[0])
+        return psi
 
     return Prior(init, embed, init_psi, encode, decode, predict)
 
@@ -90,16 +112,6 @@ def load(folder: Path, part: str, module: nn.Module, dtype: DTypeLike, variant: 
     """The parameters of one part of the folder, read from disk as `dtype`."""
     params = convert.to_flax(convert.read_state(folder, part, variant), modules.shapes(module))
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
-
-
-def init_psi(
-    weights: dict, key: Key[Array, ""], tokens: Float[Array, "n w"], queries: Iterable[Query]
-) -> dict[str, Float[Array, "n w"]]:
-    """What the fitted `queries` can learn: "embedding", which starts as `tokens`."""
-    queries = list(queries)
-    if any(query.lora or query.pose for query in queries):
-        raise ValueError("this prior has no adapter: a fitted query can only learn its text")
-    return {"embedding": tokens} if any(query.text == "learned" for query in queries) else {}
 
 
 def resize(rgb: Float[Array, "b h w 3"], size: int) -> Float[Array, "b _ _ 3"]:

@@ -88,12 +88,6 @@ def test_only_a_learned_text_has_something_to_learn(prior, weights):
     np.testing.assert_array_equal(prior.init_psi(weights, key, tokens, [Query("learned")])["embedding"], tokens)
 
 
-@pytest.mark.parametrize("query", [Query("null", lora=0.5), Query("plain", lora=1.0, pose=True), Query("plain", pose=True)])
-def test_an_adapter_that_is_not_there_cannot_be_fitted(prior, weights, query):
-    with pytest.raises(ValueError, match="no adapter"):
-        prior.init_psi(weights, jax.random.key(0), jnp.ones((77, 32)), [query])
-
-
 @pytest.mark.parametrize("name", ["lora", "pose", "image"])
 def test_a_condition_without_an_input_is_refused(prior, weights, arrays, name):
     cond = Cond(arrays["emb_cond_vd"], **{name: jnp.ones((2,))})

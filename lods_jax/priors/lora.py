@@ -1,0 +1,111 @@
+"""Low-rank adapters (LoRA; Hu et al. 2022) of the U-Net's attention, and what else of a prior can be learned.
+
+An adapter is a tree of its own beside the frozen weights: {site: {"down": [in r], "up": [r out]}}, a site being PyTorch's name of
+a linear layer, "mid_block.attentions.0.transformer_blocks.0.attn1.to_q". It acts as a side path, x W + scale (x down) up, and is
+never merged while it learns: the weights are not copied and may be bfloat16, and scale is a number per example, so that one call
+answers questions to the frozen network (scale 0) and to the adapted one.
+
+A pose adapter (VSD; Wang et al. 2023) adds a small network of the camera to the embedding of the timestep.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Key
+
+from lods_jax.priors.convert import torch_name
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+RANK = 4
+POSE = 16  # numbers of a camera-to-world matrix
+Lora = dict[str, dict[str, Float[Array, "..."]]]
+
+
+def sites(shapes: Any, targets: Sequence[str] = TARGETS) -> dict[str, tuple[int, int]]:
+    """{site: (in, out)} of the U-Net's linear layers whose names end in one of `targets`, in the order of their names."""
+    found = {}
+    for path, leaf in flatten_dict(shapes).items():
+        name = site_name(path)
+        if path[-1] == "kernel" and len(leaf.shape) == 2 and any(name.endswith(f".{target}") for target in targets):
+            found[name] = leaf.shape
+    if not found:
+        raise ValueError(f"no linear layer of this U-Net ends in {', '.join(targets)}")
+    return dict(sorted(found.items()))
+
+
+def init(key: Key[Array, ""], shapes: Any, rank: int = RANK, targets: Sequence[str] = TARGETS) -> Lora:
+    """A new adapter: down ~ N(0, 1 / rank^2) and up = 0, so that it changes nothing yet (the official LODS and diffusers)."""
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    found = sites(shapes, targets)
+    return {
+        name: {"down": jax.random.normal(k, (n_in, rank)) / rank, "up": jnp.zeros((rank, n_out))}
+        for k, (name, (n_in, n_out)) in zip(jax.random.split(key, len(found)), found.items(), strict=True)
+    }
+
+
+def side_path(lora: Lora, scale: Float[Array, "b"], hit: set[str]) -> Callable:
+    """An interceptor of `nn.intercept_methods` that adds scale (x down) up to every site; `hit` gets the sites that it met."""
+    table = {flax_path(name): (name, factors) for name, factors in lora.items()}
+
+    def intercept(next_fun, args, kwargs, context):
+        out = next_fun(*args, **kwargs)
+        if not isinstance(context.module, nn.Dense) or context.module.path not in table:
+            return out
+        name, factors = table[context.module.path]
+        hit.add(name)
+        x = args[0].astype(factors["down"].dtype)
+        added = jnp.matmul(jnp.matmul(x, factors["down"]), factors["up"])
+        return out + (scale.reshape(-1, *[1] * (x.ndim - 1)) * added).astype(out.dtype)
+
+    return intercept
+
+
+def merge(params: Any, lora: Lora, scale: float = 1.0) -> Any:
+    """The U-Net's parameters with the adapter added to its kernels, for programs that know no adapters."""
+    flat = flatten_dict(params)
+    for name, factors in lora.items():
+        path = (*flax_path(name), "kernel")
+        if path not in flat:
+            raise ValueError(f"this U-Net has no layer {name}")
+        flat[path] = flat[path] + (scale * jnp.matmul(factors["down"], factors["up"])).astype(flat[path].dtype)
+    return unflatten_dict(flat)
+
+
+# --- cameras ----------------------------------------------------------------------------------------------------------------
+def init_pose(key: Key[Array, ""], width: int) -> dict[str, Float[Array, "..."]]:
+    """A network of two layers from a camera to the timestep's embedding; its last layer is 0, so that it changes nothing yet."""
+    return {
+        "kernel_1": jax.random.normal(key, (POSE, width)) / POSE**0.5,
+        "bias_1": jnp.zeros(width),
+        "kernel_2": jnp.zeros((width, width)),
+        "bias_2": jnp.zeros(width),
+    }
+
+
+def pose_path(pose_net: dict[str, Array], pose: Float[Array, "b 16"], on: Float[Array, "b"]) -> Callable:
+    """An interceptor that adds the camera's embedding to the timestep's, in the examples where `on` is 1."""
+    hidden = nn.silu(pose @ pose_net["kernel_1"] + pose_net["bias_1"][None])
+    added = on[:, None] * (hidden @ pose_net["kernel_2"] + pose_net["bias_2"][None])
+
+    def intercept(next_fun, args, kwargs, context):
+        out = next_fun(*args, **kwargs)
+        return out + added.astype(out.dtype) if type(context.module).__name__ == "FlaxTimestepEmbedding" else out
+
+    return intercept
+
+
+# --- names ------------------------------------------------------------------------------------------------------------------
+def site_name(path: Sequence[str]) -> str:
+    """PyTorch's name of the layer of a kernel: (..., "attn1", "to_out_0", "kernel") -> "...attn1.to_out.0"."""
+    return torch_name(tuple(path)).removesuffix(".weight")
+
+
+def flax_path(name: str) -> tuple[str, ...]:
+    """The inverse of `site_name`, without the kernel."""
+    return tuple(re.sub(r"\.(\d+)(?=\.|$)", r"_\1", name).split("."))

@@ -1,0 +1,187 @@
+"""Laws of the adapter: what it leaves alone, what it moves, and that its files come back."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from lods_jax.io.adapters import load_embedding, load_lora, save_embedding, save_lora
+from lods_jax.priors import lora
+from lods_jax.priors.stable_diffusion import stable_diffusion
+from lods_jax.types import Cond, Query
+
+B = 3
+FITTED = [Query("null", lora=0.5), Query("plain", lora=1.0, pose=True), Query("learned")]
+
+
+@pytest.fixture(scope="module")
+def psi(prior, weights):
+    """Everything that can be learned, with factors that are not zero."""
+    fresh = prior.init_psi(weights, jax.random.key(0), jnp.zeros((77, 32)), FITTED)
+    return jax.tree.map_with_path(lambda path, x: x + 0.1 * np.random.default_rng(len(str(path))).normal(size=x.shape), fresh)
+
+
+@pytest.fixture(scope="module")
+def predict(prior):
+    return jax.jit(prior.predict)
+
+
+@pytest.fixture(scope="module")
+def given():
+    k = jax.random.split(jax.random.key(1), 3)
+    pose = jax.random.normal(k[2], (B, 16))
+    return jax.random.normal(k[0], (B, 8, 8, 4)), jnp.array([10, 500, 990]), jax.random.normal(k[1], (B, 77, 32)), pose
+
+
+def test_it_sits_on_every_attention_projection(weights):
+    """One layer each way, attention at one level and in the middle: 4 blocks with 2 attentions of 4 projections."""
+    found = lora.sites(weights["unet"])
+    assert len(found) == 32
+    assert all(name.split(".")[-1] in ("to_q", "to_k", "to_v", "0") for name in found)
+    assert len(lora.sites(weights["unet"], targets=("to_q",))) == 8
+    with pytest.raises(ValueError, match="no linear layer"):
+        lora.sites(weights["unet"], targets=("nothing",))
+
+
+def test_scale_zero_is_the_frozen_network_bit_for_bit(weights, psi, predict, given):
+    """At equal shapes: a row of scale 0 beside rows that are adapted."""
+    z, t, tokens, _ = given
+    frozen = predict(weights, psi, z, t, Cond(tokens))
+    mixed = predict(weights, psi, z, t, Cond(tokens, lora=jnp.array([0.0, 0.5, 0.0])))
+    np.testing.assert_array_equal(mixed[0], frozen[0])
+    np.testing.assert_array_equal(mixed[2], frozen[2])
+    assert float(jnp.abs(mixed[1] - frozen[1]).max()) > 1e-3
+
+
+def test_a_new_adapter_changes_nothing(prior, weights, predict, given):
+    z, t, tokens, pose = given
+    fresh = prior.init_psi(weights, jax.random.key(0), tokens[0], FITTED)
+    adapted = predict(weights, fresh, z, t, Cond(tokens, jnp.ones(B), pose, jnp.ones(B)))
+    np.testing.assert_array_equal(adapted, predict(weights, fresh, z, t, Cond(tokens)))
+
+
+def test_the_side_path_equals_merged_kernels(weights, psi, predict, given):
+    z, t, tokens, _ = given
+    merged = weights | {"unet": lora.merge(weights["unet"], psi["lora"], 0.5)}
+    side = predict(weights, psi, z, t, Cond(tokens, lora=jnp.full(B, 0.5)))
+    with jax.default_matmul_precision("highest"):
+        np.testing.assert_allclose(side, predict(merged, {}, z, t, Cond(tokens)), atol=2e-5)
+
+
+def test_gradients_reach_the_factors_alone(prior, weights, psi, given):
+    z, t, tokens, pose = given
+
+    @jax.jit
+    def gradients(weights, psi):
+        cond = Cond(tokens, jnp.full(B, 0.5), pose, jnp.ones(B))
+        return jax.grad(lambda psi: jnp.sum(prior.predict(weights, psi, z, t, cond) ** 2))(psi)
+
+    found = gradients(weights, psi)
+    assert not bool(jnp.any(found["embedding"]))
+    sizes = {name: float(jnp.abs(x).max()) for site in found["lora"].values() for name, x in site.items()}
+    assert set(sizes) == {"down", "up"}
+    assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves((found["lora"], found["pose"])))
+
+
+def test_the_pose_acts_only_where_it_is_on(weights, psi, predict, given):
+    z, t, tokens, pose = given
+    without = predict(weights, psi, z, t, Cond(tokens, lora=jnp.ones(B)))
+    on = predict(weights, psi, z, t, Cond(tokens, jnp.ones(B), pose, jnp.array([0.0, 1.0, 0.0])))
+    np.testing.assert_array_equal(on[0], without[0])
+    assert float(jnp.abs(on[1] - without[1]).max()) > 1e-4
+    turned = predict(weights, psi, z, t, Cond(tokens, jnp.ones(B), 2 * pose, jnp.array([0.0, 1.0, 0.0])))
+    assert float(jnp.abs(on[1] - turned[1]).max()) > 1e-4
+
+
+def test_only_what_a_query_uses_is_learned(prior, weights):
+    start = lambda *queries: set(prior.init_psi(weights, jax.random.key(0), jnp.zeros((77, 32)), queries))  # noqa: E731
+    assert start(Query("learned")) == {"embedding"}
+    assert start(Query("null", lora=0.5)) == {"lora"}
+    assert start(Query("plain", lora=1.0, pose=True)) == {"lora", "pose"}
+    assert start() == set()
+
+
+def test_rank_and_targets_are_free(sd):
+    prior = stable_diffusion(sd, rank=2, targets=("to_v",))
+    psi = prior.init_psi(prior.init(jax.random.key(0)), jax.random.key(0), jnp.zeros((77, 32)), [Query("null", lora=1.0)])
+    assert len(psi["lora"]) == 8
+    assert {x["down"].shape[1] for x in psi["lora"].values()} == {2}
+    with pytest.raises(ValueError, match="rank must be at least 1"):
+        lora.init(jax.random.key(0), prior.init(jax.random.key(0))["unet"], rank=0)
+
+
+def test_an_adapter_of_another_network_is_refused(prior, weights, psi, given):
+    z, t, tokens, _ = given
+    wrong = {"lora": psi["lora"] | {"no.such.layer": next(iter(psi["lora"].values()))}}
+    with pytest.raises(ValueError, match=r"no\.such\.layer"):
+        prior.predict(weights, wrong, z, t, Cond(tokens, lora=jnp.ones(B)))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------------
+def test_a_saved_adapter_comes_back_with_its_scale(weights, psi, tmp_path):
+    save_lora(tmp_path / "a.safetensors", psi["lora"], scale=0.5)
+    back, scale = load_lora(tmp_path / "a.safetensors", weights["unet"])
+    assert scale == 0.5
+    jax.tree.map(np.testing.assert_array_equal, back, dict(sorted(psi["lora"].items())))
+
+
+def test_the_file_is_in_the_layout_of_diffusers(psi, tmp_path):
+    save_lora(tmp_path / "a.safetensors", psi["lora"], scale=0.5)
+    flat = load_file(tmp_path / "a.safetensors")
+    assert flat["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora.down.weight"].shape == (4, 32)
+    assert flat["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora.up.weight"].shape[1] == 4
+    with safe_open(tmp_path / "a.safetensors", "np") as opened:
+        about = json.loads(opened.metadata()["lora_adapter_metadata"])
+    assert (about["unet.r"], about["unet.lora_alpha"]) == (4, 2.0)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name, part: f"unet.{name}.lora_{'A' if part == 'down' else 'B'}.weight",
+        lambda name, part: f"base_model.model.{name}.lora_{'A' if part == 'down' else 'B'}.default.weight",
+        lambda name, part: (
+            f"{name.rsplit('.to_', 1)[0]}.processor.to_{name.rsplit('.to_', 1)[1].removesuffix('.0')}_lora.{part}.weight"
+        ),
+    ],
+    ids=["peft", "peft model", "2023"],
+)
+def test_older_names_are_read(weights, psi, tmp_path, rename):
+    flat = {
+        rename(name, part): np.ascontiguousarray(np.asarray(x, np.float32).T)
+        for name, factors in psi["lora"].items()
+        for part, x in factors.items()
+    }
+    save_file(flat, tmp_path / "old.safetensors")
+    back, scale = load_lora(tmp_path / "old.safetensors", weights["unet"])
+    assert scale == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), back, dict(sorted(psi["lora"].items())))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda flat: flat | {"unet.conv_in.weight": np.zeros(3, np.float32)}, "no part of a U-Net"),
+        (lambda flat: {k.replace("mid_block", "middle"): x for k, x in flat.items()}, "no layer middle"),
+        (lambda flat: dict(list(flat.items())[1:]), "do not fit"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(weights, psi, tmp_path, change, says):
+    save_lora(tmp_path / "a.safetensors", psi["lora"])
+    save_file(change(load_file(tmp_path / "a.safetensors")), tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match=says):
+        load_lora(tmp_path / "b.safetensors", weights["unet"])
+
+
+def test_the_learned_text_is_what_a_pipeline_takes(tmp_path):
+    embedding = jnp.arange(6.0).reshape(2, 3)
+    save_embedding(tmp_path / "e.safetensors", embedding)
+    assert load_file(tmp_path / "e.safetensors")["negative_prompt_embeds"].shape == (1, 2, 3)
+    np.testing.assert_array_equal(load_embedding(tmp_path / "e.safetensors"), embedding)
+    save_file({"other": np.zeros((1, 2, 3), np.float32)}, tmp_path / "f.safetensors")
+    with pytest.raises(ValueError, match="must hold negative_prompt_embeds"):
+        load_embedding(tmp_path / "f.safetensors")
