@@ -76,7 +76,7 @@ class Info:
 
 @dataclass(frozen=True)
 class TextToImage:
-    """Samples images of a prompt from a diffusion prior (DDIM, classifier-free guidance) into a PNG."""
+    """Images of a prompt: samples of a diffusion prior, or distilled from it under an objective."""
 
     prompt: tyro.conf.Positional[str]
     prior: str = "tabletop"
@@ -85,8 +85,45 @@ class TextToImage:
     n: int = 8
     """Number of samples, with seeds seed, seed + 1, ..."""
     seed: int = 0
-    guidance_scale: float = 4.0
-    steps: int = 30
+    objective: str | None = None
+    """Distil under this objective, and write a video of it beside the PNG. Without it: DDIM samples."""
+    guidance_scale: float | None = None
+    """By default 4 for samples, and the objective's own."""
+    steps: int | None = None
+    """By default 30 for samples and 500 for an objective."""
+    negative_prompt: str = ""
+    space: Literal["latents", "pixels"] = "latents"
+    """What an objective moves."""
+    lr: float = 0.05
+    psi_lr: float | None = None
+    """Learning rate of an objective's learned branch; by default 0.03 for an embedding and 0.003 for an adapter."""
+    anyway: bool = False
+    """Go on with words that the prior has never seen."""
+
+
+@dataclass(frozen=True)
+class EditImage:
+    """Edits an image by distillation, from what it shows to what it is to show."""
+
+    image: tyro.conf.Positional[Path]
+    source: str
+    """What the image shows: "a red mug"."""
+    target: str
+    """What it is to show: "a blue mug"."""
+    prior: str = "tabletop"
+    objective: str = "dds"
+    """`dds`, or `lods-embedding`, whose unconditional branch is first fitted to the image (`--fit-first`)."""
+    out: Path = Path("outputs/edit-image.png")
+    n: int = 4
+    """Number of edits, which differ in their noise alone."""
+    seed: int = 0
+    guidance_scale: float | None = None
+    steps: int = 200
+    fit_first: int = 200
+    """Steps of the learned branch alone, before the image moves."""
+    lr: float = 0.05
+    psi_lr: float | None = None
+    """Learning rate of an objective's learned branch; by default 0.03 for an embedding and 0.003 for an adapter."""
     negative_prompt: str = ""
     anyway: bool = False
     """Go on with words that the prior has never seen."""
@@ -117,6 +154,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "info": Info,
     "text-to-image": TextToImage,
+    "edit-image": EditImage,
     "train-prior": TrainPrior,
 }
 DEFAULT_PRESET = "gaussians-lods-embedding"
@@ -255,19 +293,87 @@ def info(args: Info) -> None:
 def text_to_image(args: TextToImage) -> None:
     folder = prior_folder(args.prior)
     check_prompt(args.prompt, folder, args.anyway)
-    if not (1 <= args.n <= 1024 and 1 <= args.steps <= 1000):
-        raise UserError(f"--n must be in 1..1024 and --steps in 1..1000, got {args.n} and {args.steps}")
+    steps = args.steps if args.steps is not None else 500 if args.objective else 30
+    check_sizes(args.n, steps, most=10**6 if args.objective else 1000)
     start_jax()
     from lods_jax import generate
 
-    rgb = generate.text_to_image(
-        folder, args.prompt, args.n, args.seed, args.guidance_scale, args.steps, args.negative_prompt, strict=not args.anyway
+    if args.objective:
+        recipe = generate.Recipe(steps, args.lr, args.psi_lr)
+        objective = objective_of(args.objective, args.guidance_scale)
+        frames = generate.distilled(
+            folder, objective, args.prompt, args.n, recipe, args.seed, args.negative_prompt, args.space, not args.anyway
+        )
+        show_film(args.out, frames)
+        print(f"{args.out}: {args.n} images of {args.prompt!r} under {args.objective}, seed {args.seed}")
+        return
+    s = 4.0 if args.guidance_scale is None else args.guidance_scale
+    rgb = generate.text_to_image(folder, args.prompt, args.n, args.seed, s, steps, args.negative_prompt, strict=not args.anyway)
+    show(args.out, rgb)
+    print(f"{args.out}: {args.n} samples of {args.prompt!r}, seeds {args.seed} to {args.seed + args.n - 1}")
+
+
+def edit_image(args: EditImage) -> None:
+    folder = prior_folder(args.prior)
+    for prompt in (args.source, args.target):
+        check_prompt(prompt, folder, args.anyway)
+    check_sizes(args.n, args.steps, most=10**6)
+    if not args.image.is_file():
+        raise UserError(f"there is no image {args.image}")
+    start_jax()
+    from lods_jax import generate
+    from lods_jax.priors.exact import read_image
+
+    image = read_image(args.image, generate.image_size(folder))
+    recipe = generate.Recipe(args.steps, args.lr, args.psi_lr, fit_first=args.fit_first)
+    frames = generate.edited(
+        folder,
+        objective_of(args.objective, args.guidance_scale),
+        image,
+        args.source,
+        args.target,
+        args.n,
+        recipe,
+        args.seed,
+        args.negative_prompt,
+        not args.anyway,
     )
+    show_film(args.out, frames, image)
+    print(f"{args.out}: {args.image}, then {args.n} edits to {args.target!r} under {args.objective}, seed {args.seed}")
+
+
+def objective_of(name: str, s: float | None):
+    from lods_jax.build import make_objective
+
+    return make_objective(Config(objective=ObjectiveConfig(name, s)))
+
+
+def check_sizes(n: int, steps: int, most: int) -> None:
+    if not (1 <= n <= 1024 and 1 <= steps <= most):
+        raise UserError(f"--n must be in 1..1024 and --steps in 1..{most}, got {n} and {steps}")
+
+
+def show(path: Path, rgb) -> None:
+    """Images [n h w 3] in rows of eight; small ones are enlarged, so that a person sees them."""
     from lods_jax.io.image import grid, write_png
 
-    # Small images are enlarged, so that a person sees them.
-    path = write_png(args.out, grid(rgb, columns=min(args.n, 8)), scale=max(1, 192 // rgb.shape[1]))
-    print(f"{path}: {args.n} samples of {args.prompt!r}, seeds {args.seed} to {args.seed + args.n - 1}")
+    write_png(path, grid(rgb, columns=min(len(rgb), 8)), scale=max(1, 192 // rgb.shape[1]))
+
+
+def show_film(path: Path, frames, first=None) -> None:
+    """The last images of a film [f n h w 3] as a PNG, behind `first` if there is one, and the film beside it as an MP4."""
+    import numpy as np
+
+    from lods_jax.io.image import grid
+    from lods_jax.io.video import write_video
+
+    show(path, frames[-1] if first is None else np.concatenate([first[None], frames[-1]]))
+    scale = max(1, 192 // frames.shape[2])
+    rows = np.stack([grid(images, columns=min(len(images), 8)) for images in frames])
+    try:
+        write_video(path.with_suffix(".mp4"), rows.repeat(scale, 1).repeat(scale, 2), fps=12.0)
+    except RuntimeError as error:  # no ffmpeg that works: the images are there
+        print(f"no video: {error}")
 
 
 def train_prior(args: TrainPrior) -> None:
@@ -342,5 +448,6 @@ RUN = {
     Evaluate: evaluate,
     Info: info,
     TextToImage: text_to_image,
+    EditImage: edit_image,
     TrainPrior: train_prior,
 }

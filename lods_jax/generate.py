@@ -1,4 +1,4 @@
-"""Images from a prior by plain sampling, without distillation: what the prior itself makes of a prompt."""
+"""Images from a prior: by plain sampling, by distillation under an objective, and by editing an image."""
 
 from functools import partial
 from pathlib import Path
@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lods_jax.distil import Recipe, distil, film, in_latents, latent_shape
 from lods_jax.priors.stable_diffusion import stable_diffusion
+from lods_jax.prompts import prompt_table
 from lods_jax.sampling import ddim
-from lods_jax.types import Prior
+from lods_jax.types import Objective, Prior
 
 CLIP = 4.0  # bound on |x0| in standard deviations of the latents
 
 
 def sample(prior: Prior, weights: Any, tokens: Array, null: Array, keys: Array, s: float, steps: int) -> Float[Array, "b h w 3"]:
     """DDIM images in [0, 1], one per row of `tokens` and `null` [b n d] and of `keys` [b], each from its own key's noise."""
-    shape = jax.eval_shape(prior.encode, weights, jnp.zeros((1, 64, 64, 3)), jax.random.key(0)).shape[1:]
+    shape = latent_shape(prior, weights)
     z = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
     return prior.decode(weights, ddim(partial(prior.predict, weights, {}), z, tokens, null, s=s, steps=steps, clip=CLIP))
 
@@ -37,3 +39,69 @@ def text_to_image(
         return sample(prior, weights, *both, keys, s, steps)
 
     return np.asarray(run(weights, tokens, null, jax.vmap(jax.random.key)(seed + jnp.arange(n))))
+
+
+def distilled(
+    folder: Path,
+    objective: Objective,
+    prompt: str,
+    n: int,
+    recipe: Recipe,
+    seed: int = 0,
+    negative_prompt: str = "",
+    space: str = "latents",
+    strict: bool = True,
+) -> Float[np.ndarray, "f n h w 3"]:
+    """n images of `prompt` under an objective, as a film of their optimisation; the last frame is the result.
+
+    Args:
+      space: "latents" are optimised themselves, from noise of a tenth of their size; "pixels" through the encoder, from grey.
+    """
+    prior = stable_diffusion(folder, strict=strict)
+    weights = prior.init(jax.random.key(0))
+    table = prompt_table(prompt, negative_prompt, with_view=False, source=prompt)
+    texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
+    decode, key = jax.jit(prior.decode), jax.random.key(seed)
+    if space == "latents":
+        start = 0.1 * jax.random.normal(key, (n, *latent_shape(prior, weights)))
+        prior, show = in_latents(prior), lambda z: decode(weights, z)
+    else:
+        size = decode(weights, jnp.zeros((1, *latent_shape(prior, weights)))).shape[1]
+        start, show = 0.5 + 0.02 * jax.random.normal(key, (n, size, size, 3)), lambda rgb: jnp.clip(rgb, 0, 1)
+    frames, _ = film(distil(prior, weights, objective, texts, start, recipe, seed), show, recipe.steps)
+    return frames
+
+
+def edited(
+    folder: Path,
+    objective: Objective,
+    image: Float[np.ndarray, "h w 3"],
+    source: str,
+    target: str,
+    n: int,
+    recipe: Recipe,
+    seed: int = 0,
+    negative_prompt: str = "",
+    strict: bool = True,
+) -> Float[np.ndarray, "f n h w 3"]:
+    """n edits of an image in [0, 1], from what `source` says of it to what `target` says, as a film that ends with the result.
+
+    The latents start as those of the image, which are also the reference of DDS.
+    """
+    prior = stable_diffusion(folder, strict=strict)
+    weights = prior.init(jax.random.key(0))
+    table = prompt_table(target, negative_prompt, with_view=False, source=source)
+    texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
+    z = jax.jit(prior.encode)(weights, jnp.asarray(image)[None], jax.random.key(seed))
+    start, decode = jnp.tile(z, (n, 1, 1, 1)), jax.jit(prior.decode)
+    steps = distil(in_latents(prior), weights, objective, texts, start, recipe, seed, reference=start)
+    frames, _ = film(steps, lambda z: decode(weights, z), recipe.steps)
+    return frames
+
+
+def image_size(folder: Path) -> int:
+    """The edge of the images that the prior of a folder makes, pixels."""
+    prior = stable_diffusion(folder, strict=False)
+    weights = jax.eval_shape(prior.init, jax.random.key(0))
+    z = jax.ShapeDtypeStruct((1, *latent_shape(prior, weights)), jnp.float32)
+    return jax.eval_shape(prior.decode, weights, z).shape[1]
