@@ -86,6 +86,7 @@ def settings(prior: str, steps: int, trial: dict) -> Config:
     return replace(
         base,
         steps=steps,
+        resolution=64 if prior == "tabletop" else 32,  # what the prior sees
         prior=replace(base.prior, name=prior),
         objective=trial["objective"],
         penalty=replace(base.penalty, sparsity=(sparsity, sparsity)),

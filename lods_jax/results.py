@@ -12,6 +12,7 @@ from lods_jax.build import SCENES, Parts, Static
 from lods_jax.cameras import Orbit, turntable
 from lods_jax.config import Config
 from lods_jax.folder import read_run
+from lods_jax.io.adapters import save_embedding, save_lora
 from lods_jax.io.image import grid, to_uint8, write_png
 from lods_jax.io.page import write_page
 from lods_jax.io.video import write_video
@@ -65,17 +66,31 @@ def write_preview(parts: Parts, folder: Path, done: int, state: TrainState, see:
 
 
 def write_results(config: Config, parts: Parts, folder: Path, state: TrainState, see: Viewer, say: Callable) -> None:
-    """video.mp4 (a turntable), eight stills, one by one and in one picture, and the scene in its own format."""
+    """video.mp4 (a turntable), eight stills, one by one and in one picture, the scene in its own format, and what was learned."""
     stills = to_uint8(see(state.theta, state.aux, circle(parts.orbit, 8)).rgb)
     write_png(folder / "stills.png", grid(stills, 4))
     for i, image in enumerate(stills):
         write_png(folder / "stills" / f"{i * 45:03d}.png", image)
     say("", parts.representation.export(folder, state))
+    if written := write_learned(parts, folder, state.psi):
+        say("", f"{' and '.join(written)}: what the prior learned")
     try:
         frames = to_uint8(see(state.theta, state.aux, circle(parts.orbit, config.output.frames)).rgb)
         write_video(folder / "video.mp4", frames, float(config.output.fps))
     except RuntimeError as error:  # no ffmpeg that works: everything else is there
         say("", f"no video: {error}")
+
+
+def write_learned(parts: Parts, folder: Path, psi: Any) -> list[str]:
+    """The learned branch of a Stable Diffusion, as files that PyTorch pipelines read; returns their names."""
+    written = []
+    if parts.prior_sha256 and "embedding" in psi:
+        save_embedding(folder / "negative_prompt_embeds.safetensors", psi["embedding"])
+        written.append("negative_prompt_embeds.safetensors")
+    if parts.prior_sha256 and "lora" in psi:
+        save_lora(folder / "pytorch_lora_weights.safetensors", psi["lora"], parts.objective.queries[parts.objective.fit].lora)
+        written.append("pytorch_lora_weights.safetensors")
+    return written
 
 
 def write_page_of(folder: Path, say: Callable) -> None:

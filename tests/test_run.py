@@ -21,6 +21,7 @@ from lods_jax import checkpoint, cli, run
 from lods_jax.build import build
 from lods_jax.cli import main, parse
 from lods_jax.config import load
+from lods_jax.io.adapters import load_embedding, load_lora
 from lods_jax.io.ply import read_ply
 
 TINY_SD = Path(__file__).parent / "data" / "lods_parity" / "sd"
@@ -145,6 +146,18 @@ def test_ctrl_c_writes_the_results_and_the_run_goes_on_from_there(whole, tmp_pat
 def test_a_stable_diffusion_folder_is_a_prior(tmp_path):
     assert main([*TINY, "--prior", str(TINY_SD), "--steps", "1", "--out", str(tmp_path / "sd")]) == 0
     assert json.loads((tmp_path / "sd" / "run.json").read_text())["prior_sha256"]
+    assert load_embedding(tmp_path / "sd" / "negative_prompt_embeds.safetensors").shape == (77, 32)
+
+
+def test_a_run_with_lora_leaves_what_it_learned(tmp_path):
+    folder = tmp_path / "lora"
+    flags = ["--prior", str(TINY_SD), "--prior.rank", "2", "--objective", "lods-lora", "--steps", "1", "--out", str(folder)]
+    assert main([*TINY, *flags]) == 0
+    prior = build(load(folder / "config.yaml"))
+    lora, scale = load_lora(folder / "pytorch_lora_weights.safetensors", prior.weights["unet"])
+    assert scale == 0.5
+    assert {factors["down"].shape[1] for factors in lora.values()} == {2}
+    assert max(float(np.abs(factors["up"]).max()) for factors in lora.values()) > 0
 
 
 def test_a_run_on_two_devices_leaves_the_same_things(whole, tmp_path):
@@ -216,6 +229,8 @@ def test_a_run_without_a_finite_gradient_ends_in_one_line_with_a_whole_checkpoin
         (["--objective", "own_objectives:wrong"], "must give a lods_jax.types.Objective, got a int"),
         (["--objective", "own_objectives:absent"], "cannot be imported"),
         (["--objective", "sdss"], "unknown objective sdss; there are sds, csd"),
+        (["--objective", "dds"], "compares with a reference image"),
+        (["--objective", "sds-bridge"], "asks with the text 'source': pass --source-prompt"),
         (["--objective", "csd", "--guidance-scale", "3"], "objective csd takes no s"),
         (["--guidance-scale", "0.5"], "guidance needs s >= 1, got 0.5"),
         (["--resolution", "0"], "resolution must lie in 8..2048, got 0"),
