@@ -71,7 +71,8 @@ def costs(run: Run) -> dict[str, Any]:
     """What a run has spent, and what its learned branch did, from its log."""
     last = run.metrics[-1] if run.metrics else {}
     objective = make_objective(run.config)
-    asked = len(objective.queries) + (objective.fit is not None)  # the fit asks once more
+    # The fit asks once more, unless it shares the score's noise.
+    asked = len(objective.queries) + (objective.fit is not None and not run.config.objective.fit_shares_noise)
     row = {"seconds": last.get("seconds"), "predictions": asked * run.config.batch * run.step / 1000}
     return row | {name: last[name] for name in ("psi_displacement", "fit_gain") if name in last}
 

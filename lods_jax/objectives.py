@@ -271,6 +271,33 @@ def fit_loss(
     return jnp.mean((eps - noise) ** 2)
 
 
+def score_and_fit(
+    psi: Any,
+    objective: Objective,
+    predict: Predict,
+    latents: Latents,
+    texts: Texts,
+    window: tuple[Array | int, Array | int],
+    keys: Key[Array, "b"],
+    pose: Float[Array, "b 16"] | None = None,
+) -> tuple[Float[Array, ""], Float[Array, "b h w c"]]:
+    """(fit loss, w(t) residual) at the same timestep and noise: one forward pass of the learned branch serves both.
+
+    Cheaper than `score` and `fit_loss` by that pass, and no longer what the papers do: the branch is fitted in the score's window
+    alone, and to the very noise that the residual is then taken at. Differentiate the first in psi, has_aux.
+    """
+    z = jax.lax.stop_gradient(latents["render"])
+    t, noise = draw(keys, z, window)
+    noised = {name: add_noise(x, noise, t) for name, x in latents.items()}
+    # Apart from the others: the backward pass is that of this query alone.
+    frozen = {name: query for name, query in objective.queries.items() if name != objective.fit}
+    learned = {objective.fit: objective.queries[objective.fit]}
+    eps = ask(predict, jax.lax.stop_gradient(psi), frozen, noised, texts, t, pose) | ask(
+        predict, psi, learned, noised, texts, t, pose
+    )
+    return jnp.mean((eps[objective.fit] - noise) ** 2), per_example(score_weight(t), z) * objective.residual(eps, noise, t)
+
+
 def draw(
     keys: Key[Array, "b"], z: Float[Array, "b h w c"], window: tuple[Array | int, Array | int]
 ) -> tuple[Int[Array, "b"], Float[Array, "b h w c"]]:

@@ -62,6 +62,7 @@ def compiled(config: Config, parts: Parts, static: Static) -> Callable:
         tx_theta=parts.tx_theta,
         tx_psi=parts.tx_psi,
         batch=config.batch,
+        fit_shares_noise=config.objective.fit_shares_noise,
     )
     n = jax.device_count()
     mode = config.parallel if config.parallel != "auto" else "pmap" if n > 1 and config.batch % n == 0 else "jit"

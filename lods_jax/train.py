@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, Key
 
-from lods_jax.objectives import fit_loss, score
+from lods_jax.objectives import fit_loss, score, score_and_fit
 from lods_jax.rng import split_named, view_keys
 from lods_jax.types import Camera, Objective, Prior, Scene, TrainState
 
@@ -61,6 +61,7 @@ def make_train_step(
     tx_theta: optax.GradientTransformation,
     tx_psi: optax.GradientTransformation,
     batch: int,
+    fit_shares_noise: bool = False,
 ) -> Callable[[Across], Step]:
     """Builds the step, once it is told how devices talk: pass the result to `parallelise`.
 
@@ -68,10 +69,14 @@ def make_train_step(
       cameras: (keys[b], views[b]) -> b cameras. window: step -> lowest and highest timestep of the score.
       penalty: (render, step) -> {name: weighted cost [b]}.
       batch: number of views of a step on all devices together.
+      fit_shares_noise: score and fit share timestep and noise (`objectives.score_and_fit`): a third fewer predictions.
 
     The step maps (state, weights, texts, reference, key, views[b]) to (state, metrics). `texts` are prompt tables
     {name: [views n d]}, `reference` latents or None, `views` the global indices of this device's share of the batch.
     """
+
+    if fit_shares_noise and (objective.fit is None or objective.noising):
+        raise ValueError("fit_shares_noise needs an objective that learns something and draws its noise at random")
 
     def build(across: Across) -> Step:
         def train_step(state, weights, texts, reference, key, views):
@@ -89,9 +94,13 @@ def make_train_step(
 
             (z, _), pullback, (render, costs) = jax.vjp(look, state.theta, scene.probe(state.aux, len(views)), has_aux=True)
             latents = {"render": z} if reference is None else {"render": z, "reference": reference}
-            force = score(objective, predict, state.psi, latents, rows, window(state.step), k.score, pose)
+            if fit_shares_noise:
+                both = jax.value_and_grad(score_and_fit, has_aux=True)
+                (fit, force), g_psi = both(state.psi, objective, predict, latents, rows, window(state.step), k.score, pose)
+            else:
+                force = score(objective, predict, state.psi, latents, rows, window(state.step), k.score, pose)
+                fit, g_psi = jax.value_and_grad(fit_loss)(state.psi, objective, predict, latents, rows, k.fit, pose)
             g_theta, g_probe = pullback((force / batch, jnp.full(len(views), 1 / batch)))
-            fit, g_psi = jax.value_and_grad(fit_loss)(state.psi, objective, predict, latents, rows, k.fit, pose)
 
             g_theta, (g_psi, fit) = across.sum(g_theta), across.mean((g_psi, fit))
             theta, opt_theta = descend(tx_theta, g_theta, state.theta, state.opt_theta)

@@ -83,6 +83,11 @@ def test_guidance_does_not_change_the_scale(name):
 
 
 SINGLE = {"": 0.2, "y": 1.0, "now": 0.5}
+PRIOR = gaussian(SINGLE)
+
+
+def PREDICT(psi, *rest):
+    return PRIOR.predict({}, psi, *rest)
 
 
 @every
@@ -255,6 +260,29 @@ def test_the_fit_teaches_psi_and_not_the_scene():
     g_psi, g_z = jax.grad(loss, (0, 1))({"embedding": normal(5, (5, 8))}, normal(0))
     assert float(jnp.abs(g_psi["embedding"]).max()) > 0
     np.testing.assert_array_equal(g_z, 0.0)
+
+
+@pytest.mark.parametrize("objective", [lods_embedding(), lods_lora(), vsd()])
+def test_with_shared_noise_score_and_fit_are_those_of_the_same_draw(objective):
+    """The force is that of `score`; the fit's gradient is that of its loss at the score's timestep and noise."""
+    from lods_jax.objectives import draw, score_and_fit
+
+    texts = {key: PRIOR.embed({}, [text] * B) for key, text in one_pixel_texts().items()}
+    psi = PRIOR.init_psi({}, jax.random.key(0), texts["null"][0], [objective.queries[objective.fit]])
+    latents, keys, pose = {"render": normal(0)}, jax.random.split(jax.random.key(0), B), jnp.ones((B, 16))
+    both = jax.value_and_grad(score_and_fit, has_aux=True)
+    (loss, force), gradient = both(psi, objective, PREDICT, latents, texts, (20, 980), keys, pose)
+    np.testing.assert_allclose(force, score(objective, PREDICT, psi, latents, texts, (20, 980), keys, pose), atol=1e-5)
+    t, noise = draw(keys, normal(0), (20, 980))
+    query = {"a": objective.queries[objective.fit]}
+
+    def expected(psi):
+        noised = {"render": add_noise(normal(0), noise, t)}
+        return jnp.mean((ask(PREDICT, psi, query, noised, texts, t, pose)["a"] - noise) ** 2)
+
+    value, g = jax.value_and_grad(expected)(psi)
+    np.testing.assert_allclose(loss, value, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, g)
 
 
 def test_the_cotangent_is_the_gradient_of_the_surrogate_loss():

@@ -54,7 +54,8 @@ def write_page(runs: Sequence[Run], path: Path, truths: Mapping[str, np.ndarray]
         f"<header><h1>{html.escape(heading)}</h1>"
         "<p class=soft>Drag a view, or choose it and use the arrow keys, + and -; Home puts it back.</p></header><main>",
         *(f"<p class=missing>Missing: {html.escape(line)}</p>" for line in lines),
-        "<div class=bar><button type=button data-act=spin>Turn or stop</button><button type=button data-act=home>Front</button>"
+        "<div class=bar><button type=button data-act=spin>Turn or stop</button>"
+        "<button type=button data-act=home>Put back</button>"
         "<button type=button data-act=background>Background</button></div>",
         *groups,
         plots(runs),
@@ -65,7 +66,8 @@ def write_page(runs: Sequence[Run], path: Path, truths: Mapping[str, np.ndarray]
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         f'<meta http-equiv=Content-Security-Policy content="{POLICY}">'
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(heading)}</title><style>{(ASSETS / 'page.css').read_text()}</style></head><body>"
+        f"<title>{html.escape(heading)}</title><style>{(ASSETS / 'page.css').read_text()}</style></head>"
+        f"<body{' class=wide' if len(runs) > 1 else ''}>"
         f"{''.join(body)}{''.join(store)}<script>{(ASSETS / 'page.js').read_text()}</script></body></html>\n"
     )
     with replacing(path) as file:
@@ -140,12 +142,12 @@ def lacking(run: Run) -> str:
 
 
 def titles(runs: Sequence[Run]) -> list[str]:
-    """Objective and scale of each run; where two are alike, the folder's name tells them apart."""
+    """Objective and scale of each run; where two of a prompt are alike, the folder's name tells them apart."""
     named = []
     for run in runs:
         o = run.config.objective
-        named.append(o.name + (f", s = {o.s:g}" if o.s is not None else ""))
-    return [name if named.count(name) == 1 else f"{name} ({run.path.name})" for name, run in zip(named, runs, strict=True)]
+        named.append((run.config.prompt, o.name + (f", s = {o.s:g}" if o.s is not None else "")))
+    return [name[1] if named.count(name) == 1 else f"{name[1]} ({run.path.name})" for name, run in zip(named, runs, strict=True)]
 
 
 def keep(store: list[str], name: str, data: bytes) -> None:
