@@ -2,6 +2,7 @@
 
     python experiments/fit_images.py                 # the eight kinds with a front, about 25 minutes on 2 cores
     python experiments/fit_images.py --kinds mug     # 3 minutes
+    python experiments/fit_images.py --kinds robot --refinement relocate --capacity 2048
 
 128 px, known cameras and known grey background, at most 4,096 Gaussians from a random ball. What counts is the PSNR inside the
 true mask grown by 4 px. Finished kinds are in outputs/fit_images/results.jsonl and are not done again.
@@ -11,7 +12,9 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +26,7 @@ from scipy.ndimage import binary_dilation
 from lods_jax.cameras import sample_orbit
 from lods_jax.cli import start_jax
 from lods_jax.io.image import grid, write_png
-from lods_jax.refine import Rules, refine
+from lods_jax.refine import Rules, refine, relocate
 from lods_jax.scenes.gaussians import gaussians
 from lods_jax.tabletop.dataset import render_caption
 from lods_jax.tabletop.objects import COMPOSITE
@@ -43,6 +46,8 @@ class Args:
     batch: int = 3
     capacity: int = 4096
     count: int = 1024
+    refinement: Literal["densify", "relocate"] = "densify"
+    """Clone, split and prune, or MCMC-style relocation."""
     seed: int = 0
     lr: dict[str, float] = field(
         default_factory=lambda: {"means": 4e-3, "quats": 5e-3, "log_scales": 1e-2, "opacity_logits": 4e-2, "sh": 2e-2}
@@ -95,7 +100,8 @@ def fit(args: Args, truth: np.ndarray, camera: Camera) -> tuple[TrainState, Call
         aux = scene.observe(state.aux, g_probe, render)
         return state.replace(step=state.step + 1, theta=theta, aux=aux, opt_theta=opt), value
 
-    refined = jax.jit(lambda key, state: refine(key, state, tx, rules))
+    rule = partial(refine, rules=rules) if args.refinement == "densify" else partial(relocate, dead=0.005, growth=0.15)
+    refined = jax.jit(lambda key, state: rule(key, state, tx))
     for i in range(args.steps):
         state, _ = step(state, truth, camera)
         if i % 75 == 74 and i < 0.7 * args.steps:

@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/objectives.py          # the shipped prior, batch 4, about 6 minutes on 2 cores
 
-In latents the step is the prior and two Adam updates; through the encoder it also encodes 64 px images and pulls back. All steps are
-timed in turn, ROUNDS times; the ratio of a round is to SDS in the same round, and medians are printed. Shared: score and fit share
-timestep and noise (`fit_shares_noise`).
+In latents the step is the prior and two Adam updates; through the encoder it also encodes 64 px images and pulls back. All steps
+are timed in turn, ROUNDS times; the ratio of a round is to SDS in the same round, and medians are printed. Shared: score and fit
+share timestep and noise (`fit_shares_noise`).
 """
 
 import time

@@ -32,7 +32,8 @@ def write_ply(path: str | Path, splats: Splats) -> int:
     """
     n = len(splats["means"])
     means, quats = splats["means"] @ FLIP.T, _turn(np.array([HALF, HALF, 0, 0]), splats["quats"])
-    rest = splats["sh"][:, 1:].transpose(0, 2, 1).reshape(n, -1)
+    k = splats["sh"].shape[1]
+    rest = splats["sh"][:, 1:].transpose(0, 2, 1).reshape(n, 3 * (k - 1))
     opacity = splats["opacity_logits"][:, None]
     table = np.concatenate([means, np.zeros((n, 3)), splats["sh"][:, 0], rest, opacity, splats["log_scales"], quats], 1)
     rows = np.ascontiguousarray(table[np.isfinite(table).all(1)], "<f4")
@@ -80,7 +81,7 @@ def read_ply(path: str | Path) -> Splats:
 
     rest = sorted((key for key in column if key.startswith("f_rest_")), key=lambda key: int(key.rsplit("_", 1)[1]))
     dc = take(*(f"f_dc_{i}" for i in range(3)))[:, None]
-    higher = take(*rest).reshape(count, 3, -1).transpose(0, 2, 1) if rest else np.zeros((count, 0, 3), np.float32)
+    higher = take(*rest).reshape(count, 3, len(rest) // 3).transpose(0, 2, 1) if rest else np.zeros((count, 0, 3), np.float32)
     return {
         "means": take(*"xyz") @ FLIP,
         "quats": _turn(np.array([HALF, -HALF, 0, 0]), take(*(f"rot_{i}" for i in range(4)))),

@@ -198,6 +198,14 @@ def test_the_browser_draws_what_the_rasterizer_draws(browser, tmp_path):
 
 
 @needs_browser
+def test_an_empty_scene_is_an_empty_view(browser, tmp_path):
+    write_page([make_run(tmp_path / "run", n=0)], tmp_path / "index.html")
+    browser.open(tmp_path / "index.html")
+    assert drawn(browser).min() == 1
+    assert browser.console == []
+
+
+@needs_browser
 def test_a_page_turns_with_keys_and_mouse_and_tells_no_one(browser, tmp_path):
     write_page([make_run(tmp_path / "run", EVIL)], tmp_path / "index.html")
     browser.open(tmp_path / "index.html")

@@ -98,6 +98,15 @@ def test_a_splat_file_is_a_start_as_it_is(tmp_path):
     np.testing.assert_allclose(read_points(tmp_path / "a.ply")["log_scales"], original["log_scales"], atol=1e-6)
 
 
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_scene_without_gaussians_is_written_too(tmp_path, k):
+    """A run whose objective has pruned everything still ends in order."""
+    assert write_ply(tmp_path / "a.ply", splats(0, k)) == 0
+    assert read_ply(tmp_path / "a.ply")["sh"].shape == (0, k, 3)
+    assert write_splat(tmp_path / "a.splat", splats(0, k)) == 0
+    assert (tmp_path / "a.splat").stat().st_size == 0
+
+
 def test_a_splat_file_holds_the_same_gaussians_in_32_bytes_each(tmp_path):
     """Against the PLY file, which is exact: positions and sizes as they are, colour, opacity and rotation to a byte."""
     some = splats(50, 1)
