@@ -7,12 +7,11 @@ Every setting gets the same steps (300), the same Adam on the latents (0.05) and
 `distil.Recipe` gives; nothing was tuned. Figures are of the 8 images of a prompt: what the judge reads, KID in its features to
 120 renders of the caption from cameras of the asked view, saturation minus theirs, diversity (the mean distance between particles
 in the judge's features, as a share of that between renders), and noise predictions for one image. DDIM samples of the prior stand
-beside them. Means over prompts, with the range. Finished jobs are in rows.jsonl and are not done again; table.md and grid.png come
-at the end.
+beside them. Means over prompts, with the range. Finished jobs are in rows.jsonl and are not done again; table.md and grid.png
+come at the end.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import jax
@@ -26,7 +25,7 @@ from lods_jax.cli import start_jax
 from lods_jax.config import TABLETOP
 from lods_jax.distil import Recipe
 from lods_jax.evaluate import shown
-from lods_jax.folder import append
+from lods_jax.folder import append, rewind
 from lods_jax.generate import distilled, text_to_image
 from lods_jax.io.files import replacing
 from lods_jax.io.image import grid, write_png
@@ -117,7 +116,7 @@ def main() -> None:
     out = args.out or Path("outputs/experiments/generation_2d" + ("-full" if args.full else ""))
     (out / "images").mkdir(parents=True, exist_ok=True)
     file, params = out / "rows.jsonl", load_judge()
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = rewind(file)
     for prompt in prompts:
         for label, name, options in SETTINGS:
             if any((row["label"], row["prompt"]) == (label, prompt) for row in rows):

@@ -20,7 +20,6 @@ was stopped.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from lods_jax.cli import start_jax
 from lods_jax.compare import compare
 from lods_jax.config import Config, ObjectiveConfig
 from lods_jax.evaluate import evaluate, plain, shown
-from lods_jax.folder import append, read_run, write_json
+from lods_jax.folder import append, read_run, rewind, write_json
 from lods_jax.io.files import replacing
 from lods_jax.io.image import grid, to_uint8, write_png
 from lods_jax.results import circle
@@ -53,15 +52,15 @@ COLUMNS = (*FIGURES, "gaussians", "seconds", "predictions", "psi_displacement", 
 
 
 def sds(s: float, sparsity: float = 10.0) -> dict:
-    return {"objective": ObjectiveConfig("sds", s), "sparsity": sparsity}
+    return {"objective": ObjectiveConfig("sds", float(s)), "sparsity": float(sparsity)}
 
 
 def lods(s: float, psi_lr: float) -> dict:
-    return {"objective": ObjectiveConfig("lods-embedding", s), "psi_lr": psi_lr}
+    return {"objective": ObjectiveConfig("lods-embedding", float(s)), "psi_lr": psi_lr}
 
 
 def csd(sparsity: float) -> dict:
-    return {"objective": ObjectiveConfig("csd"), "sparsity": sparsity}
+    return {"objective": ObjectiveConfig("csd"), "sparsity": float(sparsity)}
 
 
 TRIALS = {
@@ -117,14 +116,10 @@ def run_one(config: Config, folder: Path) -> dict:
     return plain([evaluate(read_run(folder))])[0]
 
 
-def rows_of(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
-
-
 def go_through(jobs: list[tuple[str, str, int, Config]], out: Path) -> list[dict]:
     """Runs what rows.jsonl does not hold yet; returns all rows of these jobs."""
-    file, done = out / "rows.jsonl", {row["run"]: row for row in rows_of(out / "rows.jsonl")}
-    out.mkdir(parents=True, exist_ok=True)
+    file = out / "rows.jsonl"
+    done = {row["run"]: row for row in rewind(file)}
     for name, prompt, seed, config in jobs:
         folder = out / name / f"{prompt.replace(' ', '-')}-{seed}"
         if str(folder) not in done:

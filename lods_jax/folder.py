@@ -61,14 +61,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON Lines file with a step; half a last line, as a kill leaves it, is passed over."""
+    """The objects of a JSON Lines file; half a last line, as a kill leaves it, is passed over."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict):
             rows.append(row)
     return rows
 
@@ -84,9 +84,9 @@ def append(path: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def rewind(path: Path, step: int) -> list[dict[str, Any]]:
-    """Cuts metrics.jsonl back to the step that a run goes on from, and returns what is left; half a last line goes too."""
-    kept = [row for row in read_lines(path) if row["step"] <= step]
+def rewind(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[dict[str, Any]]:
+    """Cuts a JSON Lines file down to the objects to `keep`, and returns them. Half a last line goes: the next would join it."""
+    kept = [row for row in read_lines(path) if keep(row)]
     with replacing(path) as file:
         file.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
     return kept

@@ -175,7 +175,7 @@ def optimise(
     all sittings.
     """
     first, began, recent = int(state.step), time.monotonic(), []
-    rows = rewind(folder / "metrics.jsonl", first)
+    rows = rewind(folder / "metrics.jsonl", lambda row: row.get("step", first) <= first)
     spent = rows[-1].get("seconds", 0.0) if rows else 0.0
     seconds, skipped, dead = {"compile": 0.0, "optimise": spent}, int(state.skipped), 0
     log = event_log(folder / "events", first) if config.output.tensorboard else lambda line: None
