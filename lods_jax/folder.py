@@ -48,7 +48,8 @@ def read_run(path: Path) -> Run:
     file = path / "config.yaml"
     if not file.is_file():
         raise UserError(f"{path} holds no run: {file} is missing")
-    return Run(path, load(file), read_json(path / "run.json"), read_lines(path / "metrics.jsonl"))
+    metrics = [row for row in read_lines(path / "metrics.jsonl") if isinstance(row.get("step"), int)]
+    return Run(path, load(file), read_json(path / "run.json"), metrics)
 
 
 def read_json(path: Path) -> dict[str, Any]:
