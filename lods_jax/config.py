@@ -49,10 +49,10 @@ class ObjectiveConfig:
     """`sds`, `csd`, `lods-embedding`, or `package.module:factory` of your own."""
     s: Annotated[float | None, arg(aliases=["--guidance-scale"])] = bounded(None, 0.0, math.inf)
     """Guidance scale; None leaves the objective's own default. LODS takes inf."""
-    fit_shares_noise: bool = False
-    """Score and fit share timestep and noise: a third fewer predictions, and no longer what the papers do."""
     options: dict[str, float] = field(default_factory=dict)
     """Whatever else the objective's factory takes, by name."""
+    fit_shares_noise: bool = False
+    """Score and fit share timestep and noise: a third fewer predictions, and no longer what the papers do."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ def test_every_key_survives_a_change(tmp_path):
             return {key: changed(x) for key, x in value.items()} or {"scale": 1.0}
         if isinstance(value, list):
             return [changed(x) for x in value]
+        if isinstance(value, bool):
+            return not value
         return value / 2 + 1 if isinstance(value, float) else value + 1 if isinstance(value, int) else value
 
     plain = changed(yaml.safe_load(C.dump(Config())))

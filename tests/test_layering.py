@@ -17,7 +17,20 @@ ROWS = [
     {"rendering", "scenes", "priors"},
     {"objectives", "sampling", "penalties", "prompts"},
     {"train", "refine"},
-    {"build", "config", "checkpoint", "folder", "run", "results", "evaluate", "compare", "view", "provenance", "generate"}
+    {
+        "build",
+        "config",
+        "checkpoint",
+        "folder",
+        "run",
+        "results",
+        "evaluate",
+        "compare",
+        "view",
+        "provenance",
+        "generate",
+        "distil",
+    }
     | {"io", "cli", "__main__", "tabletop"},
 ]
 ROW = {part: i for i, row in enumerate(ROWS) for part in row}
