@@ -304,12 +304,12 @@ def text_to_image(args: TextToImage) -> None:
         frames = generate.distilled(
             folder, objective, args.prompt, args.n, recipe, args.seed, args.negative_prompt, args.space, not args.anyway
         )
-        show_film(args.out, frames)
+        generate.write_film(args.out, frames)
         print(f"{args.out}: {args.n} images of {args.prompt!r} under {args.objective}, seed {args.seed}")
         return
     s = 4.0 if args.guidance_scale is None else args.guidance_scale
     rgb = generate.text_to_image(folder, args.prompt, args.n, args.seed, s, steps, args.negative_prompt, strict=not args.anyway)
-    show(args.out, rgb)
+    generate.write_images(args.out, rgb)
     print(f"{args.out}: {args.n} samples of {args.prompt!r}, seeds {args.seed} to {args.seed + args.n - 1}")
 
 
@@ -338,11 +338,12 @@ def edit_image(args: EditImage) -> None:
         args.negative_prompt,
         not args.anyway,
     )
-    show_film(args.out, frames, image)
+    generate.write_film(args.out, frames, image)
     print(f"{args.out}: {args.image}, then {args.n} edits to {args.target!r} under {args.objective}, seed {args.seed}")
 
 
-def objective_of(name: str, s: float | None):
+def objective_of(name: str, s: float | None) -> Any:
+    """The named objective at a guidance scale, or at its own."""
     from lods_jax.build import make_objective
 
     return make_objective(Config(objective=ObjectiveConfig(name, s)))
@@ -351,29 +352,6 @@ def objective_of(name: str, s: float | None):
 def check_sizes(n: int, steps: int, most: int) -> None:
     if not (1 <= n <= 1024 and 1 <= steps <= most):
         raise UserError(f"--n must be in 1..1024 and --steps in 1..{most}, got {n} and {steps}")
-
-
-def show(path: Path, rgb) -> None:
-    """Images [n h w 3] in rows of eight; small ones are enlarged, so that a person sees them."""
-    from lods_jax.io.image import grid, write_png
-
-    write_png(path, grid(rgb, columns=min(len(rgb), 8)), scale=max(1, 192 // rgb.shape[1]))
-
-
-def show_film(path: Path, frames, first=None) -> None:
-    """The last images of a film [f n h w 3] as a PNG, behind `first` if there is one, and the film beside it as an MP4."""
-    import numpy as np
-
-    from lods_jax.io.image import grid
-    from lods_jax.io.video import write_video
-
-    show(path, frames[-1] if first is None else np.concatenate([first[None], frames[-1]]))
-    scale = max(1, 192 // frames.shape[2])
-    rows = np.stack([grid(images, columns=min(len(images), 8)) for images in frames])
-    try:
-        write_video(path.with_suffix(".mp4"), rows.repeat(scale, 1).repeat(scale, 2), fps=12.0)
-    except RuntimeError as error:  # no ffmpeg that works: the images are there
-        print(f"no video: {error}")
 
 
 def train_prior(args: TrainPrior) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lods_jax.distil import Recipe, distil, film, in_latents, latent_shape
+from lods_jax.io.image import grid, write_png
+from lods_jax.io.video import write_video
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.prompts import prompt_table
 from lods_jax.sampling import ddim
@@ -105,3 +107,23 @@ def image_size(folder: Path) -> int:
     weights = jax.eval_shape(prior.init, jax.random.key(0))
     z = jax.ShapeDtypeStruct((1, *latent_shape(prior, weights)), jnp.float32)
     return jax.eval_shape(prior.decode, weights, z).shape[1]
+
+
+def write_images(path: Path, rgb: Float[np.ndarray, "n h w 3"]) -> None:
+    """Images in rows of eight as a PNG; small ones are enlarged, so that a person sees them."""
+    write_png(path, grid(rgb, columns=min(len(rgb), 8)), scale=enlarged(rgb))
+
+
+def write_film(path: Path, frames: Float[np.ndarray, "f n h w 3"], first: Float[np.ndarray, "h w 3"] | None = None) -> None:
+    """The last images of a film as a PNG, behind `first` if there is one, and the film beside it as an MP4."""
+    write_images(path, frames[-1] if first is None else np.concatenate([first[None], frames[-1]]))
+    rows = np.stack([grid(images, columns=min(len(images), 8)) for images in frames])
+    try:
+        write_video(path.with_suffix(".mp4"), rows.repeat(enlarged(frames), 1).repeat(enlarged(frames), 2), fps=12.0)
+    except RuntimeError as error:  # no ffmpeg that works: the images are there
+        print(f"no video: {error}")
+
+
+def enlarged(images: np.ndarray) -> int:
+    """The factor that brings the edge of images [... h w 3] to at least 128 pixels or so."""
+    return max(1, 192 // images.shape[-3])
