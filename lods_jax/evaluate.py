@@ -78,12 +78,13 @@ def costs(run: Run) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of `evaluate` as aligned text: one line a figure, one column a run."""
+    """Rows of `evaluate` as aligned text: one line a figure, one column a run, and what the figure says."""
     names = [name for name in (*FIGURES, *COSTS) if any(number(row.get(name)) for row in rows)]
     heads = [Path(row["run"]).name for row in rows]
     body = [["objective", *(label(row) for row in rows)], ["prompt", *(row["prompt"] for row in rows)]]
-    body += [[name, *(shown(row.get(name)) for row in rows)] for name in names]
-    lines = [["", *heads], *body]
+    about = FIGURES | COSTS
+    body += [[name, *(shown(row.get(name)) for row in rows), about[name]] for name in names]
+    lines = [[*line, ""] if len(line) == len(rows) + 1 else line for line in [["", *heads], *body]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 

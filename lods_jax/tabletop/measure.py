@@ -22,17 +22,17 @@ AZIMUTHS, ELEVATIONS = 12, (10.0, 35.0)
 PROPORTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 POINTS = 8192  # on the visible surface
 
-FIGURES = {  # name -> (what it says, is more better)
-    "kind": ("share of views in which the judge reads the asked kind", True),
-    "color": ("share of views in which it reads the asked colour", True),
-    "pattern": ("share of views in which it reads the asked pattern", True),
-    "view": ("share of views in which it reads the view that it is (kinds with a front)", True),
-    "janus": ("share of side and back views that it reads as a front (kinds with a front)", False),
-    "kid": ("kernel inception distance to true renders, in the judge's features", False),
-    "chamfer": ("mean distance between our visible surface and the true one, world units", False),
-    "coverage": ("share of the true visible surface that is within 0.04 of ours", True),
-    "floaters": ("share of the opacity mass outside the largest piece", False),
-    "saturation": ("mean saturation minus that of the true object", None),
+FIGURES = {
+    "kind": "share of views in which the judge reads the asked kind",
+    "color": "share of views in which it reads the asked colour",
+    "pattern": "share of views in which it reads the asked pattern",
+    "view": "share of views in which it reads the view that it is (kinds with a front)",
+    "janus": "share of side and back views that it reads as a front (kinds with a front)",
+    "kid": "kernel inception distance to true renders, in the judge's features",
+    "chamfer": "mean distance between our visible surface and the true one, world units",
+    "coverage": "share of the true visible surface that is within 0.04 of ours",
+    "floaters": "share of the opacity mass outside the largest piece",
+    "saturation": "mean saturation minus that of the true object",
 }
 
 
