@@ -43,7 +43,7 @@ def csd() -> Objective:
 
 
 def nfsd(s: float = 7.5, scale: float | None = None) -> Objective:
-    """Noise-free score distillation (Katzir et al. 2024, eq. 8): no random noise in the direction that denoises.
+    """Noise-free score distillation (Katzir et al. 2024, section 4): no random noise in the direction that denoises.
 
     That is e[empty] itself below t = 200, where the noise is too little to matter, and what sets the empty text apart from the
     negative prompt above. Below t = 200 a perfect denoiser does exert a force here. Without a negative prompt it is CSD above.
@@ -132,7 +132,7 @@ def sds_bridge(s: float = 40.0, scale: float | None = None) -> Objective:
 
 
 def ism(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> Objective:
-    """Interval score matching (LucidDreamer; Liang et al. 2024, eq. 14): SDS on a DDIM inversion under the null text.
+    """Interval score matching (LucidDreamer; Liang et al. 2024, section 3): SDS on a DDIM inversion under the null text.
 
     z_t comes from z in `steps` deterministic steps, and what takes the place of the noise is the prediction of the last step, at
     the timestep before t: the interval.

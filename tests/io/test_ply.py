@@ -1,7 +1,11 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lods_jax.cameras import turntable
 from lods_jax.io.ply import FLIP, ROW, Y00, read_ply, read_points, read_vertices, write_ply, write_splat
+from lods_jax.rendering.splat import rasterize
 
 
 def splats(n=5, k=4, seed=0):
@@ -28,6 +32,24 @@ def test_what_is_written_is_read(tmp_path, k):
     back = read_ply(tmp_path / "a.ply")
     for name, value in original.items():
         np.testing.assert_allclose(back[name], value, atol=1e-6)
+
+
+def test_a_scene_that_has_been_through_a_file_looks_the_same(tmp_path):
+    """Rendered, colours from every side included as long as they are of degree 0."""
+    original = splats(30, 1) | {"log_scales": splats(30, 1)["log_scales"] * 0.3 - 2}
+    write_ply(tmp_path / "a.ply", original)
+    camera, n = turntable(2), len(original["means"])
+
+    @jax.jit
+    def look(s):
+        scales, opacity = jnp.exp(s["log_scales"]), jax.nn.sigmoid(s["opacity_logits"])
+        options = {"height": 32, "width": 32, "capacity": 64 * n, "probe": jnp.zeros((2, n, 2))}
+        return rasterize(s["means"], s["quats"], scales, opacity, s["sh"], jnp.ones((2, 3)), camera, **options)
+
+    before, after = (look({k: jnp.asarray(x) for k, x in s.items()}) for s in (original, read_ply(tmp_path / "a.ply")))
+    assert float(before.opacity.mean()) > 0.05
+    np.testing.assert_allclose(after.rgb, before.rgb, atol=1e-5)
+    np.testing.assert_allclose(after.opacity, before.opacity, atol=1e-5)
 
 
 def test_up_is_up_for_viewers_that_take_y_as_down(tmp_path):
