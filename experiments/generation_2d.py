@@ -1,6 +1,6 @@
 """Which objective makes better images? 2-D generation in the latents of the shipped prior, judged against renders of the caption.
 
-    python experiments/generation_2d.py              # 11 settings x 3 prompts x 8 particles, about 25 minutes on 2 cores
+    python experiments/generation_2d.py              # 11 settings x 2 prompts x 8 particles, about 20 minutes on 2 cores
     python experiments/generation_2d.py --full       # 8 prompts, 1,000 steps
 
 Every setting gets the same steps (300), the same Adam on the latents (0.05) and the learning rate of its learned branch that
@@ -35,8 +35,8 @@ from lods_jax.tabletop.judge import judge, load_judge
 from lods_jax.tabletop.objects import COLORS, KINDS
 
 N, SEED = 8, 0
-PROMPTS = ("a red mug, front view", "a green robot, front view", "a blue chair, side view")
-MORE = ("a yellow car, side view", "an orange house, front view", "a purple mushroom, back view")
+PROMPTS = ("a red mug, front view", "a green robot, front view")
+MORE = ("a blue chair, side view", "a yellow car, side view", "an orange house, front view", "a purple mushroom, back view")
 MORE += ("a pink snowman, front view", "a white rocket, side view")
 SETTINGS = (
     ("DDIM samples", None, {}),
@@ -135,8 +135,8 @@ def main() -> None:
         lines.append(f"| {label} | {' | '.join(cells)} |")
     with replacing(out / "table.md") as partial:
         partial.write_text("\n".join(lines) + "\n")
-    pictures = [np.asarray(Image.open(out / "images" / f"{label}, {p}.png")) for label, _, _ in SETTINGS for p in prompts[:3]]
-    write_png(out / "grid.png", grid(np.stack(pictures)[:, :, :256], 3))
+    pictures = [np.asarray(Image.open(out / "images" / f"{label}, {p}.png")) for label, _, _ in SETTINGS for p in prompts[:2]]
+    write_png(out / "grid.png", grid(np.stack(pictures)[:, :, :256], 2))
     print("\n".join(lines))
 
 
