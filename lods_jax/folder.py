@@ -7,7 +7,8 @@ checkpoints/   all that training changes
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,15 +102,22 @@ def point_latest_at(folder: Path) -> None:
             link.symlink_to(folder.absolute().relative_to(outputs), target_is_directory=True)
 
 
-def event_log(folder: Path, first: int) -> Callable[[dict[str, Any]], None]:
-    """Writes lines of metrics.jsonl as TensorBoard event files too; what was logged beyond step `first` is purged."""
+@contextmanager
+def event_log(folder: Path, first: int, on: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yields what writes lines of metrics.jsonl as TensorBoard event files too, or does nothing unless `on`.
+
+    What was logged beyond step `first` is purged. The files are whole when the block ends.
+    """
+    if not on:
+        yield lambda line: None
+        return
     from tensorboardX import SummaryWriter  # the extra `log`; config.check has seen that it is there
 
-    writer = SummaryWriter(str(folder), purge_step=first + 1, flush_secs=5)
+    with SummaryWriter(str(folder), purge_step=first + 1, flush_secs=5) as writer:
 
-    def log(line: dict[str, Any]) -> None:
-        for name, value in line.items():
-            if name != "step":
-                writer.add_scalar(name, value, line["step"])
+        def log(line: dict[str, Any]) -> None:
+            for name, value in line.items():
+                if name != "step":
+                    writer.add_scalar(name, value, line["step"])
 
-    return log
+        yield log

@@ -178,10 +178,10 @@ def optimise(
     rows = rewind(folder / "metrics.jsonl", lambda row: row.get("step", first) <= first)
     spent = rows[-1].get("seconds", 0.0) if rows else 0.0
     seconds, skipped, dead = {"compile": 0.0, "optimise": spent}, int(state.skipped), 0
-    log = event_log(folder / "events", first) if config.output.tensorboard else lambda line: None
     if first < config.steps:
         say("compile", "about a minute on a new machine, some seconds on one that has done it before")
-    with tqdm(total=config.steps, initial=first, disable=None, unit="step", mininterval=0.5) as bar:
+    bar = tqdm(total=config.steps, initial=first, disable=None, unit="step", mininterval=0.5)
+    with bar, event_log(folder / "events", first, config.output.tensorboard) as log:
         for done, state, static, metrics in steps:
             recent.append(metrics)
             last = done == config.steps or bool(stop)
