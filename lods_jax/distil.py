@@ -50,6 +50,8 @@ def distil(
     n, scene = len(start), particles(start)
     if reference is None and any(query.latents == "reference" for query in objective.queries.values()):
         raise ValueError("this objective compares with a reference: an image to edit")
+    if absent := sorted({query.text for query in objective.queries.values()} - {"learned", *texts}):
+        raise ValueError(f"this objective asks with the text {absent[0]!r}, which there is none of here: edit an image instead")
     # An image has no camera: whatever asks for its pose is asked without.
     objective = objective._replace(queries={name: query._replace(pose=False) for name, query in objective.queries.items()})
     fitted = [objective.queries[objective.fit]] if objective.fit else []

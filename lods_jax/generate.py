@@ -1,5 +1,6 @@
 """Images from a prior: by plain sampling, by distillation under an objective, and by editing an image."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,13 @@ def text_to_image(
     return np.asarray(run(weights, tokens, null, jax.vmap(jax.random.key)(seed + jnp.arange(n))))
 
 
+def opened(folder: Path, strict: bool, table: Mapping[str, Sequence[str]]) -> tuple[Prior, Any, dict[str, Array]]:
+    """The prior of a folder, its weights, and the texts of a prompt table as it reads them."""
+    prior = stable_diffusion(folder, strict=strict)
+    weights = prior.init(jax.random.key(0))
+    return prior, weights, {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
+
+
 def distilled(
     folder: Path,
     objective: Objective,
@@ -59,10 +67,7 @@ def distilled(
     Args:
       space: "latents" are optimised themselves, from noise of a tenth of their size; "pixels" through the encoder, from grey.
     """
-    prior = stable_diffusion(folder, strict=strict)
-    weights = prior.init(jax.random.key(0))
-    table = prompt_table(prompt, negative_prompt, with_view=False, source=prompt)
-    texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
+    prior, weights, texts = opened(folder, strict, prompt_table(prompt, negative_prompt, with_view=False))
     decode, key = jax.jit(prior.decode), jax.random.key(seed)
     if space == "latents":
         start = 0.1 * jax.random.normal(key, (n, *latent_shape(prior, weights)))
@@ -90,10 +95,7 @@ def edited(
 
     The latents start as those of the image, which are also the reference of DDS.
     """
-    prior = stable_diffusion(folder, strict=strict)
-    weights = prior.init(jax.random.key(0))
-    table = prompt_table(target, negative_prompt, with_view=False, source=source)
-    texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
+    prior, weights, texts = opened(folder, strict, prompt_table(target, negative_prompt, with_view=False, source=source))
     z = jax.jit(prior.encode)(weights, jnp.asarray(image)[None], jax.random.key(seed))
     start, decode = jnp.tile(z, (n, 1, 1, 1)), jax.jit(prior.decode)
     steps = distil(in_latents(prior), weights, objective, texts, start, recipe, seed, reference=start)

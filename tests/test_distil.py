@@ -113,6 +113,7 @@ def test_edit_image_shows_the_image_and_its_edits(tmp_path, objective, capsys):
         (["edit-image", "/nowhere.png", "--source", "a mug", "--target", "a cup", *FAST], "there is no image /nowhere.png"),
         (["edit-image", "/etc/hostname", "--source", "a mug", "--target", "a cup", *FAST], "as an image"),
         (["text-to-image", "a mug", *FAST, "--objective", "dds"], "compares with a reference"),
+        (["text-to-image", "a mug", *FAST, "--objective", "sds-bridge"], "asks with the text 'source'"),
     ],
 )
 def test_mistakes_are_one_line(command, says, capsys):

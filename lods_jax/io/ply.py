@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float
 
 from lods_jax.io.files import replacing
+from lods_jax.scenes.gaussians import Y00
 
 # (x, -z, y): a rotation by 90 degrees about x.
 FLIP = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)
-Y00 = 0.28209479177387814  # the constant spherical harmonic: rgb = 1/2 + Y00 f_dc
 HALF = np.sqrt(0.5).astype(np.float32)
 TYPES = {
     **dict.fromkeys(("char", "int8"), "<i1"), **dict.fromkeys(("uchar", "uint8"), "<u1"),
