@@ -1,18 +1,25 @@
 """Which objective makes better images? 2-D generation in the latents of the shipped prior, judged against renders of the caption.
 
-    python experiments/generation_2d.py              # 11 settings x 2 prompts x 8 particles, about 20 minutes on 2 cores
-    python experiments/generation_2d.py --full       # 8 prompts, 1,000 steps
+    python experiments/generation_2d.py                    # 11 settings x 2 prompts x 8 particles, about 20 minutes on 2 cores
+    python experiments/generation_2d.py --configurations   # LODS in seven configurations beside VSD, about 15 minutes
+    python experiments/generation_2d.py --seeds 3          # intervals over prompts and seeds; three times as long
+    python experiments/generation_2d.py --full             # 8 prompts, 1,000 steps, 3 seeds
 
 Every setting gets the same steps (300), the same Adam on the latents (0.05) and the learning rate of its learned branch that
 `distil.Recipe` gives; nothing was tuned. Figures are of the 8 images of a prompt: what the judge reads, KID in its features to
 120 renders of the caption from cameras of the asked view, saturation minus theirs, diversity (the mean distance between particles
 in the judge's features, as a share of that between renders), and noise predictions for one image. DDIM samples of the prior stand
-beside them. Means over prompts, with the range. Finished jobs are in rows.jsonl and are not done again; table.md and grid.png
-come at the end.
+beside them. Means over prompts and seeds, with the range. Finished jobs are in rows.jsonl and are not done again; a table and a
+grid come at the end.
 """
 
 import argparse
+import time
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,42 +30,79 @@ from lods_jax.build import OBJECTIVES
 from lods_jax.cameras import VIEWS, sample_orbit
 from lods_jax.cli import start_jax
 from lods_jax.config import TABLETOP
-from lods_jax.distil import Recipe
+from lods_jax.distil import Recipe, distil, in_latents, latent_shape
 from lods_jax.evaluate import shown
 from lods_jax.folder import append, rewind
-from lods_jax.generate import distilled, text_to_image
+from lods_jax.generate import text_to_image
 from lods_jax.io.files import replacing
 from lods_jax.io.image import grid, write_png
+from lods_jax.priors.stable_diffusion import stable_diffusion
+from lods_jax.prompts import prompt_table
 from lods_jax.tabletop import metrics
 from lods_jax.tabletop.dataset import parse_caption, render_caption
 from lods_jax.tabletop.judge import judge, load_judge
 from lods_jax.tabletop.objects import COLORS, KINDS
 
-N, SEED = 8, 0
+N = 8
 PROMPTS = ("a red mug, front view", "a green robot, front view")
 MORE = ("a blue chair, side view", "a yellow car, side view", "an orange house, front view", "a purple mushroom, back view")
 MORE += ("a pink snowman, front view", "a white rocket, side view")
+FIGURES = ("kind", "color", "view", "kid", "saturation", "diversity", "predictions", "seconds")
+
+
+class Setting(NamedTuple):
+    """An objective, and how it is run. Without an objective: DDIM samples."""
+
+    label: str
+    objective: str | None
+    options: Mapping[str, float] = MappingProxyType({})
+    rank: int = 4
+    recipe: Mapping[str, Any] = MappingProxyType({})
+
+
 SETTINGS = (
-    ("DDIM samples", None, {}),
-    ("SDS s=1", "sds", {"s": 1.0}),
-    ("SDS s=7.5", "sds", {"s": 7.5}),
-    ("SDS s=100", "sds", {"s": 100.0}),
-    ("CSD", "csd", {}),
-    ("NFSD s=7.5", "nfsd", {"s": 7.5}),
-    ("VSD s=7.5", "vsd", {"s": 7.5}),
-    ("ISM s=7.5", "ism", {"s": 7.5}),
-    ("SDI s=7.5", "sdi", {"s": 7.5}),
-    ("LODS-embedding s=1000", "lods-embedding", {"s": 1000.0}),
-    ("LODS-LoRA s=1000", "lods-lora", {"s": 1000.0}),
+    Setting("DDIM samples", None),
+    Setting("SDS s=1", "sds", {"s": 1.0}),
+    Setting("SDS s=7.5", "sds", {"s": 7.5}),
+    Setting("SDS s=100", "sds", {"s": 100.0}),
+    Setting("CSD", "csd"),
+    Setting("NFSD s=7.5", "nfsd", {"s": 7.5}),
+    Setting("VSD s=7.5", "vsd", {"s": 7.5}),
+    Setting("ISM s=7.5", "ism", {"s": 7.5}),
+    Setting("SDI s=7.5", "sdi", {"s": 7.5}),
+    Setting("LODS-embedding s=1000", "lods-embedding", {"s": 1000.0}),
+    Setting("LODS-LoRA s=1000", "lods-lora", {"s": 1000.0}),
 )
-FIGURES = ("kind", "color", "view", "kid", "saturation", "diversity", "predictions")
+CONFIGURATIONS = (
+    Setting("LODS-embedding s=1000", "lods-embedding", {"s": 1000.0}),
+    Setting("LODS-embedding, shared noise", "lods-embedding", {"s": 1000.0}, recipe={"fit_shares_noise": True}),
+    # In turns a step is of one kind: as many steps of the scene take twice as many of both.
+    Setting("LODS-embedding, in turns", "lods-embedding", {"s": 1000.0}, recipe={"schedule": (1, 1)}),
+    Setting("LODS-LoRA, rank 1", "lods-lora", {"s": 1000.0}, rank=1),
+    Setting("LODS-LoRA s=1000", "lods-lora", {"s": 1000.0}),
+    Setting("LODS-LoRA, rank 16", "lods-lora", {"s": 1000.0}, rank=16),
+    Setting("LODS-LoRA, shared noise", "lods-lora", {"s": 1000.0}, recipe={"fit_shares_noise": True}),
+    Setting("VSD s=7.5", "vsd", {"s": 7.5}),
+)
 
 
-def images(name: str | None, options: dict, prompt: str, steps: int) -> np.ndarray:
-    """[n h w 3] of a setting."""
-    if name is None:
-        return text_to_image(TABLETOP, prompt, N, SEED, 4.0, 30)
-    return distilled(TABLETOP, OBJECTIVES[name](**options), prompt, N, Recipe(steps), SEED)[-1]
+def images(setting: Setting, prompt: str, n_steps: int, seed: int) -> tuple[np.ndarray, float]:
+    """[n h w 3] of a setting, and the seconds that it took once it was compiled."""
+    if setting.objective is None:
+        began = time.monotonic()
+        return text_to_image(TABLETOP, prompt, N, N * seed, 4.0, 30), time.monotonic() - began
+    prior = stable_diffusion(TABLETOP, rank=setting.rank)
+    weights = prior.init(jax.random.key(0))
+    texts = {name: prior.embed(weights, list(rows)) for name, rows in prompt_table(prompt, with_view=False).items()}
+    start = 0.1 * jax.random.normal(jax.random.key(seed), (N, *latent_shape(prior, weights)))
+    recipe = Recipe(n_steps * (2 if "schedule" in setting.recipe else 1), **setting.recipe)
+    objective = OBJECTIVES[setting.objective](**setting.options)
+    steps = distil(in_latents(prior), weights, objective, texts, start, recipe, seed)
+    jax.block_until_ready(next(steps))
+    began = time.monotonic()
+    *_, (state, _) = steps
+    z = jax.block_until_ready(state.theta["x"])
+    return np.asarray(jax.jit(prior.decode)(weights, z)), time.monotonic() - began
 
 
 def truth(prompt: str, n: int = 120) -> np.ndarray:
@@ -97,47 +141,57 @@ def figures(rgb: np.ndarray, prompt: str, params) -> dict[str, float]:
     }
 
 
-def predictions(name: str | None, steps: int) -> float:
+def predictions(setting: Setting, steps: int) -> float:
     """Noise predictions for one image."""
-    if name is None:
+    if setting.objective is None:
         return 2.0 * 30
-    objective = OBJECTIVES[name]()
-    inverting = {"ism": 4, "sdi": 8}.get(name, 0)  # of the inversions' four steps
-    return float((len(objective.queries) + (objective.fit is not None) + inverting) * steps)
+    objective = OBJECTIVES[setting.objective]()
+    inverting = {"ism": 4, "sdi": 8}.get(setting.objective, 0)  # of the inversions' four steps
+    fit = objective.fit is not None and "fit_shares_noise" not in setting.recipe
+    return float((len(objective.queries) + fit + inverting) * steps)
+
+
+def table(settings: Sequence[Setting], rows: list[dict[str, Any]]) -> str:
+    """Means and ranges over the jobs of each setting."""
+    lines = ["| | n | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 2) + "|"]
+    for setting in settings:
+        own = [row for row in rows if row["label"] == setting.label]
+        columns = [np.array([row.get(name, np.nan) for row in own]) for name in FIGURES]
+        cells = [f"{shown(float(np.nanmean(x)))} ({shown(float(np.nanmin(x)))} to {shown(float(np.nanmax(x)))})" for x in columns]
+        lines.append(f"| {setting.label} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--configurations", action="store_true")
+    parser.add_argument("--seeds", type=int)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     start_jax()
     steps, prompts = (1000, PROMPTS + MORE) if args.full else (300, PROMPTS)
+    seeds = args.seeds or (3 if args.full else 1)
+    settings, name = (CONFIGURATIONS, "configurations") if args.configurations else (SETTINGS, "table")
     out = args.out or Path("outputs/experiments/generation_2d" + ("-full" if args.full else ""))
     (out / "images").mkdir(parents=True, exist_ok=True)
     file, params = out / "rows.jsonl", load_judge()
     rows = rewind(file)
-    for prompt in prompts:
-        for label, name, options in SETTINGS:
-            if any((row["label"], row["prompt"]) == (label, prompt) for row in rows):
-                continue
-            rgb = images(name, options, prompt, steps)
-            write_png(out / "images" / f"{label}, {prompt}.png", grid(rgb, N))
-            row = {"label": label, "prompt": prompt, "steps": steps, "predictions": predictions(name, steps)}
-            rows.append(row | figures(rgb, prompt, params))
-            append(file, rows[-1])
-            print(label, prompt, {k: shown(rows[-1][k]) for k in FIGURES}, flush=True)
-    lines = ["| | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 1) + "|"]
-    for label, _, _ in SETTINGS:
-        own = [row for row in rows if row["label"] == label]
-        columns = [np.array([row[name] for row in own]) for name in FIGURES]
-        cells = [f"{shown(float(x.mean()))} ({shown(float(x.min()))} to {shown(float(x.max()))})" for x in columns]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    with replacing(out / "table.md") as partial:
-        partial.write_text("\n".join(lines) + "\n")
-    pictures = [np.asarray(Image.open(out / "images" / f"{label}, {p}.png")) for label, _, _ in SETTINGS for p in prompts[:2]]
-    write_png(out / "grid.png", grid(np.stack(pictures)[:, :, :256], 2))
-    print("\n".join(lines))
+    done = {(row["label"], row["prompt"], row["seed"]) for row in rows}
+    for seed, prompt, setting in product(range(seeds), prompts, settings):
+        if (setting.label, prompt, seed) in done:
+            continue
+        rgb, seconds = images(setting, prompt, steps, seed)
+        write_png(out / "images" / f"{setting.label}, {prompt}, {seed}.png", grid(rgb, N))
+        row = {"label": setting.label, "prompt": prompt, "seed": seed, "steps": steps, "seconds": round(seconds, 1)}
+        rows.append(row | {"predictions": predictions(setting, steps)} | figures(rgb, prompt, params))
+        append(file, rows[-1])
+        print(setting.label, prompt, seed, {k: shown(rows[-1][k]) for k in FIGURES}, flush=True)
+    with replacing(out / f"{name}.md") as partial:
+        partial.write_text(table(settings, rows) + "\n")
+    files = [out / "images" / f"{setting.label}, {p}, 0.png" for setting in settings for p in prompts[:2]]
+    write_png(out / f"{name}.png", grid(np.stack([np.asarray(Image.open(path)) for path in files])[:, :, :256], 2))
+    print(table(settings, rows))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ class ObjectiveConfig:
     """Whatever else the objective's factory takes, by name."""
     fit_shares_noise: bool = False
     """Score and fit share timestep and noise: a third fewer predictions, and no longer what the papers do."""
+    schedule: tuple[int, int] | None = bounded(None, 1, 10**6)
+    """Steps of the scene alone, then of the learned branch alone, in turn; both count as steps. None: both in every step."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ class Recipe(NamedTuple):
     lr: float = 0.05  # Adam on the images or latents; falls to a tenth along a cosine
     psi_lr: float | None = None  # Adam on the learned branch; by default 0.03 for an embedding, 0.003 for an adapter
     window: tuple[int, int] = (20, 980)  # timesteps of the score
+    fit_shares_noise: bool = False  # as `train.make_train_step`
+    schedule: tuple[int, int] | None = None  # as `train.make_train_step`
     fit_first: int = 0  # steps of the learned branch alone, on the start, before anything else
 
 
@@ -63,6 +65,7 @@ def distil(
     if fitted and recipe.fit_first:
         psi = fit_on(prior, weights, objective, texts, start, psi, tx_psi, k_fit, recipe.fit_first)
     options = {"cameras": lambda keys, views: sample_orbit(keys, views, n), "window": lambda step: recipe.window, "batch": n}
+    options |= {"fit_shares_noise": recipe.fit_shares_noise, "schedule": recipe.schedule}
     step = parallelise(make_train_step(scene, prior, objective, tx_theta=tx_theta, tx_psi=tx_psi, **options), "jit", n)
     state = init_state(scene, psi, tx_theta, tx_psi, key)
     for _ in range(recipe.steps):

@@ -63,6 +63,7 @@ def compiled(config: Config, parts: Parts, static: Static) -> Callable:
         tx_psi=parts.tx_psi,
         batch=config.batch,
         fit_shares_noise=config.objective.fit_shares_noise,
+        schedule=config.objective.schedule,
     )
     n = jax.device_count()
     mode = config.parallel if config.parallel != "auto" else "pmap" if n > 1 and config.batch % n == 0 else "jit"
@@ -268,8 +269,9 @@ def outcome(config: Config, state: TrainState, seconds: dict[str, float]) -> dic
 
 
 def mean(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
-    """Means over steps, by name."""
-    return {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
+    """Means over the steps that have a value, by name; a name that none of them has is left out."""
+    values = {name: np.asarray([m[name] for m in metrics]) for name in metrics[0]}
+    return {name: float(np.mean(x[~np.isnan(x)])) for name, x in values.items() if not np.isnan(x).all()}
 
 
 @contextmanager

@@ -62,6 +62,7 @@ def make_train_step(
     tx_psi: optax.GradientTransformation,
     batch: int,
     fit_shares_noise: bool = False,
+    schedule: tuple[int, int] | None = None,
 ) -> Callable[[Across], Step]:
     """Builds the step, once it is told how devices talk: pass the result to `parallelise`.
 
@@ -70,6 +71,8 @@ def make_train_step(
       penalty: (render, step) -> {name: weighted cost [b]}.
       batch: number of views of a step on all devices together.
       fit_shares_noise: score and fit share timestep and noise (`objectives.score_and_fit`): a third fewer predictions.
+      schedule: None updates scene and prior in every step, as the official LODS does. (m, k) takes turns, as the paper says: m
+        steps of the scene alone, then k of the prior alone; what has no turn costs nothing, and its metric is NaN.
 
     The step maps (state, weights, texts, reference, key, views[b]) to (state, metrics). `texts` are prompt tables
     {name: [views n d]}, `reference` latents or None, `views` the global indices of this device's share of the batch.
@@ -77,6 +80,11 @@ def make_train_step(
 
     if fit_shares_noise and (objective.fit is None or objective.noising):
         raise ValueError("fit_shares_noise needs an objective that learns something and draws its noise at random")
+    if schedule is not None:
+        if fit_shares_noise or objective.fit is None:
+            raise ValueError("a schedule of turns needs an objective that learns something, and no fit_shares_noise")
+        if min(schedule) < 1:
+            raise ValueError(f"schedule must be two numbers of steps, each at least 1, got {schedule}")
 
     def build(across: Across) -> Step:
         def train_step(state, weights, texts, reference, key, views):
@@ -94,12 +102,14 @@ def make_train_step(
 
             (z, _), pullback, (render, costs) = jax.vjp(look, state.theta, scene.probe(state.aux, len(views)), has_aux=True)
             latents = {"render": z} if reference is None else {"render": z, "reference": reference}
+            scene_on, prior_on = turns(schedule, state.step)
             if fit_shares_noise:
                 both = jax.value_and_grad(score_and_fit, has_aux=True)
                 (fit, force), g_psi = both(state.psi, objective, predict, latents, rows, window(state.step), k.score, pose)
             else:
-                force = score(objective, predict, state.psi, latents, rows, window(state.step), k.score, pose)
-                fit, g_psi = jax.value_and_grad(fit_loss)(state.psi, objective, predict, latents, rows, k.fit, pose)
+                ask_score = lambda: score(objective, predict, state.psi, latents, rows, window(state.step), k.score, pose)  # noqa: E731
+                ask_fit = lambda: jax.value_and_grad(fit_loss)(state.psi, objective, predict, latents, rows, k.fit, pose)  # noqa: E731
+                force, (fit, g_psi) = in_turn(scene_on, ask_score), in_turn(prior_on, ask_fit)
             g_theta, g_probe = pullback((force / batch, jnp.full(len(views), 1 / batch)))
 
             g_theta, (g_psi, fit) = across.sum(g_theta), across.mean((g_psi, fit))
@@ -107,12 +117,16 @@ def make_train_step(
             psi, opt_psi = descend(tx_psi, g_psi, state.psi, state.opt_psi)
             aux = scene.observe(state.aux, across.gather(g_probe), across.gather(render))
             finite = all_finite((g_theta, g_psi, fit))
-            new = TrainState(state.step, theta, aux, psi, opt_theta, opt_psi, state.skipped)
             # A step with a non-finite gradient changes nothing but the counts: it can be told of, and it hides nothing.
-            kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-            metrics = {"fit": fit, "force": jnp.sqrt(across.mean(jnp.mean(force**2))), "grad": optax.tree.norm(g_theta)}
+            pick = lambda on, new, old: jax.tree.map(lambda a, b: jnp.where(finite & on, a, b), new, old)  # noqa: E731
+            theta, aux, opt_theta = pick(scene_on, (theta, aux, opt_theta), (state.theta, state.aux, state.opt_theta))
+            psi, opt_psi = pick(prior_on, (psi, opt_psi), (state.psi, state.opt_psi))
+            new = TrainState(state.step + 1, theta, aux, psi, opt_theta, opt_psi, state.skipped + ~finite)
+            force = jnp.sqrt(across.mean(jnp.mean(force**2)))
+            metrics = {"fit": jnp.where(prior_on, fit, jnp.nan), "force": jnp.where(scene_on, force, jnp.nan)}
+            metrics |= {"grad": optax.tree.norm(g_theta)}
             metrics |= {name: across.mean(jnp.mean(cost)) for name, cost in costs.items()}
-            return kept.replace(step=state.step + 1, skipped=state.skipped + ~finite), metrics
+            return new, metrics
 
         return train_step
 
@@ -144,6 +158,21 @@ def make_diagnosis(
         return {"psi_displacement": jnp.sqrt(jnp.mean(jnp.concatenate(moved) ** 2)), "fit_gain": before - after}
 
     return diagnose
+
+
+def turns(schedule: tuple[int, int] | None, step: Array) -> tuple[Array | bool, Array | bool]:
+    """Whether a step updates the scene, and whether it updates the prior."""
+    if schedule is None:
+        return True, True
+    scene_on = step % sum(schedule) < schedule[0]
+    return scene_on, ~scene_on
+
+
+def in_turn(on: Array | bool, f: Callable[[], Any]) -> Any:
+    """f(), or zeros like it where it has no turn."""
+    if on is True:
+        return f()
+    return jax.lax.cond(on, f, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f)))
 
 
 def descend(tx: optax.GradientTransformation, grads: Any, params: Any, opt: optax.OptState) -> tuple[Any, optax.OptState]:

@@ -25,12 +25,12 @@ TEXTS = {"prompt": PRIOR.embed(WEIGHTS, ["y"] * 4), "null": PRIOR.embed(WEIGHTS,
 TX = optax.adam(optax.cosine_decay_schedule(0.05, 600, 0.02), b1=0.5), optax.adam(0.05)
 
 
-def parts(objective, penalty=lambda render, step: {}):
+def parts(objective, penalty=lambda render, step: {}, **options):
     """The step builder and the first state of one pixel under an objective."""
     scene = pixels(1, 1, start=0.5)
     build = make_train_step(
         scene, PRIOR, objective, cameras=lambda keys, views: sample_orbit(keys, views, BATCH), window=lambda step: (20, 980),
-        penalty=penalty, tx_theta=TX[0], tx_psi=TX[1], batch=BATCH,
+        penalty=penalty, tx_theta=TX[0], tx_psi=TX[1], batch=BATCH, **options,
     )  # fmt: skip
     fitted = [objective.queries[objective.fit]] if objective.fit else []
     psi = PRIOR.init_psi(WEIGHTS, jax.random.key(1), TEXTS["null"][0], fitted)
@@ -51,6 +51,48 @@ def landing(name, s):
 def test_sds_lands_where_its_residual_vanishes(s):
     """mu_null + s (mu_y - mu_null): the noise of 200 averaged steps is below the tolerance."""
     np.testing.assert_allclose(landing("sds", s), 0.2 + 0.8 * s, atol=0.05)
+
+
+def test_in_turns_a_step_moves_the_scene_or_the_prior():
+    """(2, 1): two steps of the scene, one of the prior. What has no turn is the same bits, its optimizer included."""
+    build, start = parts(lods_embedding(100.0), schedule=(2, 1))
+    step, state = parallelise(build, "jit", BATCH), start()
+    for i in range(6):
+        before = jax.tree.map(np.asarray, state)
+        state, metrics = step(state, WEIGHTS, TEXTS, None, jax.random.key(3))
+        scene, prior = (
+            not all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True))
+            for new, old in (((state.theta, state.opt_theta), (before.theta, before.opt_theta)),
+                             ((state.psi, state.opt_psi), (before.psi, before.opt_psi)))
+        )  # fmt: skip
+        assert (scene, prior) == ((True, False) if i % 3 < 2 else (False, True))
+        assert np.isnan(metrics["fit"]) == (not prior)
+        assert np.isnan(metrics["force"]) == (not scene)
+    assert int(state.step) == 6
+    assert int(state.skipped) == 0
+
+
+def test_in_turns_lods_lands_on_the_good_image_too():
+    build, start = parts(lods_embedding(100.0), schedule=(1, 1))
+    step, state, values = parallelise(build, "jit", BATCH), start(), []
+    for _ in range(1600):
+        state, _ = step(state, WEIGHTS, TEXTS, None, jax.random.key(3))
+        values.append(state.theta["rgb"].mean())
+    np.testing.assert_allclose(np.mean(values[-400:]), 1.0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "says"),
+    [
+        (sds(), {"schedule": (1, 1)}, "a schedule of turns needs an objective that learns"),
+        (lods_embedding(), {"schedule": (1, 1), "fit_shares_noise": True}, "no fit_shares_noise"),
+        (lods_embedding(), {"schedule": (0, 1)}, "each at least 1, got"),
+        (sds(), {"fit_shares_noise": True}, "fit_shares_noise needs an objective that learns"),
+    ],
+)
+def test_options_that_contradict_an_objective_are_refused(objective, options, says):
+    with pytest.raises(ValueError, match=says):
+        parts(objective, **options)
 
 
 @pytest.mark.parametrize("s", [10.0, 100.0])
