@@ -20,6 +20,7 @@ from lods_jax.config import TABLETOP, Config, UserError
 from lods_jax.diffusion import T
 from lods_jax.io.ply import read_points, write_ply, write_splat
 from lods_jax.penalties import weighted
+from lods_jax.perp_neg import by_azimuth
 from lods_jax.priors.exact import caption_gaussians, posterior_mean
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.provenance import unet_hash
@@ -28,6 +29,7 @@ from lods_jax.scenes import gaussians as gs
 from lods_jax.tabletop.captioned import captioned_renders
 from lods_jax.tabletop.dataset import parse_caption
 from lods_jax.tabletop.objects import COMPOSITE
+from lods_jax.train import by_view
 from lods_jax.types import Objective, Prior, Scene, TrainState
 
 EXACT_PARTS = 12  # of 672 renders: 8,064 images, about 16 of each seen caption
@@ -62,6 +64,7 @@ class Parts(NamedTuple):
     weights: Any
     objective: Objective
     texts: dict[str, Array]  # {name: [views n d]}
+    texts_of: Callable  # (texts, camera) -> rows, and how to ask with them
     psi: Any  # before the first step
     tx_theta: optax.GradientTransformation
     tx_psi: optax.GradientTransformation
@@ -79,7 +82,8 @@ def build(config: Config) -> Parts:
     prior = make_prior(config)
     weights = prior.init(jax.random.key(0))
     source = config.source_prompt or None
-    table = prompts.prompt_table(config.prompt, config.negative_prompt, names_views(config), source)
+    without = {word: views.replace(",", " ").split() for word, views in config.debias.items()}
+    table = prompts.prompt_table(config.prompt, config.negative_prompt, names_views(config), source, without)
     check_queries(config, objective, table)
     texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
     fitted = [objective.queries[objective.fit]] if objective.fit else []
@@ -92,6 +96,7 @@ def build(config: Config) -> Parts:
         weights,
         objective,
         texts,
+        by_azimuth if config.perp_neg else by_view,
         psi,
         tx_theta=representation.tx(config),
         tx_psi=optax.adam(config.optimizer.psi_lr, config.optimizer.b1, config.optimizer.b2, config.optimizer.eps),

@@ -184,6 +184,10 @@ class Config:
     """What the images show now, for objectives that lead away from it: `sds-bridge`."""
     view_words: Literal["auto", "on", "off"] = "auto"
     """Whether prompts name the view; auto leaves it out for objects that this prior knows to have no front."""
+    perp_neg: bool = False
+    """Perp-Neg: prompts turn with the camera, and away from the views that they are not. Two to three predictions more."""
+    debias: dict[str, str] = field(default_factory=dict)
+    """Words that are left out of the prompts of some views: `--debias smiling "back side"`."""
     seed: int = bounded(0, 0, 2**32 - 1)
     steps: int = bounded(400, 1, 10**7)
     switch: float = bounded(0.5, 0, 1)

@@ -25,6 +25,7 @@ from lods_jax.types import Cond, Objective, Query
 Predict = Callable[..., jax.Array]
 Latents = Mapping[str, Float[Array, "b h w c"]]
 Texts = Mapping[str, Float[Array, "b n d"]]
+Ask = Callable[..., dict[str, jax.Array]]  # `ask`, or what stands in for it: `perp_neg.away_from`
 
 
 # --- objectives -----------------------------------------------------------------------------------------------------------
@@ -234,6 +235,7 @@ def score(
     window: tuple[Array | int, Array | int],
     keys: Key[Array, "b"],
     pose: Float[Array, "b 16"] | None = None,
+    asking: Ask = ask,
 ) -> Float[Array, "b h w c"]:
     """w(t) residual per view, at t uniform in the window (both ends included); what is pulled back is this over b.
 
@@ -243,9 +245,9 @@ def score(
     t, noise = draw(keys, z, window)
     noised = {name: add_noise(x, noise, t) for name, x in latents.items()}
     if objective.noising:
-        eps_of = lambda text, z_t, t: ask(predict, psi, {"": Query(text)}, {"render": z_t}, texts, t)[""]  # noqa: E731
+        eps_of = lambda text, z_t, t: asking(predict, psi, {"": Query(text)}, {"render": z_t}, texts, t)[""]  # noqa: E731
         noised["render"], noise = objective.noising(eps_of, z, t, noise)
-    eps = ask(predict, psi, objective.queries, noised, texts, t, pose)
+    eps = asking(predict, psi, objective.queries, noised, texts, t, pose)
     return per_example(score_weight(t), z) * objective.residual(eps, noise, t)
 
 
@@ -280,6 +282,7 @@ def score_and_fit(
     window: tuple[Array | int, Array | int],
     keys: Key[Array, "b"],
     pose: Float[Array, "b 16"] | None = None,
+    asking: Ask = ask,
 ) -> tuple[Float[Array, ""], Float[Array, "b h w c"]]:
     """(fit loss, w(t) residual) at the same timestep and noise: one forward pass of the learned branch serves both.
 
@@ -292,9 +295,8 @@ def score_and_fit(
     # Apart from the others: the backward pass is that of this query alone.
     frozen = {name: query for name, query in objective.queries.items() if name != objective.fit}
     learned = {objective.fit: objective.queries[objective.fit]}
-    eps = ask(predict, jax.lax.stop_gradient(psi), frozen, noised, texts, t, pose) | ask(
-        predict, psi, learned, noised, texts, t, pose
-    )
+    eps = asking(predict, jax.lax.stop_gradient(psi), frozen, noised, texts, t, pose)
+    eps |= ask(predict, psi, learned, noised, texts, t, pose)
     return jnp.mean((eps[objective.fit] - noise) ** 2), per_example(score_weight(t), z) * objective.residual(eps, noise, t)
 
 

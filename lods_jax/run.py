@@ -62,6 +62,7 @@ def compiled(config: Config, parts: Parts, static: Static) -> Callable:
         tx_theta=parts.tx_theta,
         tx_psi=parts.tx_psi,
         batch=config.batch,
+        texts_of=parts.texts_of,
         fit_shares_noise=config.objective.fit_shares_noise,
         schedule=config.objective.schedule,
     )

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, Key
 
-from lods_jax.objectives import fit_loss, score, score_and_fit
+from lods_jax.objectives import Ask, ask, fit_loss, score, score_and_fit
 from lods_jax.rng import split_named, view_keys
 from lods_jax.types import Camera, Objective, Prior, Scene, TrainState
 
@@ -50,6 +50,11 @@ def init_state(
     return jax.tree.map(jnp.copy, state)
 
 
+def by_view(tables: dict[str, Array], camera: Camera) -> tuple[dict[str, Array], Ask]:
+    """The row of each prompt table that describes the view, and the plain way to ask with it."""
+    return {name: table[camera.view] for name, table in tables.items()}, ask
+
+
 def make_train_step(
     scene: Scene,
     prior: Prior,
@@ -61,6 +66,7 @@ def make_train_step(
     tx_theta: optax.GradientTransformation,
     tx_psi: optax.GradientTransformation,
     batch: int,
+    texts_of: Callable[..., tuple[dict[str, Array], Ask]] = by_view,
     fit_shares_noise: bool = False,
     schedule: tuple[int, int] | None = None,
 ) -> Callable[[Across], Step]:
@@ -70,6 +76,7 @@ def make_train_step(
       cameras: (keys[b], views[b]) -> b cameras. window: step -> lowest and highest timestep of the score.
       penalty: (render, step) -> {name: weighted cost [b]}.
       batch: number of views of a step on all devices together.
+      texts_of: (tables, camera) -> a row of each table per view, and how to ask with them; `perp_neg.by_azimuth` is another.
       fit_shares_noise: score and fit share timestep and noise (`objectives.score_and_fit`): a third fewer predictions.
       schedule: None updates scene and prior in every step, as the official LODS does. (m, k) takes turns, as the paper says: m
         steps of the scene alone, then k of the prior alone; what has no turn costs nothing, and its metric is NaN.
@@ -90,7 +97,7 @@ def make_train_step(
         def train_step(state, weights, texts, reference, key, views):
             k = jax.vmap(lambda key: split_named(key, "camera render encode score fit"))(view_keys(key, state.step, views))
             camera = cameras(k.camera, views)
-            rows = {name: table[camera.view] for name, table in texts.items()}
+            rows, asking = texts_of(texts, camera)
             pose, predict = camera.c2w.reshape(len(views), 16), partial(prior.predict, weights)
 
             def look(theta, probe):
@@ -103,13 +110,14 @@ def make_train_step(
             (z, _), pullback, (render, costs) = jax.vjp(look, state.theta, scene.probe(state.aux, len(views)), has_aux=True)
             latents = {"render": z} if reference is None else {"render": z, "reference": reference}
             scene_on, prior_on = turns(schedule, state.step)
+            at = window(state.step)
             if fit_shares_noise:
                 both = jax.value_and_grad(score_and_fit, has_aux=True)
-                (fit, force), g_psi = both(state.psi, objective, predict, latents, rows, window(state.step), k.score, pose)
+                (fit, force), g_psi = both(state.psi, objective, predict, latents, rows, at, k.score, pose, asking)
             else:
-                ask_score = lambda: score(objective, predict, state.psi, latents, rows, window(state.step), k.score, pose)  # noqa: E731
-                ask_fit = lambda: jax.value_and_grad(fit_loss)(state.psi, objective, predict, latents, rows, k.fit, pose)  # noqa: E731
-                force, (fit, g_psi) = in_turn(scene_on, ask_score), in_turn(prior_on, ask_fit)
+                scored = partial(score, objective, predict, state.psi, latents, rows, at, k.score, pose, asking)
+                fitted = partial(jax.value_and_grad(fit_loss), state.psi, objective, predict, latents, rows, k.fit, pose)
+                force, (fit, g_psi) = in_turn(scene_on, scored), in_turn(prior_on, fitted)
             g_theta, g_probe = pullback((force / batch, jnp.full(len(views), 1 / batch)))
 
             g_theta, (g_psi, fit) = across.sum(g_theta), across.mean((g_psi, fit))
@@ -149,7 +157,7 @@ def make_diagnosis(
         camera = cameras(k.camera, views)
         render = scene.render(state.theta, state.aux, camera, k.render, scene.probe(state.aux, batch))
         z = jax.vmap(lambda rgb, key: prior.encode(weights, rgb[None], key)[0])(render.rgb, k.encode)
-        rows = {name: table[camera.view] for name, table in texts.items()}
+        rows, _ = by_view(texts, camera)
         predict, pose = partial(prior.predict, weights), camera.c2w.reshape(batch, 16)
         # One after the other, not side by side: a second copy of the network would double the compilation.
         both = jax.tree.map(lambda x_0, x: jnp.stack([x_0, x]), psi_0, state.psi)

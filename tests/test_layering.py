@@ -16,7 +16,7 @@ ROWS = [
     {"cameras", "diffusion"},
     {"rendering", "scenes", "priors"},
     {"objectives", "sampling", "penalties", "prompts"},
-    {"train", "refine"},
+    {"train", "refine", "perp_neg"},
     {
         "build",
         "config",
