@@ -31,6 +31,7 @@ class Orbit(NamedTuple):
     overhead_elevation: tuple[float, float] = (62.0, 88.0)
     front: float = 45.0  # half-width of the front and of the back sector
     above: float = 60.0  # elevations beyond it are overhead
+    elevation_draw: str = "sphere"  # uniform over the sphere between the limits; or "threestudio" (see `threestudio_elevation`)
 
 
 # The distribution that the tabletop prior is trained on, and so the one to distil it with.
@@ -102,9 +103,24 @@ def sample_orbit(keys: Key[Array, "b"], views: Int[Array, "b"], n: int, orbit: O
         fov_y = jnp.deg2rad(_between(orbit.fov_y, u[3]))
         radius = _between(orbit.radius, u[4]) if orbit.extent is None else _between(orbit.extent, u[4]) / jnp.tan(fov_y / 2)
         azimuth = 2 * jnp.pi * (view + u[1]) / n - jnp.pi
-        return azimuth, jnp.arcsin(low + (high - low) * u[2]), radius, fov_y
+        elevation = jnp.arcsin(low + (high - low) * u[2])
+        if orbit.elevation_draw == "threestudio":
+            coin = jax.random.uniform(jax.random.fold_in(key, 1))
+            elevation = threestudio_elevation(limits, coin, u[2])
+        return azimuth, elevation, radius, fov_y
 
     return orbit_camera(*jax.vmap(one)(keys, views), orbit)
+
+
+def threestudio_elevation(limits: Float[Array, "2"], coin: Float[Array, ""], u: Float[Array, ""]) -> Float[Array, ""]:
+    """Elevation in radians as threestudio, and with it the official LODS, draws it from `limits` in degrees.
+
+    Half of the draws are uniform in degrees. The other half mean to be uniform over the sphere and take the share of a half-circle
+    below an elevation for that of the sphere: for -10 to 45 degrees they lie in -6.4 to 30.
+    """
+    low, high = limits
+    share = (low + (high - low) * u + 90) / 180
+    return jnp.where(coin < 0.5, jnp.deg2rad(low + (high - low) * u), jnp.arcsin(2 * share - 1))
 
 
 def turntable(n: int, elevation: float = 20.0, orbit: Orbit = TABLETOP) -> Camera:

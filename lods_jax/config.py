@@ -72,6 +72,8 @@ class CameraConfig:
     overhead_elevation: tuple[float, float] = bounded((62.0, 88.0), -90, 90)
     front: float = bounded(45.0, 0, 90)
     above: float = bounded(60.0, 0, 90)
+    elevation_draw: Literal["sphere", "threestudio"] = "sphere"
+    """Uniform over the sphere, or as threestudio and the official LODS draw it (`cameras.threestudio_elevation`)."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,7 @@ def wanted(kind: Any) -> str:
     if origin is tuple:
         return f"{len(of)} numbers"
     if origin is dict:
-        return "names with numbers"
+        return f"names with {wanted(of[1])} each"
     if origin in (typing.Union, types.UnionType):
         return f"{wanted(of[0])} or null"
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lods_jax import cameras
-from lods_jax.cameras import TABLETOP, VIEWS, Orbit, turntable
+from lods_jax.cameras import TABLETOP, VIEWS, Orbit, threestudio_elevation, turntable
 from lods_jax.types import Camera
 
 N, H, W = 5, 6, 10
@@ -210,3 +210,18 @@ def test_a_turntable_starts_at_the_front_and_goes_round_in_equal_steps():
 def test_a_turntable_without_cameras_is_refused():
     with pytest.raises(ValueError, match="turntable needs n >= 1 cameras, got 0"):
         turntable(0)
+
+
+def test_threestudio_draws_elevations_as_its_users_know_them():
+    """Half uniform in [-10, 45] degrees; the others in [-6.4, 30], as arcsin(2 x - 1) of the limits' shares of 180 degrees."""
+    u = jnp.linspace(0, 1, 101)
+    limits = jnp.array([-10.0, 45.0])
+    draw = jax.vmap(threestudio_elevation, in_axes=(None, None, 0))
+    np.testing.assert_allclose(jnp.rad2deg(draw(limits, jnp.array(0.1), u)), np.linspace(-10, 45, 101), atol=1e-4)
+    other = jnp.rad2deg(draw(limits, jnp.array(0.9), u))
+    np.testing.assert_allclose([other[0], other[-1]], [-6.38, 30.0], atol=0.01)
+    assert bool((jnp.diff(other) > 0).all())
+    orbit = BY_RADIUS._replace(overhead=0.0, elevation_draw="threestudio")
+    camera = sample_orbit(jax.random.split(jax.random.key(0), 4000), jnp.arange(4000), 4000, orbit)
+    beyond = jnp.rad2deg(camera.elevation) > 30.01
+    np.testing.assert_allclose(beyond.mean(), 0.5 * 15 / 55, atol=0.03)  # of the uniform half alone
