@@ -115,8 +115,8 @@ def sample_orbit(keys: Key[Array, "b"], views: Int[Array, "b"], n: int, orbit: O
 def threestudio_elevation(limits: Float[Array, "2"], coin: Float[Array, ""], u: Float[Array, ""]) -> Float[Array, ""]:
     """Elevation in radians as threestudio, and with it the official LODS, draws it from `limits` in degrees.
 
-    Half of the draws are uniform in degrees. The other half mean to be uniform over the sphere and are not: for limits of -10 and 45
-    degrees they lie in -6.4 to 30.
+    Half of the draws are uniform in degrees. The other half mean to be uniform over the sphere and are not: for limits of -10 and
+    45 degrees they lie in -6.4 to 30.
     """
     low, high = limits
     share = (low + (high - low) * u + 90) / 180
