@@ -8,6 +8,8 @@ share timestep and noise (`fit_shares_noise`).
 """
 
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +24,36 @@ from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.prompts import prompt_table
 from lods_jax.scenes.particles import particles
 from lods_jax.train import Across, init_state, make_train_step
+from lods_jax.types import Prior
 
 BATCH, ROUNDS = 4, 15
-SHARED = ("lods-embedding", "lods-lora", "vsd")
 
 
-def compiled_step(prior, weights, texts, start, reference, name: str, shared: bool):
-    """(step, its arguments, operations) of an objective on particles."""
-    objective, scene, tx = OBJECTIVES[name](), particles(start), optax.adam(1e-2)
+class Job(NamedTuple):
+    objective: str
+    shared: bool = False
+    rank: int = 4
+
+    def __str__(self):
+        return self.objective + (", shared" if self.shared else "") + (f", rank {self.rank}" if self.rank != 4 else "")
+
+
+SDS = Job("sds")
+JOBS = [Job(name) for name in OBJECTIVES] + [Job(name, shared=True) for name in ("lods-embedding", "lods-lora", "vsd")]
+JOBS += [Job("lods-lora", rank=1), Job("lods-lora", rank=16)]
+
+
+class Step(NamedTuple):
+    run: Callable
+    args: tuple
+    operations: float
+    gib: float  # of temporary memory
+    learned: int  # parameters
+
+
+def compiled_step(world: Callable[[int], Prior], weights, texts, start, reference, job: Job) -> Step:
+    """The step of an objective on particles. `world` gives the prior whose adapters have a rank."""
+    prior, objective, scene, tx = world(job.rank), OBJECTIVES[job.objective](), particles(start), optax.adam(1e-2)
     fitted = [objective.queries[objective.fit]] if objective.fit else []
     psi = prior.init_psi(weights, jax.random.key(0), texts["null"][0], fitted)
     build = make_train_step(
@@ -41,12 +65,13 @@ def compiled_step(prior, weights, texts, start, reference, name: str, shared: bo
         tx_theta=tx,
         tx_psi=tx,
         batch=BATCH,
-        fit_shares_noise=shared,
+        fit_shares_noise=job.shared,
     )
     state = init_state(scene, psi, tx, tx, jax.random.key(1))
     args = (state, weights, texts, reference, jax.random.key(2), jnp.arange(BATCH))
     step = jax.jit(build(Across())).lower(*args).compile()
-    return step, args, step.cost_analysis()["flops"]
+    gib = step.memory_analysis().temp_size_in_bytes / 2**30
+    return Step(step, args, step.cost_analysis()["flops"], gib, sum(x.size for x in jax.tree.leaves(psi)))
 
 
 def main() -> None:
@@ -55,24 +80,24 @@ def main() -> None:
     table = prompt_table("a red mug", with_view=False, source="a blue mug")
     texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
     latents = jax.random.normal(jax.random.key(3), (BATCH, *latent_shape(prior, weights)))
-    jobs = [(name, False) for name in OBJECTIVES] + [(name, True) for name in SHARED]
+    at_rank = lambda rank: stable_diffusion(TABLETOP, rank=rank)  # noqa: E731
     for title, world, start in (
-        ("in latents", in_latents(prior), latents),
-        ("through the encoder", prior, jnp.full((BATCH, 64, 64, 3), 0.5)),
+        ("in latents", lambda rank: in_latents(at_rank(rank)), latents),
+        ("through the encoder", at_rank, jnp.full((BATCH, 64, 64, 3), 0.5)),
     ):
-        steps = {job: compiled_step(world, weights, texts, start, latents, *job) for job in jobs}
-        seconds = {job: [] for job in jobs}
+        steps = {job: compiled_step(world, weights, texts, start, latents, job) for job in JOBS}
+        seconds = {job: [] for job in JOBS}
         for _ in range(ROUNDS):
-            for job, (step, args, _) in steps.items():
+            for job, step in steps.items():
                 began = time.perf_counter()
-                jax.block_until_ready(step(*args))
+                jax.block_until_ready(step.run(*step.args))
                 seconds[job].append(time.perf_counter() - began)
-        print(f"{title:<24}{'operations':>12}{'time':>8}{'time / operations':>20}{'ms':>8}")
-        for job in jobs:
-            operations = steps[job][2] / steps["sds", False][2]
-            ratio = np.median(np.array(seconds[job]) / np.array(seconds["sds", False]))
-            name = job[0] + (", shared" if job[1] else "")
-            print(f"  {name:<22}{operations:12.2f}{ratio:8.2f}{ratio / operations:20.2f}{1e3 * np.median(seconds[job]):8.0f}")
+        print(f"{title:<24}{'operations':>12}{'time':>8}{'time / operations':>20}{'ms':>8}{'GiB':>8}{'learned':>10}")
+        for job, step in steps.items():
+            operations = step.operations / steps[SDS].operations
+            ratio = np.median(np.array(seconds[job]) / np.array(seconds[SDS]))
+            row = f"  {job!s:<22}{operations:12.2f}{ratio:8.2f}{ratio / operations:20.2f}{1e3 * np.median(seconds[job]):8.0f}"
+            print(f"{row}{step.gib:8.2f}{step.learned:10,}")
 
 
 if __name__ == "__main__":

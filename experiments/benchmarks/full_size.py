@@ -1,0 +1,107 @@
+"""What a step costs with Stable Diffusion 2.1-base at its full size, without its weights.
+
+    python experiments/benchmarks/full_size.py          # sizes and operations, some minutes on 2 cores, 2 GiB
+    python experiments/benchmarks/full_size.py --run    # also runs one LODS-LoRA step on random weights: 12 GiB, minutes
+
+Parameters are counted from the shapes. Operations are those of XLA's analysis of the step as it is traced, for latents of 64 x 64
+and one view, relative to SDS: in latents, and through the encoder of 512 px images. Nothing is compiled for that.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lods_jax.build import OBJECTIVES
+from lods_jax.cameras import sample_orbit
+from lods_jax.distil import in_latents
+from lods_jax.priors import modules
+from lods_jax.priors.convert import PARTS, read_config
+from lods_jax.priors.published import write_configs
+from lods_jax.priors.stable_diffusion import stable_diffusion
+from lods_jax.scenes.particles import particles
+from lods_jax.train import Across, init_state, make_train_step
+
+NAMES = ("sds", "csd", "dds", "lods-embedding", "lods-lora", "vsd")
+MAKE = {"unet": modules.unet, "vae": modules.vae, "text": modules.text_encoder}
+
+
+def step_of(prior, weights, name: str, start, shared: bool = False):
+    """(step, its arguments) of an objective on one particle; arrays may be shapes alone."""
+    objective, tx = OBJECTIVES[name](), optax.adam(1e-2)
+    tokens = jax.ShapeDtypeStruct((4, 77, 1024), jnp.float32)
+    texts = dict.fromkeys(("prompt", "plain", "null", "source", "empty"), tokens)
+    fitted = [objective.queries[objective.fit]] if objective.fit else []
+
+    def state(key, weights, tokens, start):
+        return init_state(particles(start), prior.init_psi(weights, key, tokens, fitted), tx, tx, key)
+
+    first = jax.eval_shape(state, jax.random.key(0), weights, jax.ShapeDtypeStruct((77, 1024), jnp.float32), start)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: jnp.zeros(start.shape)))
+    build = make_train_step(
+        particles(zeros),
+        prior,
+        objective,
+        cameras=lambda keys, views: sample_orbit(keys, views, 1),
+        window=lambda step: (20, 980),
+        tx_theta=tx,
+        tx_psi=tx,
+        batch=1,
+        fit_shares_noise=shared,
+    )
+    reference = jax.ShapeDtypeStruct((1, 64, 64, 4), jnp.float32)
+    return jax.jit(build(Across())), (first, weights, texts, reference, jax.random.key(1), jnp.arange(1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_configs(Path(folder), "stable-diffusion-2-1-base")
+        networks = {part: MAKE[part](read_config(root / where / "config.json")) for part, (where, _) in PARTS.items()}
+        prior = stable_diffusion(root, strict=False)
+    shapes = {part: modules.shapes(network) for part, network in networks.items()}
+    for part, tree in shapes.items():
+        print(f"{part:<8}{sum(leaf.size for leaf in jax.tree.leaves(tree)):>14,} parameters")
+    latents, image = (jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in ((64, 64, 4), (512, 512, 3)))
+    jobs = [(name, False) for name in NAMES] + [("lods-embedding", True), ("lods-lora", True), ("vsd", True)]
+    print(f"{'':<24}{'in latents':>12}{'TFLOP':>8}{'through VAE':>14}{'TFLOP':>8}")
+    sds = {}
+    for name, shared in jobs:
+        row = f"{name + (', shared' if shared else ''):<24}"
+        for title, world, start in (("latents", in_latents(prior), latents), ("vae", prior, image)):
+            step, arguments = step_of(world, shapes, name, start, shared)
+            operations = step.lower(*arguments).cost_analysis()["flops"]
+            sds.setdefault(title, operations)
+            row += f"{operations / sds[title]:>12.2f}{operations / 1e12:>8.2f}  "
+        print(row, flush=True)
+    if args.run:
+        run(in_latents(prior), {"unet": modules.init(networks["unet"], jax.random.key(0))}, latents)
+
+
+def run(prior, weights, latents) -> None:
+    """One LODS-LoRA step on random weights: it ends, and everything in it is finite."""
+    step, arguments = step_of(prior, weights, "lods-lora", latents)
+    draw = lambda x: jax.random.normal(jax.random.key(2), x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x  # noqa: E731
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), arguments[0])
+    texts = {name: jax.random.normal(jax.random.key(i), x.shape) for i, (name, x) in enumerate(arguments[2].items())}
+    psi = prior.init_psi(weights, jax.random.key(3), texts["null"][0], [OBJECTIVES["lods-lora"]().queries["a"]])
+    began = time.monotonic()
+    new, metrics = step(state.replace(psi=psi), weights, texts, *(draw(x) for x in arguments[3:]))
+    jax.block_until_ready(new)
+    moved = np.mean([float(jnp.abs(site["up"]).max() > 0) for site in new.psi["lora"].values()])
+    learned = sum(x.size for x in jax.tree.leaves(psi))
+    print(
+        f"one LODS-LoRA step: {time.monotonic() - began:.0f} s with compilation, {learned:,} learned parameters, skipped {new.skipped}"
+    )
+    print(f"force {float(metrics['force']):.3g}, fit {float(metrics['fit']):.3g}, sites that moved {moved:.0%}")
+
+
+if __name__ == "__main__":
+    main()
