@@ -97,10 +97,8 @@ def run(prior, weights, latents) -> None:
     jax.block_until_ready(new)
     moved = np.mean([float(jnp.abs(site["up"]).max() > 0) for site in new.psi["lora"].values()])
     learned = sum(x.size for x in jax.tree.leaves(psi))
-    print(
-        f"one LODS-LoRA step: {time.monotonic() - began:.0f} s with compilation, {learned:,} learned parameters, skipped {new.skipped}"
-    )
-    print(f"force {float(metrics['force']):.3g}, fit {float(metrics['fit']):.3g}, sites that moved {moved:.0%}")
+    print(f"one LODS-LoRA step: {time.monotonic() - began:.0f} s with compilation; {learned:,} parameters learned")
+    print(f"skipped {new.skipped}, force {float(metrics['force']):.3g}, fit {float(metrics['fit']):.3g}, sites that moved {moved:.0%}")
 
 
 if __name__ == "__main__":
