@@ -178,7 +178,8 @@ def make_prior(config: Config) -> Prior:
 
 
 def from_folder(config: Config, folder: str | Path) -> Prior:
-    return stable_diffusion(folder, dtype=jnp.dtype(config.prior.dtype), strict=False, rank=config.prior.rank)
+    p = config.prior
+    return stable_diffusion(folder, jnp.dtype(p.dtype), strict=False, rank=p.rank, attention=p.attention, remat=p.remat)
 
 
 def exact(config: Config, make: Callable[..., Prior], size: int) -> Prior:

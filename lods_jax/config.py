@@ -37,8 +37,14 @@ class PriorConfig:
     name: Annotated[str, arg(aliases=["--prior"])] = "tabletop"
     """`tabletop`, `exact` (posterior mean over renders of the tabletop world), `exact-gaussians` (one Gaussian per caption), or a
     Stable Diffusion folder in diffusers layout."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of U-Net and VAE; their results are float32 in any case."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of U-Net and VAE; their results are float32 in any case, and so is a VAE beside a float16 U-Net."""
+    attention: Literal["plain", "fused"] = "plain"
+    """fused is one kernel on a GPU; both give the same values."""
+    remat: bool = False
+    """Compute transformer blocks again in the backward pass: less memory, more time."""
+    vae_slicing: bool = False
+    """Encode one view after the other: less memory, more time."""
     rank: int = bounded(4, 1, 1024)
     """Of the LoRA that `vsd` and `lods-lora` learn."""
 

@@ -65,6 +65,7 @@ def compiled(config: Config, parts: Parts, static: Static) -> Callable:
         texts_of=parts.texts_of,
         fit_shares_noise=config.objective.fit_shares_noise,
         schedule=config.objective.schedule,
+        vae_slicing=config.prior.vae_slicing,
     )
     n = jax.device_count()
     mode = config.parallel if config.parallel != "auto" else "pmap" if n > 1 and config.batch % n == 0 else "jit"

@@ -69,6 +69,7 @@ def make_train_step(
     texts_of: Callable[..., tuple[dict[str, Array], Ask]] = by_view,
     fit_shares_noise: bool = False,
     schedule: tuple[int, int] | None = None,
+    vae_slicing: bool = False,
 ) -> Callable[[Across], Step]:
     """Builds the step, once it is told how devices talk: pass the result to `parallelise`.
 
@@ -80,6 +81,7 @@ def make_train_step(
       fit_shares_noise: score and fit share timestep and noise (`objectives.score_and_fit`): a third fewer predictions.
       schedule: None updates scene and prior in every step, as the official LODS does. (m, k) takes turns, as the paper says: m
         steps of the scene alone, then k of the prior alone; what has no turn costs nothing, and its metric is NaN.
+      vae_slicing: encode one view after the other, which holds one view's activations at a time.
 
     The step maps (state, weights, texts, reference, key, views[b]) to (state, metrics). `texts` are prompt tables
     {name: [views n d]}, `reference` latents or None, `views` the global indices of this device's share of the batch.
@@ -103,7 +105,8 @@ def make_train_step(
             def look(theta, probe):
                 render = scene.render(theta, state.aux, camera, k.render, probe)
                 # One key per view: the encoder's noise must not depend on who else is in the batch.
-                z = jax.vmap(lambda rgb, key: prior.encode(weights, rgb[None], key)[0])(render.rgb, k.encode)
+                encode = lambda view: prior.encode(weights, view[0][None], view[1])[0]  # noqa: E731
+                z = (partial(jax.lax.map, encode) if vae_slicing else jax.vmap(encode))((render.rgb, k.encode))
                 costs = penalty(render, state.step)
                 return (z, sum(costs.values(), jnp.zeros(len(views)))), (render, costs)
 

@@ -81,6 +81,14 @@ def test_in_turns_lods_lands_on_the_good_image_too():
     np.testing.assert_allclose(np.mean(values[-400:]), 1.0, atol=0.05)
 
 
+def test_encoding_one_view_after_the_other_changes_nothing():
+    states = []
+    for slicing in (False, True):
+        build, start = parts(lods_embedding(100.0), vae_slicing=slicing)
+        states.append(parallelise(build, "jit", BATCH)(start(), WEIGHTS, TEXTS, None, jax.random.key(3))[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *states)
+
+
 @pytest.mark.parametrize(
     ("objective", "options", "says"),
     [

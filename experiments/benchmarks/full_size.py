@@ -98,7 +98,8 @@ def run(prior, weights, latents) -> None:
     moved = np.mean([float(jnp.abs(site["up"]).max() > 0) for site in new.psi["lora"].values()])
     learned = sum(x.size for x in jax.tree.leaves(psi))
     print(f"one LODS-LoRA step: {time.monotonic() - began:.0f} s with compilation; {learned:,} parameters learned")
-    print(f"skipped {new.skipped}, force {float(metrics['force']):.3g}, fit {float(metrics['fit']):.3g}, sites that moved {moved:.0%}")
+    force, fit = float(metrics["force"]), float(metrics["fit"])
+    print(f"skipped {new.skipped}, force {force:.3g}, fit {fit:.3g}, sites that moved {moved:.0%}")
 
 
 if __name__ == "__main__":

@@ -179,6 +179,44 @@ def _mend(next_fun, args, kwargs, context):
     return next_fun(*args, **kwargs)
 
 
+def fused_attention(implementation: str | None) -> Callable:
+    """An interceptor that computes the U-Net's attention by `jax.nn.dot_product_attention`.
+
+    Args:
+      implementation: "cudnn" is the fused kernel of NVIDIA GPUs, for bfloat16 and float16; "xla" or None runs anywhere.
+    """
+
+    def intercept(next_fun, args, kwargs, context):
+        module = context.module
+        if type(module).__name__ != "FlaxAttention" or context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
+        hidden, given = args[0], args[1] if len(args) > 1 else kwargs.get("context")
+        given = hidden if given is None else given
+        heads = lambda x: x.reshape(*x.shape[:2], module.heads, module.dim_head)  # noqa: E731
+        q, k, v = heads(module.query(hidden)), heads(module.key(given)), heads(module.value(given))
+        out = jax.nn.dot_product_attention(q, k, v, scale=module.scale, implementation=implementation)
+        return module.proj_attn(out.reshape(*hidden.shape[:2], -1))
+
+    return intercept
+
+
+def remat() -> Callable:
+    """An interceptor that computes each transformer block again in the backward pass, instead of keeping its insides."""
+    inside: set[tuple] = set()
+
+    def intercept(next_fun, args, kwargs, context):
+        module = context.module
+        if type(module).__name__ != "FlaxBasicTransformerBlock" or context.method_name != "__call__" or module.path in inside:
+            return next_fun(*args, **kwargs)
+        inside.add(module.path)  # the block calls itself below, as its own reference
+        try:
+            return nn.remat(lambda block, *args: block(*args, **kwargs))(module, *args)
+        finally:
+            inside.discard(module.path)
+
+    return intercept
+
+
 def _example(module: nn.Module) -> tuple:
     """The smallest inputs that touch every parameter."""
     kind = type(module).__name__

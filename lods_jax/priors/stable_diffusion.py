@@ -27,35 +27,44 @@ def stable_diffusion(
     strict: bool = True,
     rank: int = lora.RANK,
     targets: Sequence[str] = lora.TARGETS,
+    attention: str = "plain",
+    remat: bool = False,
 ) -> Prior:
     """The prior of a folder. Networks are built here; weights are read by `init`.
 
     Args:
-      dtype: float32 or bfloat16, of the U-Net and the VAE and of their weights. Predictions and latents are float32.
+      dtype: float32, bfloat16 or float16, of the U-Net and the VAE and of their weights; activations of the VAE leave the range
+        of float16, so that with it the VAE stays in float32. Predictions and latents are float32.
       image_size: side of the square images that the VAE sees, in pixels; by default what the U-Net was trained for.
       variant: which weight files to read where a folder has several, such as "fp16".
       strict: refuse a text with words outside the folder's `vocabulary`; they have tokens, but untrained ones.
       rank, targets: of the adapter that a fitted query learns (`lora.init`).
+      attention: "plain" as diffusers writes it, "fused" through `jax.nn.dot_product_attention`, which is one kernel on a GPU.
+      remat: compute the transformer blocks again in the backward pass, which takes time and saves memory.
     """
-    # float16 is missing on purpose: activations of the VAE go beyond 65504.
-    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(f"dtype must be float32 or bfloat16, got {jnp.dtype(dtype).name}")
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {jnp.dtype(dtype).name}")
+    if attention not in ("plain", "fused"):
+        raise ValueError(f"attention must be plain or fused, got {attention!r}")
+    vae_dtype = jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype
     folder = Path(folder)
     configs = {part: convert.read_config(folder / where / "config.json") for part, (where, _) in convert.PARTS.items()}
     prediction_type = read_schedule(folder)
     words = vocabulary(folder) if strict else None
-    unet, vae = modules.unet(configs["unet"], dtype), modules.vae(configs["vae"], dtype)
+    unet, vae = modules.unet(configs["unet"], dtype), modules.vae(configs["vae"], vae_dtype)
     # Text is encoded once, so that float32 costs nothing there, and rounds nothing away.
     text = modules.text_encoder(configs["text"])
     encode_text = jax.jit(partial(modules.encode_text, text))
     factor = 2 ** (len(vae.block_out_channels) - 1)
+    # The fused kernel of a GPU takes half precision alone.
+    kernel = "cudnn" if jax.default_backend() == "gpu" and jnp.dtype(dtype) != jnp.float32 else "xla"
     size = unet.sample_size * factor if image_size is None else image_size
     if size < factor or size % factor:
         raise ValueError(f"image_size must be a multiple of {factor}, got {size}")
 
     def init(key: Key[Array, ""]) -> dict:
         """Reads the weights; nothing is random, and `key` is there for the protocol alone."""
-        networks = {"unet": (unet, dtype), "vae": (vae, dtype), "text": (text, jnp.float32)}
+        networks = {"unet": (unet, dtype), "vae": (vae, vae_dtype), "text": (text, jnp.float32)}
         return {part: load(folder, part, module, to, variant) for part, (module, to) in networks.items()}
 
     def embed(weights: dict, texts: Sequence[str]) -> Float[Array, "k n w"]:
@@ -67,13 +76,13 @@ def stable_diffusion(
 
     def encode(weights: dict, rgb: Float[Array, "b h w 3"], key: Key[Array, ""]) -> Float[Array, "b m n c"]:
         image = 2 * resize(rgb, size) - 1
-        moments = modules.encode_moments(vae, weights["vae"], image.astype(dtype))
+        moments = modules.encode_moments(vae, weights["vae"], image.astype(vae_dtype))
         mean, logvar = (moment.astype(jnp.float32) for moment in moments)
         z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
         return vae.scaling_factor * z
 
     def decode(weights: dict, z: Float[Array, "b m n c"]) -> Float[Array, "b h w 3"]:
-        image = modules.decode_image(vae, weights["vae"], (z / vae.scaling_factor).astype(dtype))
+        image = modules.decode_image(vae, weights["vae"], (z / vae.scaling_factor).astype(vae_dtype))
         return jnp.clip(image.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
 
     def predict(
@@ -85,7 +94,9 @@ def stable_diffusion(
             if getattr(cond, name) is not None and name not in psi:
                 raise ValueError(f"Cond.{name} needs psi[{name!r}], which init_psi makes for a fitted query that uses it")
         hit: set[str] = set()
-        paths = [lora.side_path(psi["lora"], cond.lora, hit)] if cond.lora is not None else []
+        paths = [modules.remat()] if remat else []
+        paths += [modules.fused_attention(kernel)] if attention == "fused" else []
+        paths += [lora.side_path(psi["lora"], cond.lora, hit)] if cond.lora is not None else []
         paths += [lora.pose_path(psi["pose"], cond.pose, cond.pose_on)] if cond.pose is not None else []
         out = modules.predict_noise(unet, weights["unet"], z_t.astype(dtype), t, cond.tokens.astype(dtype), paths)
         if cond.lora is not None and (missed := sorted(psi["lora"].keys() - hit)):

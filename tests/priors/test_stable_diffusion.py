@@ -25,6 +25,37 @@ def test_predicted_noise_is_pytorchs(prior, weights, arrays):
         np.testing.assert_allclose(predict(arrays[tokens]), arrays[eps], atol=2e-5)
 
 
+def test_fused_attention_and_remat_change_no_value_and_no_gradient(sd, prior, weights, arrays):
+    """Held against PyTorch's noise, and against the plain network's gradients of an adapter that is not zero."""
+    psi = prior.init_psi(weights, jax.random.key(0), arrays["emb_uncond"][0], [Query("null", lora=1.0)])
+    psi = jax.tree.map(lambda x: 0.1 + 0.01 * x, psi)
+    other = stable_diffusion(sd, attention="fused", remat=True)
+    tokens, scale = arrays["emb_cond_vd"], jnp.array([0.0, 0.5])
+
+    def ask(prior):
+        def loss(psi):
+            eps = prior.predict(weights, psi, arrays["latents_noisy"], arrays["t"], Cond(tokens, lora=scale))
+            return jnp.mean(eps**2), eps
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(psi)
+
+    ((_, eps), gradient), ((_, expected), plain) = ask(other), ask(prior)
+    np.testing.assert_allclose(eps, expected, atol=2e-5)
+    np.testing.assert_allclose(eps[0], arrays["eps_cond"][0], atol=2e-5)  # where the adapter is off
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, plain)
+    assert "remat" in str(jax.make_jaxpr(lambda: ask(other))())
+
+
+def test_float16_is_for_the_unet_alone(sd, arrays):
+    prior = stable_diffusion(sd, jnp.float16)
+    weights = jax.eval_shape(prior.init, jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(weights["unet"])} == {jnp.dtype(jnp.float16)}
+    assert {x.dtype for x in jax.tree.leaves(weights["vae"])} == {jnp.dtype(jnp.float32)}
+    z = jax.eval_shape(prior.encode, weights, arrays["image01"], jax.random.key(0))
+    eps = jax.eval_shape(prior.predict, weights, {}, z, arrays["t"], Cond(arrays["emb_cond_vd"]))
+    assert {z.dtype, eps.dtype} == {jnp.dtype(jnp.float32)}
+
+
 def test_embedded_texts_are_pytorchs(sd, prior, weights, arrays):
     clip = tokenizer.load_tokenizer(sd)
     texts = [clip.decode(row, skip_special_tokens=True) for row in np.asarray(arrays["input_ids"])]
@@ -121,7 +152,7 @@ def test_another_noise_schedule_is_refused(sd, tmp_path, changes, named):
         stable_diffusion(folder)
 
 
-@pytest.mark.parametrize("options", [{"dtype": jnp.float16}, {"image_size": 0}, {"image_size": 17}])
+@pytest.mark.parametrize("options", [{"dtype": jnp.int8}, {"image_size": 0}, {"image_size": 17}, {"attention": "flash"}])
 def test_an_option_out_of_range_is_refused_by_name(sd, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         stable_diffusion(sd, **options)
