@@ -3,7 +3,8 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,9 @@ from lods_jax.diffusion import T
 from lods_jax.io.ply import read_points, write_ply, write_splat
 from lods_jax.penalties import weighted
 from lods_jax.perp_neg import by_azimuth
+from lods_jax.priors.convert import read_config
 from lods_jax.priors.exact import caption_gaussians, posterior_mean
+from lods_jax.priors.published import write_configs
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.provenance import unet_hash
 from lods_jax.refine import Rules, refine, relocate
@@ -76,23 +79,53 @@ class Parts(NamedTuple):
 
 def build(config: Config) -> Parts:
     """The parts that a configuration names. Raises UserError or ValueError, in one line, for what does not fit together."""
-    objective, representation = make_objective(config), SCENES[config.scene]
-    # Built here for its complaints alone, before weights are read.
-    representation.scene(config, representation.plan(config, config.resolution, None))
+    objective, table = checked(config)
     prior = make_prior(config)
     weights = prior.init(jax.random.key(0))
+    texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
+    psi = first_psi(config, prior, objective, weights, texts["null"][0])
+    return assemble(config, prior, unet_hash(prior_folder(config.prior.name)), weights, objective, texts, psi)
+
+
+def sketch(config: Config) -> Parts:
+    """The same with shapes in place of arrays, for a published architecture whose folder is not there; it cannot be run."""
+    objective, table = checked(config)
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_configs(Path(folder), config.prior.name)
+        text = read_config(root / "text_encoder" / "config.json")
+        prior = from_folder(config, root, untrained=True)
+    weights = jax.eval_shape(prior.init, jax.random.key(0))
+    row = jax.ShapeDtypeStruct((text["max_position_embeddings"], text["hidden_size"]), jnp.float32)
+    texts = {name: jax.ShapeDtypeStruct((len(rows), *row.shape), row.dtype) for name, rows in table.items()}
+    psi = jax.eval_shape(lambda weights, tokens: first_psi(config, prior, objective, weights, tokens), weights, row)
+    return assemble(config, prior, None, weights, objective, texts, psi)
+
+
+def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
+    """Objective and prompt table, after every complaint that needs no weights."""
+    objective, representation = make_objective(config), SCENES[config.scene]
+    representation.scene(config, representation.plan(config, config.resolution, None))
     source = config.source_prompt or None
     without = {word: views.replace(",", " ").split() for word, views in config.debias.items()}
     table = prompts.prompt_table(config.prompt, config.negative_prompt, names_views(config), source, without)
     check_queries(config, objective, table)
-    texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
+    return objective, table
+
+
+def first_psi(config: Config, prior: Prior, objective: Objective, weights: Any, tokens: Array) -> Any:
+    """What is learned of the prior, before the first step."""
     fitted = [objective.queries[objective.fit]] if objective.fit else []
-    psi = prior.init_psi(weights, jax.random.fold_in(jax.random.key(config.seed), 1), texts["null"][0], fitted)
-    orbit = Orbit(**vars(config.camera))
+    return prior.init_psi(weights, jax.random.fold_in(jax.random.key(config.seed), 1), tokens, fitted)
+
+
+def assemble(
+    config: Config, prior: Prior, sha256: str | None, weights: Any, objective: Objective, texts: dict[str, Array], psi: Any
+) -> Parts:
+    representation, orbit = SCENES[config.scene], Orbit(**vars(config.camera))
     return Parts(
         representation,
         prior,
-        unet_hash(prior_folder(config.prior.name)),
+        sha256,
         weights,
         objective,
         texts,
@@ -177,9 +210,10 @@ def make_prior(config: Config) -> Prior:
     return PRIORS.get(config.prior.name, partial(from_folder, folder=config.prior.name))(config)
 
 
-def from_folder(config: Config, folder: str | Path) -> Prior:
+def from_folder(config: Config, folder: str | Path, untrained: bool = False) -> Prior:
     p = config.prior
-    return stable_diffusion(folder, jnp.dtype(p.dtype), strict=False, rank=p.rank, attention=p.attention, remat=p.remat)
+    options = {"rank": p.rank, "attention": p.attention, "remat": p.remat, "untrained": untrained}
+    return stable_diffusion(folder, jnp.dtype(p.dtype), strict=False, **options)
 
 
 def exact(config: Config, make: Callable[..., Prior], size: int) -> Prior:

@@ -33,6 +33,10 @@ class TextTo3D:
     """Folder of the run; by default outputs/text-to-3d/PROMPT/TIME, with a link outputs/latest."""
     print_config: bool = False
     """Print the resolved configuration as YAML, and run nothing."""
+    dry_run: bool = False
+    """Compile the step and tell parameters, memory and operations, and run nothing."""
+    topology: str | None = None
+    """With --dry-run: a TPU slice that need not be there, v5e:2x4 (extra `tpu`)."""
     anyway: bool = False
     """Go on with words that the prior has never seen."""
 
@@ -223,6 +227,11 @@ def text_to_3d(args: TextTo3D) -> int:
     if args.print_config:
         print(configs.dump(config), end="")
         return 0
+    if args.topology and not args.dry_run:
+        raise UserError("--topology needs --dry-run: nothing can run on a slice that is not there")
+    if args.dry_run:
+        dry_run(config, args.topology)
+        return 0
     folder = None if config.prior.name in CLOSED_FORM else prior_folder(config.prior.name)
     check_prompt(config.prompt, folder or TABLETOP, args.anyway)
     slug = re.sub(r"[^a-z0-9]+", "-", config.prompt.lower()).strip("-")[:60] or "prompt"
@@ -231,6 +240,28 @@ def text_to_3d(args: TextTo3D) -> int:
     from lods_jax import run
 
     return run.start(config, out)
+
+
+def dry_run(config: Config, topology: str | None) -> None:
+    """What a step would take, for a folder, the tabletop prior, or a published architecture by its name."""
+    from lods_jax.priors.published import CONFIGS
+
+    sketched = config.prior.name in CONFIGS and not Path(config.prior.name).is_dir()
+    if not sketched and config.prior.name not in CLOSED_FORM:
+        prior_folder(config.prior.name)
+    start_jax(None if config.parallel == "jit" or topology else config.batch)
+    from lods_jax import build, cost
+
+    devices = None
+    if topology:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # not the TPU that may be here
+        jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for an absent device cannot be read back
+        devices = cost.slice_of(topology)
+    found = cost.estimate(config, build.sketch(config) if sketched else build.build(config), devices)
+    print(cost.describe(found))
+    cost.check_fits(config, found)
 
 
 def resume(args: Resume) -> int:

@@ -50,9 +50,9 @@ def first_state(config: Config, parts: Parts) -> TrainState:
     return init_state(scene, parts.psi, parts.tx_theta, parts.tx_psi, jax.random.fold_in(jax.random.key(config.seed), 2))
 
 
-def compiled(config: Config, parts: Parts, static: Static) -> Callable:
-    """The train step at a static shape, over the devices that the configuration asks for."""
-    build_step = make_train_step(
+def train_step(config: Config, parts: Parts, static: Static) -> Callable:
+    """The train step at a static shape, still to be told of devices (`train.parallelise`)."""
+    return make_train_step(
         parts.representation.scene(config, static),
         parts.prior,
         parts.objective,
@@ -67,9 +67,13 @@ def compiled(config: Config, parts: Parts, static: Static) -> Callable:
         schedule=config.objective.schedule,
         vae_slicing=config.prior.vae_slicing,
     )
+
+
+def compiled(config: Config, parts: Parts, static: Static) -> Callable:
+    """The train step at a static shape, over the devices that the configuration asks for."""
     n = jax.device_count()
     mode = config.parallel if config.parallel != "auto" else "pmap" if n > 1 and config.batch % n == 0 else "jit"
-    return parallelise(build_step, mode, config.batch)
+    return parallelise(train_step(config, parts, static), mode, config.batch)
 
 
 def train(

@@ -204,22 +204,27 @@ def parallelise(build: Callable[[Across], Step], mode: str, batch: int, devices:
       mode: "jit" on one device; "pmap" or "shard_map" split the views over `devices` and hold everything else on each.
         Both give the same numbers: pmap is the field's habit, shard_map what it is made of today.
     """
+    step, views = over_devices(build, mode, batch, devices)
+    return lambda *args: step(*args, views)
+
+
+def over_devices(
+    build: Callable[[Across], Step], mode: str, batch: int, devices: list | None = None
+) -> tuple[Callable, Int[Array, "..."]]:
+    """The step as a transformed function, which can also be lowered, and the views that are its last argument."""
     devices = jax.devices() if devices is None else devices
     views = jnp.arange(batch)
     if mode == "jit":
-        step = jax.jit(build(Across()), donate_argnums=0)
-        return lambda *args: step(*args, views)
+        return jax.jit(build(Across()), donate_argnums=0), views
     if batch % len(devices):
         raise ValueError(f"batch must be a multiple of the {len(devices)} devices, got {batch}")
     if mode == "pmap":
         split = views.reshape(len(devices), -1)
-        step = jax.pmap(build(DEVICES), AXIS, in_axes=(None,) * 5 + (0,), out_axes=None, devices=devices)
-        return lambda *args: step(*args, split)
+        return jax.pmap(build(DEVICES), AXIS, in_axes=(None,) * 5 + (0,), out_axes=None, devices=devices), split
     if mode == "shard_map":
         mesh, everywhere = Mesh(np.asarray(devices), (AXIS,)), PartitionSpec()
         specs = {"in_specs": (everywhere,) * 5 + (PartitionSpec(AXIS),), "out_specs": everywhere}
         # check_vma=False: with the check, gradients of replicated values arrive summed already, and a custom VJP with a scan
         # inside does not trace.
-        step = jax.jit(jax.shard_map(build(DEVICES), mesh=mesh, check_vma=False, **specs), donate_argnums=0)
-        return lambda *args: step(*args, views)
+        return jax.jit(jax.shard_map(build(DEVICES), mesh=mesh, check_vma=False, **specs), donate_argnums=0), views
     raise ValueError(f"mode must be jit, pmap or shard_map, got {mode!r}")

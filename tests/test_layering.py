@@ -30,6 +30,7 @@ ROWS = [
         "provenance",
         "generate",
         "distil",
+        "cost",
     }
     | {"io", "cli", "__main__", "tabletop"},
 ]

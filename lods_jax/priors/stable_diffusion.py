@@ -29,6 +29,7 @@ def stable_diffusion(
     targets: Sequence[str] = lora.TARGETS,
     attention: str = "plain",
     remat: bool = False,
+    untrained: bool = False,
 ) -> Prior:
     """The prior of a folder. Networks are built here; weights are read by `init`.
 
@@ -41,6 +42,7 @@ def stable_diffusion(
       rank, targets: of the adapter that a fitted query learns (`lora.init`).
       attention: "plain" as diffusers writes it, "fused" through `jax.nn.dot_product_attention`, which is one kernel on a GPU.
       remat: compute the transformer blocks again in the backward pass, which takes time and saves memory.
+      untrained: random weights in place of those of the folder, which may then lack them: for sizes and costs.
     """
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16, jnp.float16):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {jnp.dtype(dtype).name}")
@@ -63,8 +65,11 @@ def stable_diffusion(
         raise ValueError(f"image_size must be a multiple of {factor}, got {size}")
 
     def init(key: Key[Array, ""]) -> dict:
-        """Reads the weights; nothing is random, and `key` is there for the protocol alone."""
+        """Reads the weights; nothing is random, and `key` is for `untrained` alone."""
         networks = {"unet": (unet, dtype), "vae": (vae, vae_dtype), "text": (text, jnp.float32)}
+        if untrained:
+            drawn = {part: modules.init(module, key) for part, (module, _) in networks.items()}
+            return {part: jax.tree.map(lambda x: x.astype(networks[part][1]), drawn[part]) for part in drawn}  # noqa: B023
         return {part: load(folder, part, module, to, variant) for part, (module, to) in networks.items()}
 
     def embed(weights: dict, texts: Sequence[str]) -> Float[Array, "k n w"]:
