@@ -19,6 +19,7 @@ from lods_jax import objectives, prompts
 from lods_jax.cameras import Orbit, sample_orbit
 from lods_jax.config import TABLETOP, Config, UserError
 from lods_jax.diffusion import T
+from lods_jax.io.hub import local
 from lods_jax.io.ply import read_points, write_ply, write_splat
 from lods_jax.penalties import weighted
 from lods_jax.perp_neg import by_azimuth
@@ -213,7 +214,7 @@ def make_prior(config: Config) -> Prior:
 def from_folder(config: Config, folder: str | Path, untrained: bool = False) -> Prior:
     p = config.prior
     options = {"rank": p.rank, "attention": p.attention, "remat": p.remat, "untrained": untrained}
-    return stable_diffusion(folder, jnp.dtype(p.dtype), strict=False, **options)
+    return stable_diffusion(local(str(folder), p.download), jnp.dtype(p.dtype), strict=False, **options)
 
 
 def exact(config: Config, make: Callable[..., Prior], size: int) -> Prior:
@@ -228,7 +229,7 @@ PRIORS: Mapping[str, Callable[[Config], Prior]] = {
 
 
 def prior_folder(name: str) -> Path:
-    return TABLETOP if name == "tabletop" else Path(name)
+    return TABLETOP if name == "tabletop" else local(name)
 
 
 def names_views(config: Config) -> bool:

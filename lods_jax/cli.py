@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from lods_jax import batch
 from lods_jax import config as configs
 from lods_jax.config import TABLETOP, Config, ObjectiveConfig, UserError
 
@@ -31,6 +32,11 @@ class TextTo3D:
     """A YAML file, or a shipped preset: `gaussians-lods-embedding` (also what runs without it), `gaussians-sds`, ..."""
     out: Path | None = None
     """Folder of the run; by default outputs/text-to-3d/PROMPT/TIME, with a link outputs/latest."""
+    prompts: str | None = None
+    """A file of prompts, one a line or JSON, or the shipped set `tabletop`: a run folder for each below --out. With the PROMPT
+    lib:WORDS, the one prompt of the file that has these words."""
+    shard: str | None = None
+    """With --prompts: I/N runs every N-th prompt from the I-th on, for arrays of jobs."""
     print_config: bool = False
     """Print the resolved configuration as YAML, and run nothing."""
     dry_run: bool = False
@@ -229,17 +235,28 @@ def text_to_3d(args: TextTo3D) -> int:
         return 0
     if args.topology and not args.dry_run:
         raise UserError("--topology needs --dry-run: nothing can run on a slice that is not there")
+    if args.shard and not args.prompts:
+        raise UserError("--shard needs --prompts: it is a share of them")
     if args.dry_run:
         dry_run(config, args.topology)
         return 0
-    folder = None if config.prior.name in CLOSED_FORM else prior_folder(config.prior.name)
-    check_prompt(config.prompt, folder or TABLETOP, args.anyway)
-    slug = re.sub(r"[^a-z0-9]+", "-", config.prompt.lower()).strip("-")[:60] or "prompt"
-    out = args.out or Path("outputs/text-to-3d", slug, datetime.now().strftime("%Y%m%d-%H%M%S"))
+    closed = config.prior.name in CLOSED_FORM
+    folder = TABLETOP if closed else prior_folder(config.prior.name, config.prior.download)
+    prompts = batch.read_prompts(args.prompts) if args.prompts else []
+    if prompts and config.prompt.startswith("lib:"):
+        config, prompts = replace(config, prompt=batch.pick(prompts, config.prompt)), []
+    elif prompts and config.prompt:
+        raise UserError("give a prompt or --prompts, not both; lib:WORDS picks one of the file")
+    for prompt in prompts or [config.prompt]:
+        check_prompt(prompt, folder, args.anyway)
+    out = args.out or Path("outputs/text-to-3d", Path(args.prompts).stem if prompts else batch.slug(config.prompt))
     start_jax(None if config.parallel == "jit" else config.batch)
     from lods_jax import run
 
-    return run.start(config, out)
+    if prompts:
+        jobs = batch.folders(prompts, out)
+        return batch.run_all(config, batch.share(jobs, args.shard) if args.shard else jobs)
+    return run.start(config, args.out or out / datetime.now().strftime("%Y%m%d-%H%M%S"))
 
 
 def dry_run(config: Config, topology: str | None) -> None:
@@ -400,13 +417,16 @@ def train_prior(args: TrainPrior) -> None:
         evaluate.report(out, Path("outputs/prior") if out == TABLETOP else out)
 
 
-def prior_folder(name: str) -> Path:
+def prior_folder(name: str, download: bool = False) -> Path:
     """The folder of --prior; refuses what is not there."""
-    folder = TABLETOP if name == "tabletop" else Path(name)
+    from lods_jax.io.hub import local
+
+    folder = TABLETOP if name == "tabletop" else local(name, download)
     if not (folder / "model_index.json").is_file():
         raise UserError(
             f"no prior at {folder}: --prior takes tabletop, {', '.join(CLOSED_FORM)}, "
-            "or a Stable Diffusion folder in diffusers layout"
+            "a Stable Diffusion folder in diffusers layout, or the id of a repository in the local Hugging Face cache "
+            "(text-to-3d fetches it with --prior.download)"
         )
     return folder
 

@@ -35,8 +35,10 @@ def bounded(default: Any, low: float | int, high: float | int) -> Any:
 @dataclass(frozen=True)
 class PriorConfig:
     name: Annotated[str, arg(aliases=["--prior"])] = "tabletop"
-    """`tabletop`, `exact` (posterior mean over renders of the tabletop world), `exact-gaussians` (one Gaussian per caption), or a
-    Stable Diffusion folder in diffusers layout."""
+    """`tabletop`, `exact` (posterior mean over renders of the tabletop world), `exact-gaussians` (one Gaussian per caption), a
+    Stable Diffusion folder in diffusers layout, or the id of a repository in the local Hugging Face cache."""
+    download: bool = False
+    """Fetch the repository of that id if the cache does not have it."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of U-Net and VAE; their results are float32 in any case, and so is a VAE beside a float16 U-Net."""
     attention: Literal["plain", "fused"] = "plain"

@@ -31,6 +31,7 @@ ROWS = [
         "generate",
         "distil",
         "cost",
+        "batch",
     }
     | {"io", "cli", "__main__", "tabletop"},
 ]
