@@ -11,9 +11,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from lods_jax.io.files import replacing
+from lods_jax.priors.convert import read_arrays
 from lods_jax.priors.lora import Lora, site_name
 
 # How files name the two factors: diffusers, peft, and diffusers in the days of the official release.
@@ -43,11 +44,12 @@ def load_lora(file: str | Path, shapes: Any) -> tuple[Lora, float]:
     Args:
       shapes: of the U-Net's parameters. Raises ValueError for a layer that it does not have, and for whatever else is left over.
     """
+    arrays = read_arrays(Path(file))
     with safe_open(file, framework="np") as opened:
         about = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
     found: dict[str, dict[str, np.ndarray]] = {}
     alphas: set[float] = set()
-    for key, value in load_file(file).items():
+    for key, value in arrays.items():
         match = next((m for pattern in KEYS if (m := re.fullmatch(pattern, key))), None)
         if match is None and key.endswith(".alpha"):
             alphas.add(float(value))
@@ -79,7 +81,7 @@ def save_embedding(file: str | Path, embedding: Float[Array, "n w"]) -> None:
 
 def load_embedding(file: str | Path) -> Float[Array, "n w"]:
     """What `save_embedding` wrote."""
-    flat = load_file(file)
+    flat = read_arrays(Path(file))
     if set(flat) != {"negative_prompt_embeds"} or flat["negative_prompt_embeds"].ndim != 3:
         raise ValueError(f"{file} must hold negative_prompt_embeds [1 n w] and nothing else, got {sorted(flat)}")
     return jnp.asarray(flat["negative_prompt_embeds"][0], jnp.float32)

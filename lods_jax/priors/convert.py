@@ -15,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Shaped
 from numpy.typing import DTypeLike
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 State = dict[str, Shaped[np.ndarray, "..."]]
@@ -77,8 +78,16 @@ def read_state(folder: Path, part: str, variant: str | None = None) -> State:
     for file in weight_files(folder, part, variant):
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: the index beside it names it")
-        state |= load_file(file)
+        state |= read_arrays(file)
     return state
+
+
+def read_arrays(file: Path) -> State:
+    """The arrays of a safetensors file. Raises ValueError, in one line, for one that is damaged or cut."""
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is not a whole safetensors file: {' '.join(str(error).split())}") from None
 
 
 def weight_files(folder: Path, part: str, variant: str | None = None) -> list[Path]:
@@ -89,7 +98,10 @@ def weight_files(folder: Path, part: str, variant: str | None = None) -> list[Pa
     if single.is_file():
         return [single]
     if index.is_file():
-        return sorted({directory / shard for shard in read_config(index)["weight_map"].values()})
+        shards = read_config(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(x, str) and Path(x).name == x for x in shards.values()):
+            raise ValueError(f"{index} must name files beside it under weight_map")
+        return sorted({directory / shard for shard in shards.values()})
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is missing: expected {single.name} in it")
     if others := sorted(file.name for file in directory.glob("*.safetensors")):

@@ -116,6 +116,30 @@ def test_weights_that_cannot_be_read_are_one_line(tmp_path, files, error, named)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_file_that_is_cut_is_one_line(tmp_path, sd, keep):
+    name = "unet/diffusion_pytorch_model.safetensors"
+    convert.place(tmp_path / name).write_bytes((sd / name).read_bytes()[:keep])
+    with pytest.raises(ValueError, match=f"{name} is not a whole safetensors file") as caught:
+        convert.read_state(tmp_path, "unet")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"a": "../../elsewhere"}}, {"weight_map": {"a": 1}}])
+def test_an_index_of_shards_that_is_none_is_refused(tmp_path, index):
+    file = convert.place(tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json")
+    file.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="must name files beside it under weight_map"):
+        convert.read_state(tmp_path, "unet")
+
+
+def test_the_weights_of_another_network_are_refused_by_a_key_and_its_shape(tmp_path, sd, shapes):
+    file = convert.place(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    file.write_bytes((sd / "vae/diffusion_pytorch_model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"decoder\.conv_in\.bias of shape \(32,\) has no place"):
+        convert.to_flax(convert.read_state(tmp_path, "unet"), shapes["unet"])
+
+
 def test_what_is_not_a_folder_is_told_what_one_looks_like(tmp_path):
     (tmp_path / "model.ckpt").write_text("")
     for wrong in ("nowhere", "model.ckpt"):
