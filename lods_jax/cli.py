@@ -424,8 +424,8 @@ def prior_folder(name: str, download: bool = False) -> Path:
     folder = TABLETOP if name == "tabletop" else local(name, download)
     if not (folder / "model_index.json").is_file():
         raise UserError(
-            f"no prior at {folder}: --prior takes tabletop, {', '.join(CLOSED_FORM)}, a Stable Diffusion folder in diffusers layout "
-            "with safetensors, or the id of a repository in the local Hugging Face cache (text-to-3d fetches it with "
+            f"no prior at {folder}: --prior takes tabletop, {', '.join(CLOSED_FORM)}, a Stable Diffusion folder in diffusers "
+            "layout with safetensors, or the id of a repository in the local Hugging Face cache (text-to-3d fetches it with "
             "--prior.download)"
         )
     return folder
