@@ -33,7 +33,7 @@ from jaxtyping import Array, Float
 
 from lods_jax.build import EXACT_PARTS, OBJECTIVES
 from lods_jax.cli import start_jax
-from lods_jax.diffusion import add_noise, score_weight, signal_and_noise
+from lods_jax.diffusion import add_noise, score_weight
 from lods_jax.io.files import replacing
 from lods_jax.objectives import fit_loss, lods_lora
 from lods_jax.priors.exact import caption_gaussians, caption_moments
@@ -75,7 +75,8 @@ def index(text: str) -> int:
 
 def eps(g: Gaussians, text: str, mean: Float[Array, "*d"], z_t: Float[Array, "n d"], t: Array) -> Float[Array, "n d"]:
     """The noise that a Gaussian of this mean and of the text's covariance predicts: -sigma times its score."""
-    signal, sigma = signal_and_noise(t[None], z_t)
+    weight = score_weight(t[None])[0]  # 1 - alpha_bar
+    signal, sigma = jnp.sqrt(1 - weight), jnp.sqrt(weight)
     variances, axes = g.variances[index(text)][None], g.axes[index(text)]
     return sigma * ((z_t - signal * mean) @ axes / (signal**2 * variances + sigma**2)) @ axes.T
 
@@ -105,7 +106,7 @@ def moments(objective: Objective, learned: bool, g: Gaussians, z: Float[Array, "
             return lift(eps(g, text, mean, noised[query.latents], t))
 
         e = {name: answer(name, query) for name, query in objective.queries.items()}
-        return score_weight(t[None]) * objective.residual(e, lift(noise), many)[:, 0, 0]
+        return score_weight(t[None])[0] * objective.residual(e, lift(noise), many)[:, 0, 0]
 
     mean = residual(z, jnp.zeros_like(z))
     first = jnp.broadcast_to(z[:1], (d, d))
@@ -166,7 +167,7 @@ def dial(g: Gaussians, key: Array) -> Float[np.ndarray, "ranks rates"]:
 
     def mean_residual(image, mean):  # of e[y] - e[a], averaged over t
         def at(t):
-            z_t = jnp.sqrt(1 - score_weight(t[None])) * image[0]
+            z_t = jnp.sqrt(1 - score_weight(t[None])[0]) * image[0]
             y, a = eps(g, "prompt", g.mean[index("prompt")][None], z_t, t), eps(g, "null", mean[None], z_t, t)
             return score_weight(t[None])[0] * (y - a)[0]
 
