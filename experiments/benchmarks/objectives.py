@@ -47,7 +47,7 @@ class Step(NamedTuple):
     run: Callable
     args: tuple
     operations: float
-    gib: float  # of temporary memory
+    mib: float  # of temporary memory
     learned: int  # parameters
 
 
@@ -70,8 +70,8 @@ def compiled_step(world: Callable[[int], Prior], weights, texts, start, referenc
     state = init_state(scene, psi, tx, tx, jax.random.key(1))
     args = (state, weights, texts, reference, jax.random.key(2), jnp.arange(BATCH))
     step = jax.jit(build(Across())).lower(*args).compile()
-    gib = step.memory_analysis().temp_size_in_bytes / 2**30
-    return Step(step, args, step.cost_analysis()["flops"], gib, sum(x.size for x in jax.tree.leaves(psi)))
+    mib = step.memory_analysis().temp_size_in_bytes / 2**20
+    return Step(step, args, step.cost_analysis()["flops"], mib, sum(x.size for x in jax.tree.leaves(psi)))
 
 
 def main() -> None:
@@ -92,12 +92,12 @@ def main() -> None:
                 began = time.perf_counter()
                 jax.block_until_ready(step.run(*step.args))
                 seconds[job].append(time.perf_counter() - began)
-        print(f"{title:<24}{'operations':>12}{'time':>8}{'time / operations':>20}{'ms':>8}{'GiB':>8}{'learned':>10}")
+        print(f"{title:<24}{'operations':>12}{'time':>8}{'time / operations':>20}{'ms':>8}{'MiB':>8}{'learned':>10}")
         for job, step in steps.items():
             operations = step.operations / steps[SDS].operations
             ratio = np.median(np.array(seconds[job]) / np.array(seconds[SDS]))
             row = f"  {job!s:<22}{operations:12.2f}{ratio:8.2f}{ratio / operations:20.2f}{1e3 * np.median(seconds[job]):8.0f}"
-            print(f"{row}{step.gib:8.2f}{step.learned:10,}")
+            print(f"{row}{step.mib:8.1f}{step.learned:10,}")
 
 
 if __name__ == "__main__":
