@@ -229,7 +229,11 @@ def check_flags(argv: list[str]) -> None:
 
 
 def text_to_3d(args: TextTo3D) -> int:
-    config = configs.check(args.settings)
+    config, prompts = configs.check(args.settings), batch.read_prompts(args.prompts) if args.prompts else []
+    if prompts and config.prompt.startswith("lib:"):
+        config, prompts = replace(config, prompt=batch.pick(prompts, config.prompt)), []
+    elif prompts and config.prompt:
+        raise UserError("give a prompt or --prompts, not both; lib:WORDS picks one of the file")
     if args.print_config:
         print(configs.dump(config), end="")
         return 0
@@ -242,11 +246,6 @@ def text_to_3d(args: TextTo3D) -> int:
         return 0
     closed = config.prior.name in CLOSED_FORM
     folder = TABLETOP if closed else prior_folder(config.prior.name, config.prior.download)
-    prompts = batch.read_prompts(args.prompts) if args.prompts else []
-    if prompts and config.prompt.startswith("lib:"):
-        config, prompts = replace(config, prompt=batch.pick(prompts, config.prompt)), []
-    elif prompts and config.prompt:
-        raise UserError("give a prompt or --prompts, not both; lib:WORDS picks one of the file")
     for prompt in prompts or [config.prompt]:
         check_prompt(prompt, folder, args.anyway)
     out = args.out or Path("outputs/text-to-3d", Path(args.prompts).stem if prompts else batch.slug(config.prompt))
