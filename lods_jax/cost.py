@@ -35,7 +35,7 @@ class Cost(NamedTuple):
     parameters: dict[str, int]  # by part: of the frozen networks, the scene, and what is learned of the prior
     devices: int
     kind: str
-    arguments: int  # bytes: weights, state, texts
+    arguments: int  # bytes of weights, state and texts, also of those that the step itself does not read
     temporary: int  # bytes
     room: int | None  # bytes of a device's memory; None where it does not tell
     operations: float
@@ -71,12 +71,13 @@ def estimate(config: Config, parts: Parts, devices: list | None = None) -> Cost:
         raise UserError(f"a step does not fit: {' '.join(str(error).split())[:200]}; {advice(config)}") from None
     memory = compiled.memory_analysis()
     count = lambda tree: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))  # noqa: E731
+    held = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arguments))
     networks = {name: count(tree) for name, tree in parts.weights.items()} if isinstance(parts.weights, dict) else {}
     return Cost(
         networks | {"scene": count(state.theta), "learned": count(state.psi)},
         len(devices),
         devices[0].device_kind,
-        memory.argument_size_in_bytes,
+        held,
         memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
         room_of(devices[0]) if devices[0] in jax.devices() else None,
         float(compiled.cost_analysis()["flops"]),

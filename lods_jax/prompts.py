@@ -20,7 +20,7 @@ def view_prompts(prompt: str, with_view: bool = True, without: Mapping[str, Coll
 
     def said(view):
         words = [word for word in prompt.split(" ") if view not in (without or {}).get(word, ())]
-        if not any(words):
+        if without and not any(words):
             raise ValueError(f"debias leaves nothing of the prompt {prompt!r} for the view {view!r}")
         return f"{' '.join(words)}, {view} view" if with_view else " ".join(words)
 

@@ -24,6 +24,8 @@ def test_a_dry_run_tells_sizes_and_leaves_nothing(tmp_path, monkeypatch, capsys)
         on_disk = sum(x.size for name, x in load_file(SD / file).items() if not name.endswith("position_ids"))
         assert f"{part:<14}{on_disk:>14,} parameters" in said
     assert "TFLOP per step and device" in said
+    weights = sum(file.stat().st_size for file in SD.rglob("*.safetensors")) / GIB  # float32 on disk, as in memory
+    assert float(said.split(" per device: ")[1].split()[0]) == pytest.approx(weights, abs=0.011)
     assert not any(tmp_path.iterdir())
 
 
