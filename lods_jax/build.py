@@ -105,6 +105,10 @@ def sketch(config: Config) -> Parts:
 def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
     """Objective and prompt table, after every complaint that needs no weights."""
     objective, representation = make_objective(config), SCENES[config.scene]
+    if objective.fit and config.prior.dtype == "float16":
+        raise UserError(
+            f"objective {config.objective.name} learns, and float16 would round its gradients away: pass --prior.dtype bfloat16"
+        )
     representation.scene(config, representation.plan(config, config.resolution, None))
     source = config.source_prompt or None
     without = {word: views.replace(",", " ").split() for word, views in config.debias.items()}

@@ -40,7 +40,8 @@ class PriorConfig:
     download: bool = False
     """Fetch the repository of that id if the cache does not have it."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of U-Net and VAE; their results are float32 in any case, and so is a VAE beside a float16 U-Net."""
+    """Arithmetic of U-Net and VAE; their results are float32 in any case, and so is a VAE beside a float16 U-Net. float16 is for
+    objectives that learn nothing of the prior."""
     attention: Literal["plain", "fused"] = "plain"
     """fused is one kernel on a GPU; both give the same values."""
     remat: bool = False

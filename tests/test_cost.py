@@ -57,6 +57,7 @@ def test_collectives_that_overlap_with_computation_are_counted_once():
         (["--prompts", "tabletop"], "give a prompt or --prompts, not both"),
         (["--prompts", "nothing.txt"], "no file of prompts nothing.txt"),
         (["--dry-run", "--prior", "someone/model"], "no prior at someone/model"),
+        (["--prior.dtype", "float16", "--objective", "vsd"], "vsd learns, and float16 would round its gradients away"),
     ],
 )
 def test_flags_that_make_no_sense_are_one_line(flags, says, capsys):
