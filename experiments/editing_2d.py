@@ -17,6 +17,7 @@ table.md and grid.png come at the end.
 """
 
 import argparse
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,6 +73,7 @@ SETTINGS = (
 )
 
 
+@cache
 def scene(caption: str, number: int) -> tuple[Caption, np.ndarray]:
     """A caption, and image `number` of it, RGBA on white."""
     parsed = parse_caption(caption)
@@ -125,7 +127,7 @@ def main() -> None:
     edits, images = (EDITS + MORE, 6) if args.full else (EDITS, 3)
     out = args.out or Path("outputs/experiments/editing_2d" + ("-full" if args.full else ""))
     (out / "images").mkdir(parents=True, exist_ok=True)
-    params, rows, pictures = load_judge(), rewind(out / "rows.jsonl"), []
+    params, rows = load_judge(), rewind(out / "rows.jsonl")
     done = {(row["label"], row["source"], row["image"]) for row in rows}
     prior, weights, _ = opened(TABLETOP, True, {})
     through_vae = jax.jit(lambda rgb: prior.decode(weights, prior.encode(weights, rgb, jax.random.key(0))))
@@ -150,6 +152,7 @@ def main() -> None:
         lines.append(f"| {setting.label} | {len(own)} | {' | '.join(cells)} |")
     with replacing(out / "table.md") as partial:
         partial.write_text("\n".join(lines) + "\n")
+    pictures = []
     for source, target in edits:
         files = [out / "images" / f"{setting.label}, {source}, 0.npy" for setting in SETTINGS]
         pictures += [scene(source, 0)[1][..., :3], *(np.load(file) for file in files), scene(target, 0)[1][..., :3]]

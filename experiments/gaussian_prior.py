@@ -41,8 +41,7 @@ def run(objective: Objective, steps: int = 1500, lr: float = 0.05, psi_lr: float
     scene, prior = pixels(1, 1, start=0.5), gaussian(MEANS, SIGMA)
     weights = prior.init(jax.random.key(0))
     table = {name: prior.embed(weights, [text] * 4) for name, text in TEXTS.items()}
-    fitted = [objective.queries[objective.fit]] if objective.fit else []
-    psi = prior.init_psi(weights, jax.random.key(1), table["null"][0], fitted)
+    psi = prior.init_psi(weights, jax.random.key(1), table["null"][0], objective.fitted)
     tx_theta = optax.adam(optax.cosine_decay_schedule(lr, steps, 0.05), b1=0.5)
     tx_psi = optax.adam(psi_lr)
     build = make_train_step(

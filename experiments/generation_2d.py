@@ -33,10 +33,9 @@ from lods_jax.config import TABLETOP
 from lods_jax.distil import Recipe, distil, in_latents, latent_shape
 from lods_jax.evaluate import shown
 from lods_jax.folder import append, rewind
-from lods_jax.generate import text_to_image
+from lods_jax.generate import opened, text_to_image
 from lods_jax.io.files import replacing
 from lods_jax.io.image import grid, write_png
-from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.prompts import prompt_table
 from lods_jax.tabletop import metrics
 from lods_jax.tabletop.dataset import parse_caption, render_caption
@@ -91,9 +90,7 @@ def images(setting: Setting, prompt: str, n_steps: int, seed: int) -> tuple[np.n
     if setting.objective is None:
         began = time.monotonic()
         return text_to_image(TABLETOP, prompt, N, N * seed, 4.0, 30), time.monotonic() - began
-    prior = stable_diffusion(TABLETOP, rank=setting.rank)
-    weights = prior.init(jax.random.key(0))
-    texts = {name: prior.embed(weights, list(rows)) for name, rows in prompt_table(prompt, with_view=False).items()}
+    prior, weights, texts = opened(TABLETOP, True, prompt_table(prompt, with_view=False), setting.rank)
     start = 0.1 * jax.random.normal(jax.random.key(seed), (N, *latent_shape(prior, weights)))
     recipe = Recipe(n_steps * (2 if "schedule" in setting.recipe else 1), **setting.recipe)
     objective = OBJECTIVES[setting.objective](**setting.options)

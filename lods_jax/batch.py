@@ -26,7 +26,7 @@ def read_prompts(name: str | Path) -> list[str]:
         raise UserError(f"{file} has {file.stat().st_size} bytes: a file of prompts may have {MOST}")
     try:
         text = file.read_text(encoding="utf-8")
-        found = list(strings(json.loads(text))) if file.suffix == ".json" else text.splitlines()
+        found = strings(json.loads(text)) if file.suffix == ".json" else text.splitlines()
     except ValueError as error:
         raise UserError(f"{file} is not {'JSON' if file.suffix == '.json' else 'UTF-8 text'}: {error}") from None
     prompts = [line.strip() for line in found]

@@ -85,7 +85,7 @@ def build(config: Config) -> Parts:
     weights = prior.init(jax.random.key(0))
     texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
     psi = first_psi(config, prior, objective, weights, texts["null"][0])
-    return assemble(config, prior, unet_hash(prior_folder(config.prior.name)), weights, objective, texts, psi)
+    return assemble(config, prior, unet_hash(local(config.prior.name)), weights, objective, texts, psi)
 
 
 def sketch(config: Config) -> Parts:
@@ -109,6 +109,7 @@ def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
         raise UserError(
             f"objective {config.objective.name} learns, and float16 would round its gradients away: pass --prior.dtype bfloat16"
         )
+    # Built here for its complaints alone, before weights are read.
     representation.scene(config, representation.plan(config, config.resolution, None))
     source = config.source_prompt or None
     without = {word: views.replace(",", " ").split() for word, views in config.debias.items()}
@@ -119,8 +120,7 @@ def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
 
 def first_psi(config: Config, prior: Prior, objective: Objective, weights: Any, tokens: Array) -> Any:
     """What is learned of the prior, before the first step."""
-    fitted = [objective.queries[objective.fit]] if objective.fit else []
-    return prior.init_psi(weights, jax.random.fold_in(jax.random.key(config.seed), 1), tokens, fitted)
+    return prior.init_psi(weights, jax.random.fold_in(jax.random.key(config.seed), 1), tokens, objective.fitted)
 
 
 def assemble(
@@ -212,13 +212,15 @@ def load_objective(name: str) -> Callable[..., Objective]:
 
 # --- priors ---------------------------------------------------------------------------------------------------------------
 def make_prior(config: Config) -> Prior:
-    return PRIORS.get(config.prior.name, partial(from_folder, folder=config.prior.name))(config)
+    if config.prior.name in PRIORS:
+        return PRIORS[config.prior.name](config)
+    return from_folder(config, local(config.prior.name, config.prior.download))
 
 
 def from_folder(config: Config, folder: str | Path, untrained: bool = False) -> Prior:
     p = config.prior
     options = {"rank": p.rank, "attention": p.attention, "remat": p.remat, "untrained": untrained}
-    return stable_diffusion(local(str(folder), p.download), jnp.dtype(p.dtype), strict=False, **options)
+    return stable_diffusion(folder, jnp.dtype(p.dtype), strict=False, **options)
 
 
 def exact(config: Config, make: Callable[..., Prior], size: int) -> Prior:
@@ -232,15 +234,11 @@ PRIORS: Mapping[str, Callable[[Config], Prior]] = {
 }
 
 
-def prior_folder(name: str) -> Path:
-    return TABLETOP if name == "tabletop" else local(name)
-
-
 def names_views(config: Config) -> bool:
     """Whether the prompts of a run name the view: not for an object of the tabletop world that looks alike from all sides."""
     if config.view_words != "auto":
         return config.view_words == "on"
-    if config.prior.name not in PRIORS and not (prior_folder(config.prior.name) / "vocabulary.json").exists():
+    if config.prior.name not in PRIORS and not (local(config.prior.name) / "vocabulary.json").exists():
         return True  # a prior of the whole world
     try:
         return parse_caption(config.prompt).kind in COMPOSITE

@@ -420,7 +420,7 @@ def prior_folder(name: str, download: bool = False) -> Path:
     """The folder of --prior; refuses what is not there."""
     from lods_jax.io.hub import local
 
-    folder = TABLETOP if name == "tabletop" else local(name, download)
+    folder = local(name, download)
     if not (folder / "model_index.json").is_file():
         raise UserError(
             f"no prior at {folder}: --prior takes tabletop, {', '.join(CLOSED_FORM)}, a Stable Diffusion folder in diffusers "

@@ -38,7 +38,7 @@ class PriorConfig:
     """`tabletop`, `exact` (posterior mean over renders of the tabletop world), `exact-gaussians` (one Gaussian per caption), a
     Stable Diffusion folder in diffusers layout, or the id of a repository in the local Hugging Face cache."""
     download: bool = False
-    """Fetch the repository of that id if the cache does not have it."""
+    """Fetch what the cache lacks of the repository of that id."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of U-Net and VAE; their results are float32 in any case, and so is a VAE beside a float16 U-Net. float16 is for
     objectives that learn nothing of the prior."""

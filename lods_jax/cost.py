@@ -14,12 +14,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lods_jax.build import Parts
 from lods_jax.config import Config, UserError
-from lods_jax.run import first_state, train_step
+from lods_jax.run import first_state, mode_of, train_step
 from lods_jax.train import AXIS, over_devices
 
 GIB = 2**30
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(.*?channel_id=(\d+)")
-# Flags that lower the peak, most effective first, and the values that they replace.
+# Flags that lower the peak, most effective first, and whether there is still something to lower.
 SMALLER = {
     "--prior.remat": lambda c: not c.prior.remat,
     "--prior.dtype bfloat16": lambda c: c.prior.dtype == "float32",
@@ -48,11 +48,13 @@ class Cost(NamedTuple):
 
 def estimate(config: Config, parts: Parts, devices: list | None = None) -> Cost:
     """Compiles the step, runs nothing. Arrays of `parts` may be shapes alone (`build.sketch`)."""
-    devices = devices or (jax.devices() if config.parallel != "jit" else jax.devices()[:1])
+    here = devices is None
+    if here:
+        devices = jax.devices()[:1] if mode_of(config) == "jit" else jax.devices()
     if config.batch % len(devices):
         raise UserError(f"batch must be a multiple of the {len(devices)} devices, got {config.batch}")
     static = parts.representation.plan(config, config.resolution, None)
-    mode = "jit" if len(devices) == 1 and devices[0] in jax.devices() else "shard_map"
+    mode = "jit" if here and len(devices) == 1 else "shard_map"
     step, views = over_devices(train_step(config, parts, static), mode, config.batch, devices)
     state = jax.eval_shape(lambda psi: first_state(config, parts._replace(psi=psi)), parts.psi)
     arguments = (state, parts.weights, parts.texts, None, jax.eval_shape(lambda: jax.random.key(0)))
@@ -79,7 +81,7 @@ def estimate(config: Config, parts: Parts, devices: list | None = None) -> Cost:
         devices[0].device_kind,
         held,
         memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        room_of(devices[0]) if devices[0] in jax.devices() else None,
+        room_of(devices[0]) if here else None,
         float(compiled.cost_analysis()["flops"]),
         # One that overlaps with computation stands in many fusions, under one channel.
         dict(Counter(kind for kind, _ in set(COLLECTIVE.findall(compiled.as_text())))),

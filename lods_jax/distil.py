@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from lods_jax.cameras import sample_orbit
 from lods_jax.objectives import fit_loss
 from lods_jax.scenes.particles import particles
-from lods_jax.train import descend, init_state, make_train_step, parallelise
+from lods_jax.train import descend, encode_each, init_state, make_train_step, parallelise
 from lods_jax.types import Objective, Prior, TrainState
 
 
@@ -56,13 +56,12 @@ def distil(
         raise ValueError(f"this objective asks with the text {absent[0]!r}, which there is none of here: edit an image instead")
     # An image has no camera: whatever asks for its pose is asked without.
     objective = objective._replace(queries={name: query._replace(pose=False) for name, query in objective.queries.items()})
-    fitted = [objective.queries[objective.fit]] if objective.fit else []
     k_psi, k_fit, key = jax.random.split(jax.random.key(seed), 3)
-    psi = prior.init_psi(weights, k_psi, texts["null"][0], fitted)
+    psi = prior.init_psi(weights, k_psi, texts["null"][0], objective.fitted)
     tx_theta = optax.adam(optax.cosine_decay_schedule(recipe.lr, recipe.steps, 0.1), b2=0.99)
     rate = recipe.psi_lr or (3e-2 if "embedding" in psi else 3e-3)
     tx_psi = optax.adam(rate, b2=0.99)
-    if fitted and recipe.fit_first:
+    if objective.fit and recipe.fit_first:
         psi = fit_on(prior, weights, objective, texts, start, psi, tx_psi, k_fit, recipe.fit_first)
     options = {"cameras": lambda keys, views: sample_orbit(keys, views, n), "window": lambda step: recipe.window, "batch": n}
     options |= {"fit_shares_noise": recipe.fit_shares_noise, "schedule": recipe.schedule}
@@ -80,7 +79,7 @@ def fit_on(prior, weights, objective, texts, images, psi, tx, key, steps: int) -
     @jax.jit
     def step(psi, opt, key):
         k_encode, k_fit = (jax.random.split(k, len(images)) for k in jax.random.split(key))
-        z = jax.vmap(lambda image, key: prior.encode(weights, image[None], key)[0])(images, k_encode)
+        z = encode_each(prior, weights, images, k_encode)
         gradient = jax.grad(fit_loss)(psi, objective, partial(prior.predict, weights), {"render": z}, rows, k_fit)
         return descend(tx, gradient, psi, opt)
 

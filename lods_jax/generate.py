@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from lods_jax.distil import Recipe, distil, film, in_latents, latent_shape
 from lods_jax.io.image import grid, write_png
 from lods_jax.io.video import write_video
+from lods_jax.priors.lora import RANK
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.prompts import prompt_table
 from lods_jax.sampling import ddim
@@ -44,9 +45,11 @@ def text_to_image(
     return np.asarray(run(weights, tokens, null, jax.vmap(jax.random.key)(seed + jnp.arange(n))))
 
 
-def opened(folder: Path, strict: bool, table: Mapping[str, Sequence[str]]) -> tuple[Prior, Any, dict[str, Array]]:
-    """The prior of a folder, its weights, and the texts of a prompt table as it reads them."""
-    prior = stable_diffusion(folder, strict=strict)
+def opened(
+    folder: Path, strict: bool, table: Mapping[str, Sequence[str]], rank: int = RANK
+) -> tuple[Prior, Any, dict[str, Array]]:
+    """The prior of a folder, its weights, and the texts of a prompt table as it reads them; `rank` is of its adapter."""
+    prior = stable_diffusion(folder, strict=strict, rank=rank)
     weights = prior.init(jax.random.key(0))
     return prior, weights, {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
 

@@ -71,9 +71,13 @@ def train_step(config: Config, parts: Parts, static: Static) -> Callable:
 
 def compiled(config: Config, parts: Parts, static: Static) -> Callable:
     """The train step at a static shape, over the devices that the configuration asks for."""
+    return parallelise(train_step(config, parts, static), mode_of(config), config.batch)
+
+
+def mode_of(config: Config) -> str:
+    """How the step is spread over the devices that are here."""
     n = jax.device_count()
-    mode = config.parallel if config.parallel != "auto" else "pmap" if n > 1 and config.batch % n == 0 else "jit"
-    return parallelise(train_step(config, parts, static), mode, config.batch)
+    return config.parallel if config.parallel != "auto" else "pmap" if n > 1 and config.batch % n == 0 else "jit"
 
 
 def train(
@@ -223,7 +227,7 @@ def diagnosis(config: Config, parts: Parts, static: Static | None) -> Callable[[
         return lambda state: {}
     static = static or parts.representation.plan(config, config.resolution, None)
     scene, key = parts.representation.scene(config, static), jax.random.fold_in(jax.random.key(config.seed), 3)
-    diagnose = make_diagnosis(scene, parts.prior, parts.objective, parts.cameras, config.batch)
+    diagnose = make_diagnosis(scene, parts.prior, parts.objective, parts.cameras, config.batch, config.prior.vae_slicing)
     return lambda state: {name: float(x) for name, x in diagnose(state, parts.psi, parts.weights, parts.texts, key).items()}
 
 

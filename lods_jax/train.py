@@ -80,7 +80,7 @@ def make_train_step(
       texts_of: (tables, camera) -> a row of each table per view, and how to ask with them; `perp_neg.by_azimuth` is another.
       fit_shares_noise: score and fit share timestep and noise (`objectives.score_and_fit`): a third fewer predictions.
       schedule: None updates scene and prior in every step, as the official LODS does. (m, k) takes turns, as the paper says: m
-        steps of the scene alone, then k of the prior alone; what has no turn costs nothing, and its metric is NaN.
+        steps of the scene alone, then k of the prior alone; what has no turn asks the prior nothing, and its metric is NaN.
       vae_slicing: encode one view after the other, which holds one view's activations at a time.
 
     The step maps (state, weights, texts, reference, key, views[b]) to (state, metrics). `texts` are prompt tables
@@ -104,9 +104,7 @@ def make_train_step(
 
             def look(theta, probe):
                 render = scene.render(theta, state.aux, camera, k.render, probe)
-                # One key per view: the encoder's noise must not depend on who else is in the batch.
-                encode = lambda view: prior.encode(weights, view[0][None], view[1])[0]  # noqa: E731
-                z = (partial(jax.lax.map, encode) if vae_slicing else jax.vmap(encode))((render.rgb, k.encode))
+                z = encode_each(prior, weights, render.rgb, k.encode, vae_slicing)
                 costs = penalty(render, state.step)
                 return (z, sum(costs.values(), jnp.zeros(len(views)))), (render, costs)
 
@@ -145,7 +143,12 @@ def make_train_step(
 
 
 def make_diagnosis(
-    scene: Scene, prior: Prior, objective: Objective, cameras: Callable[[Key[Array, "b"], Int[Array, "b"]], Camera], batch: int
+    scene: Scene,
+    prior: Prior,
+    objective: Objective,
+    cameras: Callable[[Key[Array, "b"], Int[Array, "b"]], Camera],
+    batch: int,
+    vae_slicing: bool = False,
 ) -> Callable[..., dict[str, jax.Array]]:
     """Builds (state, psi_0, weights, texts, key) -> {"psi_displacement", "fit_gain"}: has the learnable branch learned?
 
@@ -159,7 +162,7 @@ def make_diagnosis(
         k = jax.vmap(lambda key: split_named(key, "camera render encode fit"))(view_keys(key, state.step, views))
         camera = cameras(k.camera, views)
         render = scene.render(state.theta, state.aux, camera, k.render, scene.probe(state.aux, batch))
-        z = jax.vmap(lambda rgb, key: prior.encode(weights, rgb[None], key)[0])(render.rgb, k.encode)
+        z = encode_each(prior, weights, render.rgb, k.encode, vae_slicing)
         rows, _ = by_view(texts, camera)
         predict, pose = partial(prior.predict, weights), camera.c2w.reshape(batch, 16)
         # One after the other, not side by side: a second copy of the network would double the compilation.
@@ -169,6 +172,16 @@ def make_diagnosis(
         return {"psi_displacement": jnp.sqrt(jnp.mean(jnp.concatenate(moved) ** 2)), "fit_gain": before - after}
 
     return diagnose
+
+
+def encode_each(prior: Prior, weights: Any, rgb: Array, keys: Key[Array, "b"], slicing: bool = False) -> Array:
+    """The latents of views [b ...], one key per view: the encoder's noise must not depend on who else is in the batch.
+
+    Args:
+      slicing: one view after the other, which holds the activations of one at a time.
+    """
+    one = lambda view: prior.encode(weights, view[0][None], view[1])[0]  # noqa: E731
+    return (partial(jax.lax.map, one) if slicing else jax.vmap(one))((rgb, keys))
 
 
 def turns(schedule: tuple[int, int] | None, step: Array) -> tuple[Array | bool, Array | bool]:

@@ -86,6 +86,11 @@ class Objective(NamedTuple):
     # (eps_of, z, t, noise) -> (z_t, noise) in place of random noise, eps_of(text, z_t, t) being the frozen network: ISM, SDI
     noising: Callable[..., tuple[jax.Array, jax.Array]] | None = None
 
+    @property
+    def fitted(self) -> list[Query]:
+        """What a Prior's `init_psi` is asked to make learnable: the fitted query, if there is one."""
+        return [] if self.fit is None else [self.queries[self.fit]]
+
 
 class TrainState(struct.PyTreeNode):
     """All that training changes, and all that a checkpoint holds: data only, no functions, keys or frozen weights."""

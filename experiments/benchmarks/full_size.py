@@ -36,15 +36,13 @@ def step_of(prior, weights, name: str, start, shared: bool = False):
     objective, tx = OBJECTIVES[name](), optax.adam(1e-2)
     tokens = jax.ShapeDtypeStruct((4, 77, 1024), jnp.float32)
     texts = dict.fromkeys(("prompt", "plain", "null", "source", "empty"), tokens)
-    fitted = [objective.queries[objective.fit]] if objective.fit else []
 
     def state(key, weights, tokens, start):
-        return init_state(particles(start), prior.init_psi(weights, key, tokens, fitted), tx, tx, key)
+        return init_state(particles(start), prior.init_psi(weights, key, tokens, objective.fitted), tx, tx, key)
 
     first = jax.eval_shape(state, jax.random.key(0), weights, jax.ShapeDtypeStruct((77, 1024), jnp.float32), start)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: jnp.zeros(start.shape)))
     build = make_train_step(
-        particles(zeros),
+        particles(jnp.zeros(start.shape)),
         prior,
         objective,
         cameras=lambda keys, views: sample_orbit(keys, views, 1),

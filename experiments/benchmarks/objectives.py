@@ -54,8 +54,7 @@ class Step(NamedTuple):
 def compiled_step(world: Callable[[int], Prior], weights, texts, start, reference, job: Job) -> Step:
     """The step of an objective on particles. `world` gives the prior whose adapters have a rank."""
     prior, objective, scene, tx = world(job.rank), OBJECTIVES[job.objective](), particles(start), optax.adam(1e-2)
-    fitted = [objective.queries[objective.fit]] if objective.fit else []
-    psi = prior.init_psi(weights, jax.random.key(0), texts["null"][0], fitted)
+    psi = prior.init_psi(weights, jax.random.key(0), texts["null"][0], objective.fitted)
     build = make_train_step(
         scene,
         prior,

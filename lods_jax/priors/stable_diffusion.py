@@ -68,8 +68,8 @@ def stable_diffusion(
         """Reads the weights; nothing is random, and `key` is for `untrained` alone."""
         networks = {"unet": (unet, dtype), "vae": (vae, vae_dtype), "text": (text, jnp.float32)}
         if untrained:
-            drawn = {part: modules.init(module, key) for part, (module, _) in networks.items()}
-            return {part: jax.tree.map(lambda x: x.astype(networks[part][1]), drawn[part]) for part in drawn}  # noqa: B023
+            cast = lambda tree, to: jax.tree.map(lambda x: x.astype(to), tree)  # noqa: E731
+            return {part: cast(modules.init(module, key), to) for part, (module, to) in networks.items()}
         return {part: load(folder, part, module, to, variant) for part, (module, to) in networks.items()}
 
     def embed(weights: dict, texts: Sequence[str]) -> Float[Array, "k n w"]:
