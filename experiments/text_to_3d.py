@@ -29,7 +29,7 @@ from PIL import Image
 
 from lods_jax import config as configs
 from lods_jax import run
-from lods_jax.build import Parts, Static
+from lods_jax.build import Parts
 from lods_jax.cameras import TABLETOP
 from lods_jax.cli import start_jax
 from lods_jax.compare import compare
@@ -38,6 +38,7 @@ from lods_jax.evaluate import evaluate, plain, shown
 from lods_jax.folder import append, read_run, rewind, write_json
 from lods_jax.io.files import replacing
 from lods_jax.io.image import grid, to_uint8, write_png
+from lods_jax.representations import Static
 from lods_jax.results import circle
 from lods_jax.tabletop.dataset import render_caption
 from lods_jax.tabletop.measure import FIGURES

@@ -1,4 +1,4 @@
-"""Where names meet code: registries of scenes, priors and objectives, and a configuration turned into the parts of a run."""
+"""Where names meet code: registries of priors and objectives, and a configuration turned into the parts of a run."""
 
 import importlib
 import inspect
@@ -11,16 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
 from lods_jax import objectives, prompts
 from lods_jax.cameras import Orbit, sample_orbit
 from lods_jax.config import TABLETOP, Config, UserError
 from lods_jax.diffusion import T
 from lods_jax.io.hub import local
-from lods_jax.io.ply import read_points, write_ply, write_splat
 from lods_jax.penalties import weighted
 from lods_jax.perp_neg import by_azimuth
 from lods_jax.priors.convert import read_config
@@ -28,35 +26,14 @@ from lods_jax.priors.exact import caption_gaussians, posterior_mean
 from lods_jax.priors.published import write_configs
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.provenance import unet_hash
-from lods_jax.refine import Rules, refine, relocate
-from lods_jax.scenes import gaussians as gs
+from lods_jax.representations import Representation, represent
 from lods_jax.tabletop.captioned import captioned_renders
 from lods_jax.tabletop.dataset import parse_caption
 from lods_jax.tabletop.objects import COMPOSITE
 from lods_jax.train import by_view
-from lods_jax.types import Objective, Prior, Scene, TrainState
+from lods_jax.types import Objective, Prior
 
 EXACT_PARTS = 12  # of 672 renders: 8,064 images, about 16 of each seen caption
-
-
-class Static(NamedTuple):
-    """What a compiled step depends on beside the configuration. Equal values share one compilation."""
-
-    resolution: int  # edge of a render, pixels
-    intersections: int  # room for pairs of Gaussian and tile, per view
-
-
-class Representation(NamedTuple):
-    """A kind of scene, as functions of the configuration."""
-
-    scene: Callable[[Config, Static], Scene]
-    eye: Callable[[Config, Static], Scene]  # the same scene on white, for people
-    tx: Callable[[Config], optax.GradientTransformation]
-    plan: Callable[[Config, int, Any], Static]  # (config, resolution, aux or extras of renders, None at first) -> Static
-    refine: Callable[..., TrainState] | None  # (config, tx, key, state) -> state
-    count: Callable[[Any], dict[str, int]]  # aux -> what a log says of its size
-    export: Callable[[Path, TrainState], str]  # writes the scene into a folder; says what it wrote
-    mass: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]]  # (theta, aux) -> where there is something [n 3], and how much [n]
 
 
 class Parts(NamedTuple):
@@ -104,7 +81,7 @@ def sketch(config: Config) -> Parts:
 
 def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
     """Objective and prompt table, after every complaint that needs no weights."""
-    objective, representation = make_objective(config), SCENES[config.scene]
+    objective, representation = make_objective(config), represent(config)
     if objective.fit and config.prior.dtype == "float16":
         raise UserError(
             f"objective {config.objective.name} learns, and float16 would round its gradients away: pass --prior.dtype bfloat16"
@@ -126,7 +103,7 @@ def first_psi(config: Config, prior: Prior, objective: Objective, weights: Any, 
 def assemble(
     config: Config, prior: Prior, sha256: str | None, weights: Any, objective: Objective, texts: dict[str, Array], psi: Any
 ) -> Parts:
-    representation, orbit = SCENES[config.scene], Orbit(**vars(config.camera))
+    representation, orbit = represent(config), Orbit(**vars(config.camera))
     return Parts(
         representation,
         prior,
@@ -244,95 +221,3 @@ def names_views(config: Config) -> bool:
         return parse_caption(config.prompt).kind in COMPOSITE
     except ValueError:
         return True
-
-
-# --- scenes ---------------------------------------------------------------------------------------------------------------
-BACKGROUNDS = {
-    "white-or-grey": gs.white_or_grey,
-    "white": lambda key: jnp.ones(3),
-    "black": lambda key: jnp.zeros(3),
-}
-ROOM = 8  # tile intersections per slot to begin with, twice of what is typical at 64 to 128 px
-
-
-def gaussian_scene(config: Config, static: Static, background: str | None = None) -> Scene:
-    g = config.gaussians
-    return gs.gaussians(
-        height=static.resolution,
-        width=static.resolution,
-        intersections=static.intersections,
-        capacity=g.capacity,
-        count=g.count,
-        points=first_points(config),
-        size=g.size,
-        opacity=g.opacity,
-        degree=g.degree,
-        background=BACKGROUNDS[background or g.background],
-    )
-
-
-def first_points(config: Config) -> Callable[[Key[Array, ""], int], gs.Start]:
-    """Where the Gaussians are at first: a ball, a shell, or a PLY file."""
-    g = config.gaussians
-    if g.init in ("ball", "shell"):
-        return partial({"ball": gs.ball, "shell": gs.shell}[g.init], radius=g.radius)
-    if not Path(g.init).is_file():
-        raise UserError(f"gaussians.init must be ball, shell or a PLY file, got {g.init}")
-    start = gs.from_points(read_points(g.init), g.count, config.seed)
-    return lambda key, count: start
-
-
-def gaussian_optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam with one learning rate per parameter, all of them falling alike."""
-    rates, o = vars(config.gaussians.lr), config.optimizer
-    return optax.chain(
-        optax.scale_by_adam(o.b1, o.b2, o.eps),
-        optax.scale_by_schedule(optax.exponential_decay(1.0, config.steps, o.decay)),
-        optax.stateless(lambda updates, _: {name: -rates[name] * update for name, update in updates.items()}),
-    )
-
-
-def gaussian_plan(config: Config, resolution: int, aux: Any) -> Static:
-    """Room for the most intersections that a view has had, and a tenth more, in powers of two."""
-    most = 0 if aux is None else int(np.max(aux["total"]))
-    room = max(ROOM * config.gaussians.capacity, round(1.1 * most))
-    return Static(resolution, 1 << (room - 1).bit_length())
-
-
-def gaussian_refine(config: Config, tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
-    r = config.gaussians.refine
-    if r.kind == "relocate":
-        return relocate(key, state, tx, r.prune_opacity, r.growth)
-    return refine(key, state, tx, Rules(r.threshold, r.fraction, r.split_size, r.prune_opacity, r.prune_size))
-
-
-def export_gaussians(folder: Path, state: TrainState) -> str:
-    alive = np.asarray(state.aux["alive"])
-    splats = {name: np.asarray(x)[alive] for name, x in state.theta.items()}
-    dropped = write_ply(folder / "scene.ply", splats)
-    write_splat(folder / "scene.splat", splats)
-    return f"scene.ply and scene.splat with {alive.sum() - dropped} Gaussians" + (
-        f" ({dropped} that were not finite left out)" if dropped else ""
-    )
-
-
-def gaussian_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Means, and opacity times the area that a Gaussian shows at most."""
-    alive = np.asarray(aux["alive"])
-    area = np.exp(np.sort(np.asarray(theta["log_scales"]), 1)[:, 1:].sum(1))
-    opacity = 1 / (1 + np.exp(-np.asarray(theta["opacity_logits"])))
-    return np.asarray(theta["means"])[alive], (opacity * area)[alive]
-
-
-SCENES: Mapping[str, Representation] = {
-    "gaussians": Representation(
-        gaussian_scene,
-        partial(gaussian_scene, background="white"),
-        gaussian_optimizer,
-        gaussian_plan,
-        gaussian_refine,
-        lambda aux: {"gaussians": int(np.sum(aux["alive"]))},
-        export_gaussians,
-        gaussian_mass,
-    )
-}

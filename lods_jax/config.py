@@ -205,6 +205,8 @@ class Config:
     """Fraction of the run at which pairs of values go from the first to the second."""
     batch: int = bounded(4, 1, 4096)
     """Views of a step on all devices together."""
+    particles: int = bounded(1, 1, 64)
+    """Scenes that are distilled side by side under one prior: view i of a step shows the i-th of them, and round again."""
     resolution: int = bounded(64, 8, 2048)
     """Edge of the training renders in pixels."""
     prior: PriorConfig = field(default_factory=PriorConfig)
@@ -336,6 +338,8 @@ def check(config: Config) -> Config:
         raise UserError(
             f"gaussians.count must be at most gaussians.capacity = {config.gaussians.capacity}, got {config.gaussians.count}"
         )
+    if config.batch % config.particles:
+        raise UserError(f"batch must be a multiple of particles = {config.particles}, got {config.batch}: pass --batch")
     if (config.camera.radius is None) == (config.camera.extent is None):
         raise UserError(f"give either camera.radius or camera.extent, got {config.camera.radius} and {config.camera.extent}")
     for name in ("elevation", "fov_y", "radius", "extent", "overhead_elevation"):

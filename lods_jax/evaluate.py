@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import jax
 import numpy as np
 
 from lods_jax import checkpoint
-from lods_jax.build import SCENES, make_objective
+from lods_jax.build import make_objective
 from lods_jax.folder import Run, read_run, write_json
+from lods_jax.representations import particles, represent
 from lods_jax.results import Viewer, viewer
 from lods_jax.tabletop.judge import SIZE
 from lods_jax.tabletop.measure import FIGURES, measure
@@ -25,7 +27,7 @@ COSTS = {
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """All figures of a run at its newest checkpoint; `missing` says in one line what could not be measured."""
+    """All figures of a run at its newest checkpoint, means over its particles; `missing` says in one line what is not there."""
     row = {"run": str(run.path), "prompt": run.config.prompt, "objective": run.config.objective.name, "end": run.end}
     row |= {"s": run.config.objective.s, "prior": run.config.prior.name, "seed": run.config.seed, "step": run.step}
     row |= costs(run)
@@ -35,21 +37,22 @@ def evaluate(run: Run) -> dict[str, Any]:
         return row | {"missing": f"no checkpoint to measure: {error}"}
     theta, aux = scene["theta"], scene["aux"]
     row["step"] = int(scene["step"])
-    represent = SCENES[run.config.scene]
-    row |= represent.count(aux)
-    points, mass = represent.mass(theta, aux)
-    see = shared_viewer(run)
+    kind, see = represent(run.config), shared_viewer(run)
+    row |= kind.count(aux)
     try:
-        figures = measure(run.config.prompt, lambda camera: see(theta, aux, camera), points, mass)
+        figures = [
+            measure(run.config.prompt, partial(see, theta, aux), *kind.mass(theta, aux))
+            for theta, aux in zip(particles(run.config, theta), particles(run.config, aux), strict=True)
+        ]
     except ValueError as error:  # a prompt of another world: there is no truth to compare with
         return row | {"missing": f"no figures against the truth: {error}"}
-    return row | figures
+    return row | {name: float(np.mean([one[name] for one in figures])) for name in FIGURES}
 
 
 def restore_scene(run: Run) -> dict[str, Any]:
     """step, theta and aux of a run's newest whole checkpoint; ValueError if there is none."""
-    config, represent = run.config, SCENES[run.config.scene]
-    scene = represent.scene(config, represent.plan(config, config.resolution, None))
+    config, kind = run.config, represent(run.config)
+    scene = kind.scene(config, kind.plan(config, config.resolution, None))
     theta, aux = jax.eval_shape(scene.init, jax.random.key(0))
     like = {"step": jax.ShapeDtypeStruct((), np.int32), "theta": theta, "aux": aux}
     state, _ = checkpoint.restore(run.path / "checkpoints", like, tell=lambda line: print(line))

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 
-from lods_jax.build import SCENES, Parts, Static
+from lods_jax.build import Parts
 from lods_jax.cameras import Orbit, turntable
 from lods_jax.config import Config
 from lods_jax.folder import read_run
@@ -16,6 +17,7 @@ from lods_jax.io.adapters import save_embedding, save_lora
 from lods_jax.io.image import grid, to_uint8, write_png
 from lods_jax.io.page import write_page
 from lods_jax.io.video import write_video
+from lods_jax.representations import SCENES, Static, particles
 from lods_jax.types import Camera, Render, TrainState
 
 AT_ONCE = 4  # views rendered in one call
@@ -23,9 +25,9 @@ Viewer = Callable[[Any, Any, Camera], Render]
 
 
 def viewer(config: Config, size: int) -> Viewer:
-    """Builds (theta, aux, n cameras) -> their renders on white, size pixels wide, as NumPy arrays without extras.
+    """Builds (theta, aux, n cameras) -> renders of one particle on white, size pixels wide, as NumPy arrays without extras.
 
-    Compiled for AT_ONCE views whatever n is, and again where room for intersections runs out.
+    Compiled for AT_ONCE views whatever n is, and again where room runs out.
     """
     represent = SCENES[config.scene]
     static = represent.plan(config, size, None)
@@ -58,24 +60,40 @@ def circle(orbit: Orbit, n: int) -> Camera:
     return turntable(n, orbit=orbit._replace(**farthest))
 
 
-def write_preview(parts: Parts, folder: Path, done: int, state: TrainState, see: Viewer) -> Path:
+def look(config: Config, state: TrainState, see: Viewer, camera: Camera) -> UInt8[np.ndarray, "n h w 3"]:
+    """What n cameras see, on white; particles side by side."""
+    scenes = zip(particles(config, state.theta), particles(config, state.aux), strict=True)
+    return np.concatenate([to_uint8(see(theta, aux, camera).rgb) for theta, aux in scenes], axis=2)
+
+
+def export(config: Config, parts: Parts, folder: Path, state: TrainState) -> str:
+    """The scene in its own format: of the first particle into `folder`, of the others below particles/. Says what it wrote."""
+    for i, (theta, aux) in enumerate(zip(particles(config, state.theta), particles(config, state.aux), strict=True)):
+        below = folder / "particles" / str(i) if i else folder
+        below.mkdir(parents=True, exist_ok=True)
+        said = parts.representation.export(below, theta, aux)
+        text = said if i == 0 else f"{text}, and in {below}: {said}"
+    return text
+
+
+def write_preview(config: Config, parts: Parts, folder: Path, done: int, state: TrainState, see: Viewer) -> Path:
     """Four sides in a row, as previews/<step>.png; and the scene as it is, for `lods view` and for whoever survives a crash."""
-    images = to_uint8(see(state.theta, state.aux, circle(parts.orbit, 4)).rgb)
-    parts.representation.export(folder, state)
+    images = look(config, state, see, circle(parts.orbit, 4))
+    export(config, parts, folder, state)
     return write_png(folder / "previews" / f"{done:06d}.png", grid(images, 4))
 
 
 def write_results(config: Config, parts: Parts, folder: Path, state: TrainState, see: Viewer, say: Callable) -> None:
     """video.mp4 (a turntable), eight stills, one by one and in one picture, the scene in its own format, and what was learned."""
-    stills = to_uint8(see(state.theta, state.aux, circle(parts.orbit, 8)).rgb)
+    stills = look(config, state, see, circle(parts.orbit, 8))
     write_png(folder / "stills.png", grid(stills, 4))
     for i, image in enumerate(stills):
         write_png(folder / "stills" / f"{i * 45:03d}.png", image)
-    say("", parts.representation.export(folder, state))
+    say("", export(config, parts, folder, state))
     if written := write_learned(parts, folder, state.psi):
         say("", f"{' and '.join(written)}: what the prior learned")
     try:
-        frames = to_uint8(see(state.theta, state.aux, circle(parts.orbit, config.output.frames)).rgb)
+        frames = look(config, state, see, circle(parts.orbit, config.output.frames))
         write_video(folder / "video.mp4", frames, float(config.output.fps))
     except RuntimeError as error:  # no ffmpeg that works: everything else is there
         say("", f"no video: {error}")

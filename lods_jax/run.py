@@ -17,10 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 from lods_jax import checkpoint, provenance
-from lods_jax.build import Parts, Static, build
+from lods_jax.build import Parts, build
 from lods_jax.config import Config, UserError, check, dump
 from lods_jax.folder import append, event_log, point_latest_at, rewind, write_json
 from lods_jax.io.files import replacing
+from lods_jax.representations import Static
 from lods_jax.results import Viewer, viewer, write_page_of, write_preview, write_results
 from lods_jax.rng import step_key
 from lods_jax.train import init_state, make_diagnosis, make_train_step, parallelise
@@ -77,7 +78,13 @@ def compiled(config: Config, parts: Parts, static: Static) -> Callable:
 def mode_of(config: Config) -> str:
     """How the step is spread over the devices that are here."""
     n = jax.device_count()
-    return config.parallel if config.parallel != "auto" else "pmap" if n > 1 and config.batch % n == 0 else "jit"
+    return (
+        config.parallel
+        if config.parallel != "auto"
+        else "pmap"
+        if n > 1 and config.batch % (n * config.particles) == 0
+        else "jit"
+    )
 
 
 def train(
@@ -209,7 +216,7 @@ def optimise(
                 seconds["compile"], began = round(time.monotonic() - began, 1), time.monotonic()
                 say("optimise", f"{config.steps - first} steps of {config.batch} views (compiled in {seconds['compile']:.0f} s)")
             if due(config.output.preview_every, done) or (config.output.preview_every and done == FIRST_PREVIEW):
-                path = write_preview(parts, folder, done, state, see)
+                path = write_preview(config, parts, folder, done, state, see)
                 if done == FIRST_PREVIEW:
                     say("preview", f"{path} and so on; `lods view {folder}` shows the scene while it grows")
             if last or due(config.checkpoint.every, done):

@@ -19,6 +19,7 @@ ROWS = [
     {"train", "refine", "perp_neg"},
     {
         "build",
+        "representations",
         "config",
         "checkpoint",
         "folder",

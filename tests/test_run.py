@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from lods_jax import build as build_module
-from lods_jax import checkpoint, cli, run
+from lods_jax import checkpoint, cli, representations, run
 from lods_jax.build import build
 from lods_jax.cli import main, parse
 from lods_jax.config import load
@@ -178,13 +178,11 @@ def test_a_seed_changes_the_run(whole, tmp_path):
 
 def test_room_for_intersections_grows_when_it_is_too_small(monkeypatch):
     """The plan hangs on the state alone, so a resumed run plans alike."""
-    monkeypatch.setattr(build_module, "ROOM", 1)
+    monkeypatch.setattr(representations, "ROOM", 1)
     monkeypatch.setattr(run, "PLAN_EVERY", 2)
     config = parse([*TINY, "--gaussians.count", "64", "--steps", "3"]).settings
     parts = build(config)
-    progress = [
-        (p.static.intersections, int(p.state.aux["total"])) for p in run.train(config, parts, run.first_state(config, parts))
-    ]
+    progress = [(p.static.room, int(p.state.aux["total"])) for p in run.train(config, parts, run.first_state(config, parts))]
     assert progress[0][0] == 64
     assert progress[1][0] >= 1.1 * progress[1][1] > 64
 
@@ -288,3 +286,18 @@ def test_info_tells_devices_ffmpeg_and_the_prior(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("device", "ffmpeg", "tabletop", "SHA-256"))
+
+
+def test_particles_are_distilled_refined_and_shown_side_by_side(tmp_path):
+    assert main([*TINY, "--particles", "2", "--objective", "vsd", "--out", str(tmp_path / "two")]) == 0
+    state = final(tmp_path / "two")
+    assert state.theta["means"].shape == (2, 64, 3)
+    assert (np.sum(np.asarray(state.aux["alive"]), 1) > 40).all()  # both have grown
+    assert Image.open(tmp_path / "two" / "stills" / "000.png").size == (64, 32)
+    first, second = (read_ply(tmp_path / "two" / name)["means"] for name in ("scene.ply", "particles/1/scene.ply"))
+    assert not np.array_equal(first[:4], second[:4])
+
+
+def test_particles_must_divide_the_batch(capsys):
+    assert main([*TINY, "--particles", "3"]) == 2
+    assert "batch must be a multiple of particles = 3, got 2: pass --batch" in capsys.readouterr().err

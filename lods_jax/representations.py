@@ -1,0 +1,154 @@
+"""Kinds of scene as a run needs them: made from a configuration, optimised, refined, counted, exported and measured."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Key
+
+from lods_jax.config import Config, UserError
+from lods_jax.io.ply import read_points, write_ply, write_splat
+from lods_jax.refine import Rules, refine, relocate
+from lods_jax.scenes import gaussians as gs
+from lods_jax.scenes.several import several
+from lods_jax.types import Scene, TrainState
+
+
+class Static(NamedTuple):
+    """What a compiled step depends on beside the configuration. Equal values share one compilation."""
+
+    resolution: int  # edge of a render, pixels
+    room: int  # for pairs of Gaussian and tile, per view
+
+
+class Representation(NamedTuple):
+    """A kind of scene, as functions of the configuration."""
+
+    scene: Callable[[Config, Static], Scene]  # of all particles
+    eye: Callable[[Config, Static], Scene]  # of one particle, on white, for people
+    tx: Callable[[Config], optax.GradientTransformation]
+    plan: Callable[[Config, int, Any], Static]  # (config, resolution, aux or extras of renders, None at first) -> Static
+    refine: Callable[..., TrainState] | None  # (config, tx, key, state) -> state
+    count: Callable[[Any], dict[str, int]]  # aux -> what a log says of its size
+    # Of one particle, (theta, aux):
+    export: Callable[[Path, Any, Any], str]  # writes the scene into a folder; says what it wrote
+    mass: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]]  # where there is something [n 3], and how much [n]
+
+
+def represent(config: Config) -> Representation:
+    """The kind of scene that a configuration names, in as many particles as it asks for."""
+    one, n = SCENES[config.scene], config.particles
+    if n == 1:
+        return one
+
+    def refine(config: Config, tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
+        # Moments have a row for each particle, the optimizer's counters are shared.
+        rows = optax.tree_utils.tree_map_params(tx, lambda m: 0, state.opt_theta, transform_non_params=lambda x: None)
+        axes = TrainState(step=None, theta=0, aux=0, psi=None, opt_theta=rows, opt_psi=None, skipped=None)
+        alone = lambda key, state: one.refine(config, tx, key, state)  # noqa: E731
+        return jax.vmap(alone, in_axes=(0, axes), out_axes=axes)(jax.random.split(key, n), state)
+
+    return one._replace(
+        scene=lambda config, static: several(one.scene(config, static), n), refine=None if one.refine is None else refine
+    )
+
+
+def particles(config: Config, tree: Any) -> list[Any]:
+    """The share of each particle in theta or aux."""
+    return [tree] if config.particles == 1 else [jax.tree.map(lambda x: x[i], tree) for i in range(config.particles)]  # noqa: B023
+
+
+BACKGROUNDS = {
+    "white-or-grey": gs.white_or_grey,
+    "white": lambda key: jnp.ones(3),
+    "black": lambda key: jnp.zeros(3),
+}
+ROOM = 8  # tile intersections per slot to begin with, twice of what is typical at 64 to 128 px
+
+
+def gaussian_scene(config: Config, static: Static, background: str | None = None) -> Scene:
+    g = config.gaussians
+    return gs.gaussians(
+        height=static.resolution,
+        width=static.resolution,
+        intersections=static.room,
+        capacity=g.capacity,
+        count=g.count,
+        points=first_points(config),
+        size=g.size,
+        opacity=g.opacity,
+        degree=g.degree,
+        background=BACKGROUNDS[background or g.background],
+    )
+
+
+def first_points(config: Config) -> Callable[[Key[Array, ""], int], gs.Start]:
+    """Where the Gaussians are at first: a ball, a shell, or a PLY file."""
+    g = config.gaussians
+    if g.init in ("ball", "shell"):
+        return partial({"ball": gs.ball, "shell": gs.shell}[g.init], radius=g.radius)
+    if not Path(g.init).is_file():
+        raise UserError(f"gaussians.init must be ball, shell or a PLY file, got {g.init}")
+    start = gs.from_points(read_points(g.init), g.count, config.seed)
+    return lambda key, count: start
+
+
+def gaussian_optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam with one learning rate per parameter, all of them falling alike."""
+    rates, o = vars(config.gaussians.lr), config.optimizer
+    return optax.chain(
+        optax.scale_by_adam(o.b1, o.b2, o.eps),
+        optax.scale_by_schedule(optax.exponential_decay(1.0, config.steps, o.decay)),
+        optax.stateless(lambda updates, _: {name: -rates[name] * update for name, update in updates.items()}),
+    )
+
+
+def gaussian_plan(config: Config, resolution: int, aux: Any) -> Static:
+    """Room for the most intersections that a view has had, and a tenth more, in powers of two."""
+    most = 0 if aux is None else int(np.max(aux["total"]))
+    room = max(ROOM * config.gaussians.capacity, round(1.1 * most))
+    return Static(resolution, 1 << (room - 1).bit_length())
+
+
+def gaussian_refine(config: Config, tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
+    r = config.gaussians.refine
+    if r.kind == "relocate":
+        return relocate(key, state, tx, r.prune_opacity, r.growth)
+    return refine(key, state, tx, Rules(r.threshold, r.fraction, r.split_size, r.prune_opacity, r.prune_size))
+
+
+def export_gaussians(folder: Path, theta: Any, aux: Any) -> str:
+    alive = np.asarray(aux["alive"])
+    splats = {name: np.asarray(x)[alive] for name, x in theta.items()}
+    dropped = write_ply(folder / "scene.ply", splats)
+    write_splat(folder / "scene.splat", splats)
+    return f"scene.ply and scene.splat with {alive.sum() - dropped} Gaussians" + (
+        f" ({dropped} that were not finite left out)" if dropped else ""
+    )
+
+
+def gaussian_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Means, and opacity times the area that a Gaussian shows at most."""
+    alive = np.asarray(aux["alive"])
+    area = np.exp(np.sort(np.asarray(theta["log_scales"]), 1)[:, 1:].sum(1))
+    opacity = 1 / (1 + np.exp(-np.asarray(theta["opacity_logits"])))
+    return np.asarray(theta["means"])[alive], (opacity * area)[alive]
+
+
+SCENES: Mapping[str, Representation] = {
+    "gaussians": Representation(
+        gaussian_scene,
+        partial(gaussian_scene, background="white"),
+        gaussian_optimizer,
+        gaussian_plan,
+        gaussian_refine,
+        lambda aux: {"gaussians": int(np.sum(aux["alive"]))},
+        export_gaussians,
+        gaussian_mass,
+    )
+}
