@@ -3,16 +3,18 @@
     python experiments/fit_images.py                 # the eight kinds with a front, about 25 minutes on 2 cores
     python experiments/fit_images.py --kinds mug     # 3 minutes
     python experiments/fit_images.py --kinds robot --refinement relocate --capacity 2048
+    python experiments/fit_images.py --scene nerf --size 64 --steps 400          # about 15 minutes
 
-128 px, known cameras and known grey background, at most 4,096 Gaussians from a random ball. What counts is the PSNR inside the
-true mask grown by 4 px. Finished kinds are in outputs/fit_images/results.jsonl and are not done again.
+128 px, known cameras and known grey background, at most 4,096 Gaussians from a random ball, or a NeRF of the size
+`TINY`. What counts is the PSNR inside the true mask grown by 4 px. Finished kinds are in outputs/fit_images/results.jsonl and are
+not done again.
 """
 
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,10 +30,11 @@ from lods_jax.cli import start_jax
 from lods_jax.io.image import grid, write_png
 from lods_jax.refine import Rules, refine, relocate
 from lods_jax.scenes.gaussians import gaussians
+from lods_jax.scenes.nerf import TINY, nerf, refresh
 from lods_jax.tabletop.dataset import render_caption
 from lods_jax.tabletop.objects import COMPOSITE
 from lods_jax.train import descend
-from lods_jax.types import Camera, TrainState
+from lods_jax.types import Camera, Scene, TrainState
 
 GREY, TRAIN, UNSEEN, GROWN = 0.6, 48, 16, 4
 
@@ -41,6 +44,7 @@ class Args:
     kinds: tuple[str, ...] = COMPOSITE
     color: str = "red"
     pattern: str = "striped"
+    scene: Literal["gaussians", "nerf"] = "gaussians"
     size: int = 128
     steps: int = 1500
     batch: int = 3
@@ -50,8 +54,12 @@ class Args:
     """Clone, split and prune, or MCMC-style relocation."""
     seed: int = 0
     lr: dict[str, float] = field(
-        default_factory=lambda: {"means": 4e-3, "quats": 5e-3, "log_scales": 1e-2, "opacity_logits": 4e-2, "sh": 2e-2}
+        default_factory=lambda: (
+            {"means": 4e-3, "quats": 5e-3, "log_scales": 1e-2, "opacity_logits": 4e-2, "sh": 2e-2}
+            | {"tables": 2e-2, "density": 5e-3, "color": 5e-3}
+        )
     )
+    """Of each leaf of either kind of scene."""
     out: Path = Path("outputs/fit_images")
 
 
@@ -65,7 +73,7 @@ def optimizer(args: Args) -> optax.GradientTransformation:
     return optax.chain(
         optax.scale_by_adam(b2=0.99, eps=1e-15),
         optax.scale_by_schedule(optax.exponential_decay(1.0, args.steps, 0.05)),
-        optax.stateless(lambda updates, _: {name: -args.lr[name] * update for name, update in updates.items()}),
+        optax.stateless(lambda updates, _: {k: jax.tree.map(lambda u: -args.lr[k] * u, update) for k, update in updates.items()}),  # noqa: B023
     )
 
 
@@ -73,42 +81,58 @@ def pick(camera: Camera, rows: jax.Array) -> Camera:
     return jax.tree.map(lambda x: x[rows], camera)
 
 
+def make_scene(args: Args, room: int, stratified: bool = True) -> Scene:
+    options = {"height": args.size, "width": args.size, "background": lambda key: jnp.full(3, GREY)}
+    if args.scene == "nerf":
+        return nerf(room=room, samples=args.size, stratified=stratified, **options)
+    return gaussians(intersections=room, capacity=args.capacity, count=args.count, size=0.05, **options)
+
+
 def fit(args: Args, truth: np.ndarray, camera: Camera) -> tuple[TrainState, Callable]:
     """The scene after args.steps, and camera -> Render of it."""
-    scene = gaussians(
-        height=args.size, width=args.size, intersections=16 * args.capacity, capacity=args.capacity, count=args.count, size=0.05,
-        background=lambda key: jnp.full(3, GREY),
-    )  # fmt: skip
     tx, rules = optimizer(args), Rules(fraction=0.2, split_size=0.02, prune_opacity=0.02)
     key = jax.random.key(args.seed)
-    theta, aux = scene.init(key)
+    full = args.size**3 if args.scene == "nerf" else 16 * args.capacity
+    theta, aux = make_scene(args, full).init(key)
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(zero, theta, aux, {}, tx.init(theta), (), zero)
 
-    @jax.jit
-    def step(state, truth, camera):
-        rows = jax.random.choice(jax.random.fold_in(key, state.step), TRAIN, (args.batch,), replace=False)
-        keys = jax.random.split(key, args.batch)
+    @cache
+    def compiled(room: int) -> Callable:
+        scene = make_scene(args, room)
 
-        def loss(theta, probe):
-            render = scene.render(theta, state.aux, pick(camera, rows), keys, probe)
-            return jnp.mean(jnp.abs(render.rgb - truth[rows])), render
+        @jax.jit
+        def step(state, truth, camera):
+            rows = jax.random.choice(jax.random.fold_in(key, state.step), TRAIN, (args.batch,), replace=False)
+            keys = jax.random.split(jax.random.fold_in(key, state.step), args.batch)
 
-        grad = jax.value_and_grad(loss, (0, 1), has_aux=True)
-        (value, render), (g_theta, g_probe) = grad(state.theta, scene.probe(state.aux, args.batch))
-        theta, opt = descend(tx, g_theta, state.theta, state.opt_theta)
-        aux = scene.observe(state.aux, g_probe, render)
-        return state.replace(step=state.step + 1, theta=theta, aux=aux, opt_theta=opt), value
+            def loss(theta, probe):
+                render = scene.render(theta, state.aux, pick(camera, rows), keys, probe)
+                return jnp.mean(jnp.abs(render.rgb - truth[rows])), render
+
+            grad = jax.value_and_grad(loss, (0, 1), has_aux=True)
+            (value, render), (g_theta, g_probe) = grad(state.theta, scene.probe(state.aux, args.batch))
+            theta, opt = descend(tx, g_theta, state.theta, state.opt_theta)
+            aux = scene.observe(state.aux, g_probe, render)
+            return state.replace(step=state.step + 1, theta=theta, aux=aux, opt_theta=opt), value
+
+        return step
 
     rule = partial(refine, rules=rules) if args.refinement == "densify" else partial(relocate, dead=0.005, growth=0.15)
     refined = jax.jit(lambda key, state: rule(key, state, tx))
+    refreshed = jax.jit(lambda key, state: state.replace(aux=refresh(key, TINY, state.theta, state.aux)))
+    room = full >> 1 if args.scene == "nerf" else full
     for i in range(args.steps):
-        state, _ = step(state, truth, camera)
-        if i % 75 == 74 and i < 0.7 * args.steps:
+        state, _ = compiled(room)(state, truth, camera)
+        if args.scene == "nerf" and i % 16 == 8:
+            room = next(full >> k for k in (5, 4, 3, 2, 1, 0) if k == 0 or 1.25 * int(state.aux["total"]) < full >> k)
+            state = refreshed(jax.random.fold_in(key, i), state)
+        elif args.scene == "gaussians" and i % 75 == 74 and i < 0.7 * args.steps:
             state = refined(jax.random.fold_in(key, i), state)
 
     @jax.jit
     def render(camera):
+        scene = make_scene(args, full, stratified=False)
         return scene.render(state.theta, state.aux, camera, jax.random.split(key, UNSEEN), scene.probe(state.aux, UNSEEN))
 
     return state, render
@@ -135,7 +159,7 @@ def run(args: Args, kind: str) -> dict:
     return {
         "kind": kind,
         "psnr": round(psnr(ours, truth[TRAIN:], mask[TRAIN:]), 2),
-        "gaussians": int(state.aux["alive"].sum()),
+        "parts": int(state.aux["alive" if args.scene == "gaussians" else "occupied"].sum()),
         "seconds": round(seconds, 1),
         "settings": settings(args),
     }
@@ -146,14 +170,14 @@ def main(args: Args) -> None:
     file = args.out / "results.jsonl"
     args.out.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    print(f"{'kind':>10} {'PSNR, dB':>9} {'Gaussians':>10} {'seconds':>8}")
+    print(f"{'kind':>10} {'PSNR, dB':>9} {'parts':>10} {'seconds':>8}")
     for kind in args.kinds:
         row = next((row for row in rows if row["kind"] == kind and row["settings"] == settings(args)), None)
         if row is None:
             row = run(args, kind)
             with file.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
-        print(f"{kind:>10} {row['psnr']:9.2f} {row['gaussians']:10,} {row['seconds']:8.1f}", flush=True)
+        print(f"{kind:>10} {row['psnr']:9.2f} {row['parts']:10,} {row['seconds']:8.1f}", flush=True)
 
 
 if __name__ == "__main__":

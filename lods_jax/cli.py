@@ -167,7 +167,7 @@ COMMANDS = {
     "edit-image": EditImage,
     "train-prior": TrainPrior,
 }
-DEFAULT_PRESET = "gaussians-lods-embedding"
+DEFAULT_PRESETS = {"gaussians": "gaussians-lods-embedding", "nerf": "nerf-lods-embedding"}  # by --scene
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -196,7 +196,8 @@ def parse(argv: list[str]) -> Any:
 
 def preset(argv: list[str]) -> Config:
     """What flags start from: the file of --config, with an objective that is named by a flag in place of the file's, whole."""
-    start = configs.load(given(argv, "--config") or DEFAULT_PRESET)
+    by_scene = DEFAULT_PRESETS.get(given(argv, "--scene") or "gaussians", "gaussians-lods-embedding")
+    start = configs.load(given(argv, "--config") or by_scene)
     name = given(argv, "--objective") or given(argv, "--objective.name") or start.objective.name
     return start if name == start.objective.name else replace(start, objective=ObjectiveConfig(name))
 

@@ -99,6 +99,10 @@ class PenaltyConfig:
 
     sparsity: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
     opaque: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    z_variance: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    """This and the next two: of a NeRF alone."""
+    distortion: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    orientation: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,32 @@ class GaussianConfig:
     background: Literal["white-or-grey", "white", "black"] = "white-or-grey"
     lr: GaussianRates = field(default_factory=GaussianRates)
     refine: RefineConfig = field(default_factory=RefineConfig)
+
+
+@dataclass(frozen=True)
+class NerfRates:
+    """Learning rates of AdamW of the field's parameters."""
+
+    tables: float = bounded(2e-2, 0, 1)
+    density: float = bounded(5e-3, 0, 1)
+    color: float = bounded(5e-3, 0, 1)
+    environment: float = bounded(1e-3, 0, 1)
+
+
+@dataclass(frozen=True)
+class NerfConfig:
+    """The scene of a radiance field on a hash grid (`scenes.nerf`)."""
+
+    size: Literal["tiny", "official"] = "tiny"
+    """`scenes.nerf.TINY`, for CPUs, or the field of LODS and threestudio."""
+    samples: int = bounded(64, 1, 4096)
+    """Per ray through the whole field."""
+    background: Literal["white-or-grey", "white", "black", "learned"] = "white-or-grey"
+    """learned: of the ray's direction, in half of the views; the others are white or grey."""
+    refresh_every: int = bounded(16, 1, 10**6)
+    """Steps between refreshes of the occupancy grid."""
+    weight_decay: float = bounded(0.0, 0, 1)
+    lr: NerfRates = field(default_factory=NerfRates)
 
 
 @dataclass(frozen=True)
@@ -214,8 +244,9 @@ class Config:
     camera: CameraConfig = field(default_factory=CameraConfig)
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
-    scene: Literal["gaussians"] = "gaussians"
+    scene: Literal["gaussians", "nerf"] = "gaussians"
     gaussians: GaussianConfig = field(default_factory=GaussianConfig)
+    nerf: NerfConfig = field(default_factory=NerfConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -340,6 +371,9 @@ def check(config: Config) -> Config:
         )
     if config.batch % config.particles:
         raise UserError(f"batch must be a multiple of particles = {config.particles}, got {config.batch}: pass --batch")
+    for name in ("z_variance", "distortion", "orientation"):
+        if config.scene != "nerf" and any(getattr(config.penalty, name)):
+            raise UserError(f"penalty.{name} is of rays through a NeRF: pass --scene nerf, or leave it at 0")
     if (config.camera.radius is None) == (config.camera.extent is None):
         raise UserError(f"give either camera.radius or camera.extent, got {config.camera.radius} and {config.camera.extent}")
     for name in ("elevation", "fov_y", "radius", "extent", "overhead_elevation"):

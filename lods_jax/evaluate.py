@@ -19,6 +19,7 @@ from lods_jax.tabletop.measure import FIGURES, measure
 
 COSTS = {
     "gaussians": "Gaussians at the end",
+    "samples": "samples of the field that a view needed at the end",
     "seconds": "seconds of optimisation, without compilation",
     "predictions": "noise predictions that the prior made, in thousands",
     "psi_displacement": "root mean square by which the learned branch moved",
@@ -64,7 +65,7 @@ _VIEWERS: dict[tuple[str, str], Viewer] = {}  # by what a compiled render depend
 
 def shared_viewer(run: Run) -> Viewer:
     """The viewer of 64 px for a run; runs whose scenes have the same settings share its compilation."""
-    key = run.config.scene, repr(run.config.gaussians)
+    key = run.config.scene, repr((run.config.gaussians, run.config.nerf))
     if key not in _VIEWERS:
         _VIEWERS[key] = viewer(run.config, SIZE)
     return _VIEWERS[key]

@@ -36,11 +36,17 @@ def orientation(render: Render) -> Float[Array, "b"]:
     return jnp.mean(render.extras["orientation"], (1, 2, 3))
 
 
+def distortion(render: Render) -> Float[Array, "b"]:
+    """How far light is spread along rays (mip-NeRF 360; Barron et al. 2022, eq. 15), world units."""
+    return jnp.mean(render.extras["distortion"], (1, 2, 3))
+
+
 PENALTIES: Mapping[str, Penalty] = {
     "sparsity": sparsity,
     "opaque": opaque,
     "z_variance": z_variance,
     "orientation": orientation,
+    "distortion": distortion,
 }
 
 

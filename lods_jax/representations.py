@@ -15,6 +15,7 @@ from lods_jax.config import Config, UserError
 from lods_jax.io.ply import read_points, write_ply, write_splat
 from lods_jax.refine import Rules, refine, relocate
 from lods_jax.scenes import gaussians as gs
+from lods_jax.scenes import nerf as radiance
 from lods_jax.scenes.several import several
 from lods_jax.types import Scene, TrainState
 
@@ -23,7 +24,7 @@ class Static(NamedTuple):
     """What a compiled step depends on beside the configuration. Equal values share one compilation."""
 
     resolution: int  # edge of a render, pixels
-    room: int  # for pairs of Gaussian and tile, per view
+    room: int  # for pairs of Gaussian and tile, or for samples along rays, per view
 
 
 class Representation(NamedTuple):
@@ -33,7 +34,8 @@ class Representation(NamedTuple):
     eye: Callable[[Config, Static], Scene]  # of one particle, on white, for people
     tx: Callable[[Config], optax.GradientTransformation]
     plan: Callable[[Config, int, Any], Static]  # (config, resolution, aux or extras of renders, None at first) -> Static
-    refine: Callable[..., TrainState] | None  # (config, tx, key, state) -> state
+    due: Callable[[Config, int], bool]  # whether the scene is refined after so many steps
+    refine: Callable[..., TrainState]  # (config, tx, key, state) -> state
     count: Callable[[Any], dict[str, int]]  # aux -> what a log says of its size
     # Of one particle, (theta, aux):
     export: Callable[[Path, Any, Any], str]  # writes the scene into a folder; says what it wrote
@@ -53,9 +55,7 @@ def represent(config: Config) -> Representation:
         alone = lambda key, state: one.refine(config, tx, key, state)  # noqa: E731
         return jax.vmap(alone, in_axes=(0, axes), out_axes=axes)(jax.random.split(key, n), state)
 
-    return one._replace(
-        scene=lambda config, static: several(one.scene(config, static), n), refine=None if one.refine is None else refine
-    )
+    return one._replace(scene=lambda config, static: several(one.scene(config, static), n), refine=refine)
 
 
 def particles(config: Config, tree: Any) -> list[Any]:
@@ -68,6 +68,9 @@ BACKGROUNDS = {
     "white": lambda key: jnp.ones(3),
     "black": lambda key: jnp.zeros(3),
 }
+
+
+# --- Gaussians --------------------------------------------------------------------------------------------------------------
 ROOM = 8  # tile intersections per slot to begin with, twice of what is typical at 64 to 128 px
 
 
@@ -115,6 +118,11 @@ def gaussian_plan(config: Config, resolution: int, aux: Any) -> Static:
     return Static(resolution, 1 << (room - 1).bit_length())
 
 
+def gaussian_due(config: Config, done: int) -> bool:
+    r = config.gaussians.refine
+    return r.every > 0 and done % r.every == 0 and r.start * config.steps <= done <= r.stop * config.steps
+
+
 def gaussian_refine(config: Config, tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
     r = config.gaussians.refine
     if r.kind == "relocate":
@@ -140,15 +148,93 @@ def gaussian_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(theta["means"])[alive], (opacity * area)[alive]
 
 
+# --- NeRF -------------------------------------------------------------------------------------------------------------------
+FIELDS = {"tiny": radiance.TINY, "official": radiance.OFFICIAL}
+NORMAL_EPS = 0.01  # world units
+MASS = 0.05  # a cell that stops less light is empty to a count
+BUCKETS = 6  # rooms for samples: all, a half, a quarter, ...
+
+
+def nerf_scene(config: Config, static: Static, eye: bool = False) -> Scene:
+    n, behind = config.nerf, "white" if eye else config.nerf.background
+    return radiance.nerf(
+        height=static.resolution,
+        width=static.resolution,
+        room=static.room,
+        field=FIELDS[n.size],
+        samples=n.samples,
+        stratified=not eye,
+        normal_eps=NORMAL_EPS if any(config.penalty.orientation) and not eye else None,
+        environment=behind == "learned",
+        background=BACKGROUNDS["white-or-grey" if behind == "learned" else behind],
+    )
+
+
+def nerf_optimizer(config: Config) -> optax.GradientTransformation:
+    """AdamW with one learning rate per part of the field, all of them falling alike."""
+    rates, o = vars(config.nerf.lr), config.optimizer
+    return optax.chain(
+        optax.scale_by_adam(o.b1, o.b2, o.eps),
+        optax.add_decayed_weights(config.nerf.weight_decay),
+        optax.scale_by_schedule(optax.exponential_decay(1.0, config.steps, o.decay)),
+        optax.stateless(lambda updates, _: {name: scaled(-rates[name], update) for name, update in updates.items()}),
+    )
+
+
+def scaled(factor: float, tree: Any) -> Any:
+    return jax.tree.map(lambda x: factor * x, tree)
+
+
+def nerf_plan(config: Config, resolution: int, aux: Any) -> Static:
+    """Room for the most samples that a view has needed lately, and an eighth more; for half of all before the first step."""
+    most = [] if aux is None else [int(np.max(aux[name])) for name in ("total", "last") if name in aux]
+    every = config.nerf.samples * resolution**2
+    rooms = [max(every >> i, 1) for i in range(BUCKETS)]
+    return Static(resolution, rooms[1] if aux is None else min(room for room in rooms if room >= min(1.125 * max(most), every)))
+
+
+def nerf_due(config: Config, done: int) -> bool:
+    return done % config.nerf.refresh_every == 0
+
+
+def nerf_refine(config: Config, tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
+    return state.replace(aux=radiance.refresh(key, FIELDS[config.nerf.size], state.theta, state.aux))
+
+
+def export_nerf(folder: Path, theta: Any, aux: Any) -> str:
+    return "the field itself is in checkpoints/"
+
+
+def nerf_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Middles of the occupancy cells, and the light that a cell stops at most."""
+    held = np.asarray(aux["density"])
+    field = next(field for field in FIELDS.values() if field.cells == len(held))
+    middles = np.asarray(radiance.centres(field)).T
+    mass = 1 - np.exp(-held.ravel() * 2 * field.bound / field.cells)
+    return middles[mass > MASS], mass[mass > MASS]
+
+
 SCENES: Mapping[str, Representation] = {
     "gaussians": Representation(
         gaussian_scene,
         partial(gaussian_scene, background="white"),
         gaussian_optimizer,
         gaussian_plan,
+        gaussian_due,
         gaussian_refine,
         lambda aux: {"gaussians": int(np.sum(aux["alive"]))},
         export_gaussians,
         gaussian_mass,
-    )
+    ),
+    "nerf": Representation(
+        nerf_scene,
+        partial(nerf_scene, eye=True),
+        nerf_optimizer,
+        nerf_plan,
+        nerf_due,
+        nerf_refine,
+        lambda aux: {"samples": int(np.max(np.maximum(aux["total"], aux["last"])))},
+        export_nerf,
+        nerf_mass,
+    ),
 }

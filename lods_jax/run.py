@@ -103,17 +103,11 @@ def train(
     step = compile(config, parts, static)
     for done in range(int(state.step) + 1, config.steps + 1):
         state, metrics = step(state, parts.weights, parts.texts, None, key)
-        if represent.refine and refines(config, done):
+        if represent.due(config, done):
             state = refine(jax.random.fold_in(step_key(key, done), 1), state)
         if done % PLAN_EVERY == 0 and (planned := represent.plan(config, config.resolution, state.aux)) != static:
             static, step = planned, compile(config, parts, planned)
         yield Progress(done, state, static, metrics)
-
-
-def refines(config: Config, done: int) -> bool:
-    """Whether the scene is refined after this many steps."""
-    r = config.gaussians.refine
-    return r.every > 0 and done % r.every == 0 and r.start * config.steps <= done <= r.stop * config.steps
 
 
 # --- a run and its folder ---------------------------------------------------------------------------------------------------
@@ -267,7 +261,7 @@ def say(phase: str, text: str) -> None:
 
 def show(bar: tqdm, line: dict[str, Any], config: Config, elapsed: float, done: int) -> None:
     """The newest figures in the progress bar; where there is no terminal, a line for each tenth of the run."""
-    step, names = line["step"], ("force", "fit", "psi_displacement", "fit_gain", "gaussians")
+    step, names = line["step"], ("force", "fit", "psi_displacement", "fit_gain", "gaussians", "samples")
     figures = {name: line[name] for name in names if name in line}
     text = ", ".join(f"{name} {x:.3g}" if isinstance(x, float) else f"{name} {x}" for name, x in figures.items())
     bar.set_postfix_str(text, refresh=False)
