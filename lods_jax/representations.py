@@ -16,7 +16,9 @@ from lods_jax.io.ply import read_points, write_ply, write_splat
 from lods_jax.refine import Rules, refine, relocate
 from lods_jax.scenes import gaussians as gs
 from lods_jax.scenes import nerf as radiance
+from lods_jax.scenes import surface
 from lods_jax.scenes.several import several
+from lods_jax.scenes.surface import Surface
 from lods_jax.types import Scene, TrainState
 
 
@@ -40,6 +42,7 @@ class Representation(NamedTuple):
     # Of one particle, (theta, aux):
     export: Callable[[Path, Any, Any], str]  # writes the scene into a folder; says what it wrote
     mass: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]]  # where there is something [n 3], and how much [n]
+    surface: Callable[[Any, Any], Surface]  # densities and colours in space, for meshes
 
 
 def represent(config: Config) -> Representation:
@@ -151,6 +154,7 @@ def gaussian_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
 # --- NeRF -------------------------------------------------------------------------------------------------------------------
 FIELDS = {"tiny": radiance.TINY, "official": radiance.OFFICIAL}
 NORMAL_EPS = 0.01  # world units
+WALL = 10.0  # density that viewers take for solid, per world unit
 MASS = 0.05  # a cell that stops less light is empty to a count
 BUCKETS = 6  # rooms for samples: all, a half, a quarter, ...
 
@@ -201,14 +205,25 @@ def nerf_refine(config: Config, tx: optax.GradientTransformation, key: Key[Array
     return state.replace(aux=radiance.refresh(key, FIELDS[config.nerf.size], state.theta, state.aux))
 
 
+def field_of(aux: Any) -> radiance.Field:
+    """The size of a field, which its grid tells."""
+    return next(field for field in FIELDS.values() if field.cells == len(aux["density"]))
+
+
 def export_nerf(folder: Path, theta: Any, aux: Any) -> str:
-    return "the field itself is in checkpoints/"
+    splats = surface.surfels(nerf_surface(theta, aux), WALL)
+    write_ply(folder / "scene.ply", splats)
+    write_splat(folder / "scene.splat", splats)
+    return f"scene.ply and scene.splat with {len(splats['means'])} flat Gaussians on the field's surface, for viewers"
+
+
+def nerf_surface(theta: Any, aux: Any) -> Surface:
+    return surface.of_field(field_of(aux), theta)
 
 
 def nerf_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
     """Middles of the occupancy cells, and the light that a cell stops at most."""
-    held = np.asarray(aux["density"])
-    field = next(field for field in FIELDS.values() if field.cells == len(held))
+    held, field = np.asarray(aux["density"]), field_of(aux)
     middles = np.asarray(radiance.centres(field)).T
     mass = 1 - np.exp(-held.ravel() * 2 * field.bound / field.cells)
     return middles[mass > MASS], mass[mass > MASS]
@@ -225,6 +240,7 @@ SCENES: Mapping[str, Representation] = {
         lambda aux: {"gaussians": int(np.sum(aux["alive"]))},
         export_gaussians,
         gaussian_mass,
+        lambda theta, aux: surface.of_gaussians(theta, np.asarray(aux["alive"])),
     ),
     "nerf": Representation(
         nerf_scene,
@@ -236,5 +252,6 @@ SCENES: Mapping[str, Representation] = {
         lambda aux: {"samples": int(np.max(np.maximum(aux["total"], aux["last"])))},
         export_nerf,
         nerf_mass,
+        nerf_surface,
     ),
 }

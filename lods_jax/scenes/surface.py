@@ -1,0 +1,100 @@
+"""What a scene is at any point of space, for meshes and for viewers: a density, a colour, and where the one passes a level."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from lods_jax.scenes.gaussians import Y00
+from lods_jax.scenes.nerf import Field
+from lods_jax.scenes.nerf import look_up as look_up_field
+
+
+class Surface(NamedTuple):
+    """The scene lies in the cube [-bound, bound]^3, world units; `look_up` gives density and RGB in [0, 1] at points [n 3]."""
+
+    bound: float
+    look_up: Callable[[Float[np.ndarray, "n 3"]], Float[np.ndarray, "n 4"]]
+
+
+def of_field(field: Field, theta: dict) -> Surface:
+    """The surface of a radiance field: density is absorption per world unit."""
+    return Surface(field.bound, partial(in_chunks, 1 << 16, jax.jit(lambda x: look_up_field(field, theta, x.T))))
+
+
+def of_gaussians(theta: dict, alive: Bool[np.ndarray, "n"], bound: float = 0.9) -> Surface:
+    """The surface of splats: the sum of opacity exp(-d^2 / 2) over the Gaussians, d in their standard deviations, and its colour.
+
+    Nothing is fitted: the sum is what the splats say of a point, and a level is chosen by what they look like.
+    """
+    means, quats, scales, logits, sh = (
+        np.asarray(theta[name])[alive] for name in ("means", "quats", "log_scales", "opacity_logits", "sh")
+    )
+    axes = Rotation.from_quat(quats, scalar_first=True).as_matrix()  # columns
+    whiten = np.swapaxes(axes, 1, 2) / np.exp(scales)[:, :, None]  # x - mean into standard deviations
+    offset = np.einsum("gij,gj->ig", whiten, means)
+    whiten, offset = jnp.asarray(whiten.reshape(-1, 3), jnp.float32), jnp.asarray(offset, jnp.float32)
+    opacity, rgb = jax.nn.sigmoid(jnp.asarray(logits)), jnp.clip(0.5 + Y00 * jnp.asarray(sh[:, 0]), 0, 1)
+
+    @jax.jit
+    def look_up(x: Float[Array, "m 3"]) -> Float[Array, "m 4"]:
+        away = (x @ whiten.T).reshape(len(x), -1, 3) - offset.T
+        weight = opacity * jnp.exp(-jnp.sum(away**2, 2) / 2)
+        total = jnp.sum(weight, 1, keepdims=True)
+        return jnp.concatenate([total, weight @ rgb / jnp.maximum(total, 1e-12)], 1)
+
+    return Surface(bound, partial(in_chunks, 1 << 11, look_up))
+
+
+def in_chunks(size: int, look_up: Callable, x: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 4"]:
+    """look_up(x), `size` points at a time: one compilation whatever n is."""
+    padded = np.zeros((-(-len(x) // size) * size, 3), np.float32)
+    padded[: len(x)] = x
+    parts = [np.asarray(look_up(jnp.asarray(part))) for part in padded.reshape(-1, size, 3)]
+    return np.concatenate([np.zeros((0, 4), np.float32), *parts])[: len(x)]
+
+
+def grid(surface: Surface, points: int) -> Float[np.ndarray, "g g g"]:
+    """Densities at points^3 places of the cube, borders included, by x, y and z."""
+    return surface.look_up(places(surface.bound, points))[:, 0].reshape((points,) * 3)
+
+
+def places(bound: float, points: int) -> Float[np.ndarray, "n 3"]:
+    line = np.linspace(-bound, bound, points, dtype=np.float32)
+    return np.stack(np.meshgrid(line, line, line, indexing="ij"), -1).reshape(-1, 3)
+
+
+def surfels(surface: Surface, level: float, points: int = 96) -> dict[str, np.ndarray]:
+    """Flat opaque Gaussians on the outermost cells denser than `level`, as `io.ply` writes them; crumbs are left out."""
+    values = grid(surface, points)
+    solid = largest(values > level)
+    shell = solid & ~ndimage.binary_erosion(solid)
+    cell = 2 * surface.bound / (points - 1)
+    means = places(surface.bound, points)[shell.ravel()]
+    # Along the logarithm, which is straighter than a density that grows tenfold within a cell.
+    slope = np.stack(np.gradient(ndimage.gaussian_filter(np.log(values + 1e-3), 1.0)), -1)[shell]
+    outward = -slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-9)
+    # The rotation of z into the normal, as a half-way quaternion; a half turn about x where they are opposite.
+    quats = np.stack([1 + outward[:, 2], -outward[:, 1], outward[:, 0], np.zeros(len(means), np.float32)], 1)
+    quats[outward[:, 2] < -0.9999] = (0, 1, 0, 0)
+    return {
+        "means": means,
+        "quats": (quats / np.linalg.norm(quats, axis=1, keepdims=True)).astype(np.float32),
+        "log_scales": np.log(np.tile(np.float32([0.7, 0.7, 0.2]) * cell, (len(means), 1))),
+        "opacity_logits": np.full(len(means), 4.0, np.float32),
+        "sh": ((surface.look_up(means)[:, 1:] - 0.5) / Y00)[:, None].astype(np.float32),
+    }
+
+
+def largest(solid: Bool[np.ndarray, "g g g"], share: float = 0.02) -> Bool[np.ndarray, "g g g"]:
+    """Without the connected parts that have less than a share of the largest one's cells."""
+    parts, _ = ndimage.label(solid)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0  # what is not solid
+    return (sizes >= share * sizes.max())[parts] & solid
