@@ -80,6 +80,24 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Writes the scene of a run for other programs: a mesh (extra `mesh`), splats, or videos."""
+
+    run: tyro.conf.Positional[Path]
+    to: Literal["glb", "obj", "ply", "splat", "mp4"] = "glb"
+    """glb, obj: a mesh with a baked texture, y up. ply: a mesh with colours at its vertices. splat: scene.splat, and scene.ply of
+    splats. mp4: turntables of colour, depth and normals."""
+    out: Path | None = None
+    """A folder; by default that of the run."""
+    faces: int = 10_000
+    """Of the mesh at most."""
+    texture: int = 512
+    """Edge of the texture, pixels."""
+    particle: int = 0
+    """Which of several particles."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Tells devices, ffmpeg, priors and versions."""
 
@@ -162,6 +180,7 @@ COMMANDS = {
     "view": View,
     "compare": Compare,
     "evaluate": Evaluate,
+    "export": Export,
     "info": Info,
     "text-to-image": TextToImage,
     "edit-image": EditImage,
@@ -312,6 +331,14 @@ def evaluate(args: Evaluate) -> None:
     from lods_jax import evaluate
 
     evaluate.report(some(args.runs), args.json)
+
+
+def export(args: Export) -> None:
+    start_jax()
+    from lods_jax import export
+    from lods_jax.folder import read_run
+
+    print(export.export(read_run(args.run), args.to, args.out, args.faces, args.texture, args.particle))
 
 
 def some(runs: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -475,6 +502,7 @@ RUN = {
     View: view,
     Compare: compare,
     Evaluate: evaluate,
+    Export: export,
     Info: info,
     TextToImage: text_to_image,
     EditImage: edit_image,

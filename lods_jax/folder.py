@@ -3,7 +3,7 @@
 config.yaml    repeats the run                    scene.ply, scene.splat   the scene, from the last preview on
 run.json       what it ran on, and how it ended   previews/, stills/       pictures
 metrics.jsonl  one line per log_every steps       video.mp4, index.html    at the end
-checkpoints/   all that training changes
+checkpoints/   all that training changes          mesh.glb                 of a NeRF, at the end
 """
 
 import json

@@ -43,6 +43,7 @@ class Representation(NamedTuple):
     export: Callable[[Path, Any, Any], str]  # writes the scene into a folder; says what it wrote
     mass: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]]  # where there is something [n 3], and how much [n]
     surface: Callable[[Any, Any], Surface]  # densities and colours in space, for meshes
+    solid: bool  # whether a run ends with a mesh
 
 
 def represent(config: Config) -> Representation:
@@ -241,6 +242,7 @@ SCENES: Mapping[str, Representation] = {
         export_gaussians,
         gaussian_mass,
         lambda theta, aux: surface.of_gaussians(theta, np.asarray(aux["alive"])),
+        solid=False,
     ),
     "nerf": Representation(
         nerf_scene,
@@ -253,5 +255,6 @@ SCENES: Mapping[str, Representation] = {
         export_nerf,
         nerf_mass,
         nerf_surface,
+        solid=True,
     ),
 }

@@ -54,10 +54,10 @@ def viewer(config: Config, size: int) -> Viewer:
     return see
 
 
-def circle(orbit: Orbit, n: int) -> Camera:
-    """n cameras around the object for people, as far away as training ever was: nothing is cut off."""
+def circle(orbit: Orbit, n: int, elevation: float = 20.0) -> Camera:
+    """n cameras around the object for people, as far away as training ever was: nothing is cut off. Elevation in degrees."""
     farthest = {name: (limits[1],) * 2 for name in ("radius", "extent") if (limits := getattr(orbit, name))}
-    return turntable(n, orbit=orbit._replace(**farthest))
+    return turntable(n, elevation, orbit._replace(**farthest))
 
 
 def look(config: Config, state: TrainState, see: Viewer, camera: Camera) -> UInt8[np.ndarray, "n h w 3"]:

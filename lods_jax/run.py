@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lods_jax import checkpoint, provenance
 from lods_jax.build import Parts, build
 from lods_jax.config import Config, UserError, check, dump
+from lods_jax.export import mesh_of_run
 from lods_jax.folder import append, event_log, point_latest_at, rewind, write_json
 from lods_jax.io.files import replacing
 from lods_jax.representations import Static
@@ -157,6 +158,8 @@ def proceed(
             say("write", "video, stills, scene and page")
             began = time.monotonic()
             write_results(config, parts, folder, state, see, say)
+            if parts.representation.solid:
+                say("", mesh_of_run(config, folder, state))
             seconds["write"] = round(time.monotonic() - began, 1)
         except BaseException as error:
             write_json(folder / "run.json", note | {"state": "failed", "error": f"{type(error).__name__}: {error}"})

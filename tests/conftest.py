@@ -11,7 +11,21 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # the command line makes a device of every core
 
 import hypothesis
+import pytest
 
 # The first example of a test compiles, so a deadline per example would measure XLA.
 hypothesis.settings.register_profile("lods_jax", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("lods_jax")
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """A prior of the name "toy" for the tests of a module (see tests/toy.py)."""
+    from lods_jax import build, cli
+    from tests.toy import TOY
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "PRIORS", build.PRIORS)
+        patch.setattr(cli, "CLOSED_FORM", cli.CLOSED_FORM)
+        exec(TOY, {})
+        yield

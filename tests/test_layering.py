@@ -26,6 +26,7 @@ ROWS = [
         "run",
         "results",
         "evaluate",
+        "export",
         "compare",
         "view",
         "provenance",

@@ -1,0 +1,42 @@
+"""A run in seconds: a prior in closed form of the name "toy", a tiny scene, and what tests ask of the folder that it leaves."""
+
+import json
+
+import jax
+import numpy as np
+
+from lods_jax import checkpoint, run
+from lods_jax.build import build
+from lods_jax.config import load
+
+TINY = [
+    "text-to-3d", "a thing", "--anyway", "--prior", "toy", "--steps", "8", "--batch", "2", "--resolution", "16",
+    "--output.size", "32", "--output.frames", "4", "--output.log-every", "2", "--gaussians.capacity", "64",
+    "--gaussians.count", "40", "--gaussians.size", "0.2", "--gaussians.refine.every", "2", "--checkpoint.every", "4",
+    "--checkpoint.keep", "9",
+]  # fmt: skip
+
+
+def final(folder, step=8):
+    config = load(folder / "config.yaml")
+    state, _ = checkpoint.restore(folder / "checkpoints", jax.eval_shape(lambda: run.first_state(config, build(config))))
+    assert int(state.step) == step
+    return state
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+TOY = """
+from lods_jax import build, cli
+from lods_jax.priors.analytic import gaussian
+from lods_jax.prompts import view_prompts
+means = {text: 0.3 + 0.2 * i for i, text in enumerate([*view_prompts("a thing"), "a thing", ""])}
+build.PRIORS = {**build.PRIORS, "toy": lambda config: gaussian(means, 0.5)}
+cli.CLOSED_FORM = (*cli.CLOSED_FORM, "toy")
+"""
