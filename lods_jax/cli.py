@@ -52,6 +52,8 @@ class Resume:
     """Continues a run that was stopped or killed, bit for bit, from its newest checkpoint."""
 
     run: tyro.conf.Positional[Path]
+    changed: bool = False
+    """Go on although config.yaml has changed since the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +310,7 @@ def resume(args: Resume) -> int:
     start_jax(None if config.parallel == "jit" else config.batch)
     from lods_jax import run
 
-    return run.resume(config, args.run)
+    return run.resume(config, args.run, changed=args.changed)
 
 
 def view(args: View) -> None:

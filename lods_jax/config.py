@@ -7,6 +7,7 @@ the two phases of a run: a before `switch`, b from there on. This file loads no 
 import difflib
 import importlib.util
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -212,6 +213,8 @@ class CheckpointConfig:
     every: int = bounded(200, 0, 10**7)
     """Steps between checkpoints; 0 saves at the end alone."""
     keep: int = bounded(2, 1, 1000)
+    on_error: Literal["continue", "stop"] = "continue"
+    """After a checkpoint, a preview or a line of the log that could not be written, as on a full disk. The end stops anyway."""
 
 
 @dataclass(frozen=True)
@@ -252,18 +255,44 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
     """auto is pmap over all devices where there are several that divide the batch, else jit."""
+    reduce: Literal["sum", "ordered"] = "sum"
+    """ordered: gradients of one view at a time, added up in the order of the views. The same bits on any number of devices, for
+    some more time."""
+    debug_nans: bool = False
+    """Stop at the first operation that gives a NaN, and name it. Slow."""
+
+
+MOST_BYTES = 1 << 20  # of a file
+FREE = ("output.", "checkpoint.", "parallel", "debug_nans")  # settings that change no bit of a run's state, by how they begin
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The settings in which a run that goes on would be another run, as `name: old -> new`."""
+    was = {name: value for name, _, value in leaves(old)}
+    now = {name: value for name, _, value in leaves(new)}
+    return [f"{name}: {was[name]} -> {now[name]}" for name in now if was[name] != now[name] and not name.startswith(FREE)]
 
 
 def load(path: str | Path) -> Config:
     """The configuration of a YAML file, or of a shipped preset by its name; what it leaves out keeps its default."""
     file = find(path)
+    if file.stat().st_size > MOST_BYTES:
+        raise UserError(f"{file} holds {file.stat().st_size:,} bytes: a configuration has {MOST_BYTES:,} at most")
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+        return parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not YAML: {error}") from error
+
+
+def parse_yaml(text: str, source: str) -> Config:
+    """The configuration of a text; `source` names it in errors."""
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date is a ValueError
+        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data or {}, dict):
-        raise UserError(f"{file} must hold keys and values, got a {type(data).__name__}")
-    return from_mapping(Config, data or {}, str(file))
+        raise UserError(f"{source} must hold keys and values, got a {type(data).__name__}")
+    return from_mapping(Config, data or {}, source)
 
 
 def find(name: str | Path) -> Path:
@@ -294,13 +323,13 @@ def from_mapping(kind: type[T], data: Mapping[str, Any], source: str, prefix: st
             # `prior: tabletop` is short for `prior: {name: tabletop}`.
             value = {"name": value} if isinstance(value, str) and "name" in typing.get_type_hints(hints[key]) else value
             if not isinstance(value, dict):
-                raise UserError(f"{source}: {name} must hold keys and values, got {value!r}")
+                raise UserError(f"{source}: {name} must hold keys and values, got {reprlib.repr(value)}")
             values[key] = from_mapping(hints[key], value, source, f"{name}.")
         else:
             try:
                 values[key] = convert(hints[key], value)
             except (TypeError, ValueError):
-                raise UserError(f"{source}: {name} must be {wanted(hints[key])}, got {value!r}") from None
+                raise UserError(f"{source}: {name} must be {wanted(hints[key])}, got {reprlib.repr(value)}") from None
     return kind(**values)
 
 
@@ -371,6 +400,12 @@ def check(config: Config) -> Config:
         )
     if config.batch % config.particles:
         raise UserError(f"batch must be a multiple of particles = {config.particles}, got {config.batch}: pass --batch")
+    if config.reduce == "ordered" and config.particles > 1:
+        raise UserError(
+            f"reduce ordered takes one view at a time, and {config.particles} particles need as many: pass --reduce sum"
+        )
+    if config.debug_nans and config.objective.schedule:
+        raise UserError("debug_nans stops at every NaN, and a schedule of turns logs one on purpose: pass one of them alone")
     for name in ("z_variance", "distortion", "orientation"):
         if config.scene != "nerf" and any(getattr(config.penalty, name)):
             raise UserError(f"penalty.{name} is of rays through a NeRF: pass --scene nerf, or leave it at 0")

@@ -6,7 +6,10 @@ metrics.jsonl  one line per log_every steps       video.mp4, index.html    at th
 checkpoints/   all that training changes          mesh.glb                 of a NeRF, at the end
 """
 
+import fcntl
 import json
+import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +84,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    """One line of a JSON Lines file, on disk before the next step."""
+    """One line of a JSON Lines file, handed to the system before the next step: a kill does not lose it."""
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -92,6 +95,25 @@ def rewind(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda row: True
     with replacing(path) as file:
         file.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
     return kept
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds it for this process. Raises UserError if another process has it.
+
+    The system lets go of a lock with the process that holds it, so a killed run leaves none behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{folder} is being written by {file.read().strip()}: stop it, or wait for its end") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def point_latest_at(folder: Path) -> None:

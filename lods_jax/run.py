@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 from lods_jax import checkpoint, provenance
 from lods_jax.build import Parts, build
-from lods_jax.config import Config, UserError, check, dump
+from lods_jax.config import Config, UserError, check, differences, dump, parse_yaml
 from lods_jax.export import mesh_of_run
-from lods_jax.folder import append, event_log, point_latest_at, rewind, write_json
+from lods_jax.folder import append, event_log, locked, point_latest_at, rewind, write_json
 from lods_jax.io.files import replacing
 from lods_jax.representations import Static
 from lods_jax.results import Viewer, viewer, write_page_of, write_preview, write_results
 from lods_jax.rng import step_key
-from lods_jax.train import init_state, make_diagnosis, make_train_step, parallelise
+from lods_jax.train import Halves, init_state, leaf_names, make_diagnosis, make_train_step, parallelise
 from lods_jax.types import TrainState
 
 PLAN_EVERY = 50  # steps between looks at whether a static shape has become too small
@@ -52,7 +52,7 @@ def first_state(config: Config, parts: Parts) -> TrainState:
     return init_state(scene, parts.psi, parts.tx_theta, parts.tx_psi, jax.random.fold_in(jax.random.key(config.seed), 2))
 
 
-def train_step(config: Config, parts: Parts, static: Static) -> Callable:
+def train_step(config: Config, parts: Parts, static: Static) -> Halves:
     """The train step at a static shape, still to be told of devices (`train.parallelise`)."""
     return make_train_step(
         parts.representation.scene(config, static),
@@ -73,7 +73,7 @@ def train_step(config: Config, parts: Parts, static: Static) -> Callable:
 
 def compiled(config: Config, parts: Parts, static: Static) -> Callable:
     """The train step at a static shape, over the devices that the configuration asks for."""
-    return parallelise(train_step(config, parts, static), mode_of(config), config.batch)
+    return parallelise(train_step(config, parts, static), mode_of(config), config.batch, reduce=config.reduce)
 
 
 def mode_of(config: Config) -> str:
@@ -121,26 +121,35 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: pass another --out, or go on with a run by `lods resume {folder}`")
     parts = build(check(config))  # before anything is written: most mistakes show here
-    with replacing(folder / "config.yaml") as file:
-        file.write_text(dump(config), encoding="utf-8")
-    point_latest_at(folder)
-    return proceed(config, parts, folder, first_state(config, parts), None, compile)
+    with locked(folder):
+        with replacing(folder / "config.yaml") as file:
+            file.write_text(dump(config), encoding="utf-8")
+        point_latest_at(folder)
+        return proceed(config, parts, folder, first_state(config, parts), None, compile)
 
 
-def resume(config: Config, folder: Path, compile: Compile = compiled) -> int:
+def resume(config: Config, folder: Path, compile: Compile = compiled, changed: bool = False) -> int:
     """Continues a run from its newest whole checkpoint, bit for bit on as many devices; returns what `start` returns.
 
     Args:
       config: what config.yaml of the folder holds.
+      changed: go on although the checkpoint was made with other settings, and the end will be that of neither.
     """
     parts = build(check(config))
-    if not checkpoint.steps(folder / "checkpoints"):
-        say("resume", f"{folder} has no checkpoint: from the beginning")
-        return proceed(config, parts, folder, first_state(config, parts), None, compile)
-    like = jax.eval_shape(lambda: first_state(config, parts))
-    state, meta = checkpoint.restore(folder / "checkpoints", like, tell=lambda line: say("resume", line))
-    say("resume", f"{folder} from step {int(state.step)}")
-    return proceed(config, parts, folder, state, Static(**meta["static"]), compile)
+    with locked(folder):
+        if not checkpoint.steps(folder / "checkpoints"):
+            say("resume", f"{folder} has no checkpoint: from the beginning")
+            return proceed(config, parts, folder, first_state(config, parts), None, compile)
+        like = jax.eval_shape(lambda: first_state(config, parts))
+        state, meta = checkpoint.restore(folder / "checkpoints", like, tell=lambda line: say("resume", line))
+        differ = differences(parse_yaml(meta["config"], "the checkpoint"), config)
+        if differ and not changed:
+            raise UserError(
+                f"the settings of {folder} have changed since its checkpoint: {'; '.join(differ)}. Put them back in config.yaml, "
+                "or pass --changed to go on with them"
+            )
+        say("resume", f"{folder} from step {int(state.step)}" + (f", changed: {'; '.join(differ)}" if differ else ""))
+        return proceed(config, parts, folder, state, Static(**meta["static"]), compile)
 
 
 def proceed(
@@ -151,6 +160,7 @@ def proceed(
     write_json(folder / "run.json", note | {"state": "running"})
     say("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
     see, diagnose = viewer(config, config.output.size), diagnosis(config, parts, static)
+    jax.config.update("jax_debug_nans", config.debug_nans)
     with stoppable() as stop:
         try:
             steps = train(config, parts, state, static, compile)
@@ -162,8 +172,9 @@ def proceed(
                 say("", mesh_of_run(config, folder, state))
             seconds["write"] = round(time.monotonic() - began, 1)
         except BaseException as error:
-            write_json(folder / "run.json", note | {"state": "failed", "error": f"{type(error).__name__}: {error}"})
-            write_page_of(folder, say)
+            with suppress(OSError):  # what went wrong may be the disk
+                write_json(folder / "run.json", note | {"state": "failed", "error": f"{type(error).__name__}: {error}"})
+                write_page_of(folder, say)
             raise
         write_json(folder / "run.json", note | outcome(config, state, seconds))
         write_page_of(folder, say)
@@ -200,24 +211,29 @@ def optimise(
         for done, state, static, metrics in steps:
             recent.append(metrics)
             last = done == config.steps or bool(stop)
+            on_error = "stop" if last else config.checkpoint.on_error
             if last or done == first + 1 or due(config.output.log_every, done):
                 line = {"step": done} | mean(recent) | parts.representation.count(state.aux) | diagnose(state)
                 elapsed = time.monotonic() - began if done > first + 1 else 0.0
                 line |= {"skipped": int(state.skipped), "seconds": round(spent + elapsed, 1)}
-                append(folder / "metrics.jsonl", line)
-                log(line)
-                dead = check_alive(line["skipped"] - skipped, len(recent), done, dead)
+                with written("metrics.jsonl", on_error):
+                    append(folder / "metrics.jsonl", line)
+                    log(line)
+                dead = check_alive(line["skipped"] - skipped, recent, done, dead, state)
                 skipped, recent = line["skipped"], []
                 show(bar, line, config, elapsed, done - first)
             if done == first + 1:
                 seconds["compile"], began = round(time.monotonic() - began, 1), time.monotonic()
                 say("optimise", f"{config.steps - first} steps of {config.batch} views (compiled in {seconds['compile']:.0f} s)")
             if due(config.output.preview_every, done) or (config.output.preview_every and done == FIRST_PREVIEW):
-                path = write_preview(config, parts, folder, done, state, see)
-                if done == FIRST_PREVIEW:
-                    say("preview", f"{path} and so on; `lods view {folder}` shows the scene while it grows")
+                with written("a preview", on_error):
+                    path = write_preview(config, parts, folder, done, state, see)
+                    if done == FIRST_PREVIEW:
+                        say("preview", f"{path} and so on; `lods view {folder}` shows the scene while it grows")
             if last or due(config.checkpoint.every, done):
-                checkpoint.save(folder / "checkpoints", state, {"static": static._asdict()}, config.checkpoint.keep)
+                with written(f"the checkpoint of step {done}", on_error):
+                    meta = {"static": static._asdict(), "config": dump(config)}
+                    checkpoint.save(folder / "checkpoints", state, meta, config.checkpoint.keep)
             bar.update()
             if last:
                 break
@@ -235,20 +251,41 @@ def diagnosis(config: Config, parts: Parts, static: Static | None) -> Callable[[
     return lambda state: {name: float(x) for name, x in diagnose(state, parts.psi, parts.weights, parts.texts, key).items()}
 
 
-def check_alive(skipped: int, steps: int, done: int, dead: int) -> int:
+def check_alive(skipped: int, recent: list[dict[str, jax.Array]], done: int, dead: int, state: TrainState) -> int:
     """Tells of updates that were dropped, and ends a run in which none is left.
 
     Args:
-      skipped: of the last `steps` updates. dead: how many updates before them were dropped in a row; returns the new number.
+      skipped: of the updates with the metrics `recent`. dead: how many updates before them were dropped in a row; returns the new
+        number.
     """
     if skipped:
-        say("skip", f"{skipped} of the {steps} updates up to step {done} were not finite and changed nothing")
-    dead = dead + steps if skipped == steps else 0
+        broken = [int(m["broken"]) for m in recent]
+        at = next(i for i, leaf in enumerate(broken) if leaf >= 0)
+        name = leaf_names({"theta": state.theta, "psi": state.psi, "fit": 0})[broken[at]]
+        say(
+            "skip",
+            f"{skipped} of the {len(recent)} updates up to step {done} were not finite and changed nothing: the first in step "
+            f"{done - len(recent) + at + 1}, in {'the fit loss' if name == 'fit' else f'the gradient of {name}'}",
+        )
+    dead = dead + len(recent) if skipped == len(recent) else 0
     if dead >= GIVE_UP:
         raise UserError(
-            f"step {done}: none of the last {dead} gradients was finite; try a smaller learning rate or guidance scale"
+            f"step {done}: none of the last {dead} gradients was finite; try a smaller learning rate or guidance scale, or "
+            "--debug-nans to find the operation"
         )
     return dead
+
+
+@contextmanager
+def written(what: str, on_error: str) -> Iterator[None]:
+    """Tells of a file that could not be written, and goes on or, where on_error is "stop", ends the run."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # tensorstore raises any of them for a full disk
+        reason = " ".join(str(error).split())[:200]
+        if on_error == "stop":
+            raise UserError(f"{what} could not be written: {reason}") from error
+        say("disk", f"{what} could not be written, training goes on: {reason}")
 
 
 def due(every: int, done: int) -> bool:
@@ -284,7 +321,7 @@ def outcome(config: Config, state: TrainState, seconds: dict[str, float]) -> dic
 
 def mean(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
     """Means over the steps that have a value, by name; a name that none of them has is left out."""
-    values = {name: np.asarray([m[name] for m in metrics]) for name in metrics[0]}
+    values = {name: np.asarray([m[name] for m in metrics]) for name in metrics[0] if name != "broken"}
     return {name: float(np.mean(x[~np.isnan(x)])) for name, x in values.items() if not np.isnan(x).all()}
 
 

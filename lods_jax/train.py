@@ -32,6 +32,31 @@ class Across(NamedTuple):
     gather: Callable = lambda x: x  # concatenates views
 
 
+class Seen(NamedTuple):
+    """What views show, by view."""
+
+    g_probe: Any  # gradient with respect to the scene's probe
+    render: Any
+    square: Any  # mean square of the score
+    costs: Any  # of each penalty
+
+
+class Pulled(NamedTuple):
+    """What views say of scene and prior."""
+
+    g_theta: Any
+    g_psi: Any
+    fit: Any
+    seen: Seen
+
+
+class Halves(NamedTuple):
+    """A train step in two: what a device does with its share of the views, and what is done once with what all of them said."""
+
+    pull: Callable[..., Pulled]  # (state, weights, texts, reference, key, views) -> Pulled
+    update: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # (state, Pulled) -> (state, metrics)
+
+
 DEVICES = Across(
     partial(jax.lax.psum, axis_name=AXIS),
     partial(jax.lax.pmean, axis_name=AXIS),
@@ -70,8 +95,8 @@ def make_train_step(
     fit_shares_noise: bool = False,
     schedule: tuple[int, int] | None = None,
     vae_slicing: bool = False,
-) -> Callable[[Across], Step]:
-    """Builds the step, once it is told how devices talk: pass the result to `parallelise`.
+) -> Halves:
+    """Builds the halves of a step: pass them to `parallelise`.
 
     Args:
       cameras: (keys[b], views[b]) -> b cameras. window: step -> lowest and highest timestep of the score.
@@ -83,8 +108,9 @@ def make_train_step(
         steps of the scene alone, then k of the prior alone; what has no turn asks the prior nothing, and its metric is NaN.
       vae_slicing: encode one view after the other, which holds one view's activations at a time.
 
-    The step maps (state, weights, texts, reference, key, views[b]) to (state, metrics). `texts` are prompt tables
-    {name: [views n d]}, `reference` latents or None, `views` the global indices of this device's share of the batch.
+    The whole step maps (state, weights, texts, reference, key, views[b]) to (state, metrics). `texts` are prompt tables
+    {name: [views n d]}, `reference` latents or None, `views` the global indices of this device's share of the batch. The metric
+    `broken` is the index of the first gradient that is not finite, in {"fit", "psi", "theta"} of theta and psi, or -1.
     """
 
     if fit_shares_noise and (objective.fit is None or objective.noising):
@@ -95,51 +121,98 @@ def make_train_step(
         if min(schedule) < 1:
             raise ValueError(f"schedule must be two numbers of steps, each at least 1, got {schedule}")
 
-    def build(across: Across) -> Step:
-        def train_step(state, weights, texts, reference, key, views):
-            k = jax.vmap(lambda key: split_named(key, "camera render encode score fit"))(view_keys(key, state.step, views))
-            camera = cameras(k.camera, views)
-            rows, asking = texts_of(texts, camera)
-            pose, predict = camera.c2w.reshape(len(views), 16), partial(prior.predict, weights)
+    def pull(state, weights, texts, reference, key, views) -> Pulled:
+        """What some views say of scene and prior."""
+        k = jax.vmap(lambda key: split_named(key, "camera render encode score fit"))(view_keys(key, state.step, views))
+        camera = cameras(k.camera, views)
+        rows, asking = texts_of(texts, camera)
+        pose, predict = camera.c2w.reshape(len(views), 16), partial(prior.predict, weights)
 
-            def look(theta, probe):
-                render = scene.render(theta, state.aux, camera, k.render, probe)
-                z = encode_each(prior, weights, render.rgb, k.encode, vae_slicing)
-                costs = penalty(render, state.step)
-                return (z, sum(costs.values(), jnp.zeros(len(views)))), (render, costs)
+        def look(theta, probe):
+            render = scene.render(theta, state.aux, camera, k.render, probe)
+            z = encode_each(prior, weights, render.rgb, k.encode, vae_slicing)
+            costs = penalty(render, state.step)
+            return (z, sum(costs.values(), jnp.zeros(len(views)))), (render, costs)
 
-            (z, _), pullback, (render, costs) = jax.vjp(look, state.theta, scene.probe(state.aux, len(views)), has_aux=True)
-            latents = {"render": z} if reference is None else {"render": z, "reference": reference}
-            scene_on, prior_on = turns(schedule, state.step)
-            at = window(state.step)
-            if fit_shares_noise:
-                both = jax.value_and_grad(score_and_fit, has_aux=True)
-                (fit, force), g_psi = both(state.psi, objective, predict, latents, rows, at, k.score, pose, asking)
-            else:
-                scored = partial(score, objective, predict, state.psi, latents, rows, at, k.score, pose, asking)
-                fitted = partial(jax.value_and_grad(fit_loss), state.psi, objective, predict, latents, rows, k.fit, pose)
-                force, (fit, g_psi) = in_turn(scene_on, scored), in_turn(prior_on, fitted)
-            g_theta, g_probe = pullback((force / batch, jnp.full(len(views), 1 / batch)))
+        (z, _), pullback, (render, costs) = jax.vjp(look, state.theta, scene.probe(state.aux, len(views)), has_aux=True)
+        latents = {"render": z} if reference is None else {"render": z, "reference": reference}
+        scene_on, prior_on = turns(schedule, state.step)
+        at = window(state.step)
+        if fit_shares_noise:
+            both = jax.value_and_grad(score_and_fit, has_aux=True)
+            (fit, force), g_psi = both(state.psi, objective, predict, latents, rows, at, k.score, pose, asking)
+        else:
+            scored = partial(score, objective, predict, state.psi, latents, rows, at, k.score, pose, asking)
+            fitted = partial(jax.value_and_grad(fit_loss), state.psi, objective, predict, latents, rows, k.fit, pose)
+            force, (fit, g_psi) = in_turn(scene_on, scored), in_turn(prior_on, fitted)
+        g_theta, g_probe = pullback((force / batch, jnp.full(len(views), 1 / batch)))
+        square = jnp.mean(force**2, tuple(range(1, force.ndim)))
+        return Pulled(g_theta, g_psi, fit, Seen(g_probe, render, square, costs))
 
-            g_theta, (g_psi, fit) = across.sum(g_theta), across.mean((g_psi, fit))
-            theta, opt_theta = descend(tx_theta, g_theta, state.theta, state.opt_theta)
-            psi, opt_psi = descend(tx_psi, g_psi, state.psi, state.opt_psi)
-            aux = scene.observe(state.aux, across.gather(g_probe), across.gather(render))
-            finite = all_finite((g_theta, g_psi, fit))
-            # A step with a non-finite gradient changes nothing but the counts: it can be told of, and it hides nothing.
-            pick = lambda on, new, old: jax.tree.map(lambda a, b: jnp.where(finite & on, a, b), new, old)  # noqa: E731
-            theta, aux, opt_theta = pick(scene_on, (theta, aux, opt_theta), (state.theta, state.aux, state.opt_theta))
-            psi, opt_psi = pick(prior_on, (psi, opt_psi), (state.psi, state.opt_psi))
-            new = TrainState(state.step + 1, theta, aux, psi, opt_theta, opt_psi, state.skipped + ~finite)
-            force = jnp.sqrt(across.mean(jnp.mean(force**2)))
-            metrics = {"fit": jnp.where(prior_on, fit, jnp.nan), "force": jnp.where(scene_on, force, jnp.nan)}
-            metrics |= {"grad": optax.tree.norm(g_theta)}
-            metrics |= {name: across.mean(jnp.mean(cost)) for name, cost in costs.items()}
-            return new, metrics
+    def update(state, p: Pulled):
+        theta, opt_theta = descend(tx_theta, p.g_theta, state.theta, state.opt_theta)
+        psi, opt_psi = descend(tx_psi, p.g_psi, state.psi, state.opt_psi)
+        aux = scene.observe(state.aux, p.seen.g_probe, p.seen.render)
+        broken = not_finite({"theta": p.g_theta, "psi": p.g_psi, "fit": p.fit})
+        finite = broken < 0
+        scene_on, prior_on = turns(schedule, state.step)
+        # A step with a non-finite gradient changes nothing but the counts: it can be told of, and it hides nothing.
+        pick = lambda on, new, old: jax.tree.map(lambda a, b: jnp.where(finite & on, a, b), new, old)  # noqa: E731
+        theta, aux, opt_theta = pick(scene_on, (theta, aux, opt_theta), (state.theta, state.aux, state.opt_theta))
+        psi, opt_psi = pick(prior_on, (psi, opt_psi), (state.psi, state.opt_psi))
+        new = TrainState(state.step + 1, theta, aux, psi, opt_theta, opt_psi, state.skipped + ~finite)
+        force = jnp.sqrt(jnp.mean(p.seen.square))
+        metrics = {"fit": jnp.where(prior_on, p.fit, jnp.nan), "force": jnp.where(scene_on, force, jnp.nan)}
+        metrics |= {"grad": optax.tree.norm(p.g_theta), "broken": broken}
+        return new, metrics | {name: jnp.mean(cost) for name, cost in p.seen.costs.items()}
 
-        return train_step
+    return Halves(pull, update)
 
-    return build
+
+def joined(halves: Halves, across: Across = Across()) -> Step:  # noqa: B008 (a constant)
+    """The whole step of a device's share of the views: (state, weights, texts, reference, key, views) -> (state, metrics)."""
+
+    def train_step(state, *rest):
+        p = halves.pull(state, *rest)
+        g_psi, fit = across.mean((p.g_psi, p.fit))
+        return halves.update(state, Pulled(across.sum(p.g_theta), g_psi, fit, across.gather(p.seen)))
+
+    return train_step
+
+
+def in_order(halves: Halves, batch: int, devices: list) -> Step:
+    """The step from one view at a time, added up in the order of the views: the same bits on any number of devices.
+
+    Two programs instead of one, and neither knows how many devices there are: `pull` is of one view, `update` of the batch. They
+    are compiled for a single device each, since partitioning changes how a program is fused, and with it the last bit.
+    """
+    pull = jax.jit(lambda *args: jax.tree.map(lambda x: x[None], halves.pull(*args)))
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(state, p: Pulled):
+        total = lambda x: jnp.sum(x, 0)  # noqa: E731
+        mean = lambda x: total(x) / batch  # noqa: E731
+        seen = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), p.seen)
+        return halves.update(state, Pulled(jax.tree.map(total, p.g_theta), jax.tree.map(mean, p.g_psi), mean(p.fit), seen))
+
+    held = copies = None  # weights, which never change, and what each device has of them
+
+    def step(state, weights, texts, reference, key):
+        nonlocal held, copies
+        if reference is not None:
+            raise ValueError("a step in order takes no reference latents")
+        if weights is not held:
+            held, copies = weights, [jax.device_put(weights, device) for device in devices]
+        rest = [jax.device_put((state, texts, key), device) for device in devices]
+        found = []
+        for i in range(batch):
+            d = i % len(devices)
+            mine, rows, key = rest[d]
+            found.append(pull(mine, copies[d], rows, None, key, jax.device_put(jnp.arange(i, i + 1), devices[d])))
+        stack = lambda *x: jnp.concatenate([jax.device_put(part, devices[0]) for part in x])  # noqa: E731
+        return update(rest[0][0], jax.tree.map(stack, *found))
+
+    return step
 
 
 def make_diagnosis(
@@ -205,39 +278,53 @@ def descend(tx: optax.GradientTransformation, grads: Any, params: Any, opt: opta
     return optax.apply_updates(params, updates), opt
 
 
-def all_finite(tree: Any) -> jax.Array:
-    """True where no leaf holds a NaN or an infinity."""
-    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [True]))
+def not_finite(tree: Any) -> jax.Array:
+    """Index of the first leaf with a NaN or an infinity, -1 if there is none. `leaf_names` has their names."""
+    broken = jnp.asarray([~jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] + [False])
+    return jnp.where(jnp.any(broken), jnp.argmax(broken), -1)
 
 
-def parallelise(build: Callable[[Across], Step], mode: str, batch: int, devices: list | None = None) -> Step:
+def leaf_names(tree: Any) -> list[str]:
+    """Names of the leaves in the order of `jax.tree.leaves`: "theta.means", ..."""
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def parallelise(halves: Halves, mode: str, batch: int, devices: list | None = None, reduce: str = "sum") -> Step:
     """The compiled step (state, weights, texts, reference, key) -> (state, metrics) over devices; the state is donated.
 
     Args:
       mode: "jit" on one device; "pmap" or "shard_map" split the views over `devices` and hold everything else on each.
         Both give the same numbers: pmap is the field's habit, shard_map what it is made of today.
+      reduce: "sum" of what each device says of all its views at once; or "ordered" (`in_order`), which gives the same bits on any
+        number of devices, and takes longer.
     """
-    step, views = over_devices(build, mode, batch, devices)
+    if reduce == "ordered":
+        devices = jax.devices() if devices is None else devices
+        check_split(batch, devices := devices[:1] if mode == "jit" else devices)
+        return in_order(halves, batch, devices)
+    step, views = over_devices(halves, mode, batch, devices)
     return lambda *args: step(*args, views)
 
 
-def over_devices(
-    build: Callable[[Across], Step], mode: str, batch: int, devices: list | None = None
-) -> tuple[Callable, Int[Array, "..."]]:
+def over_devices(halves: Halves, mode: str, batch: int, devices: list | None = None) -> tuple[Callable, Int[Array, "..."]]:
     """The step as a transformed function, which can also be lowered, and the views that are its last argument."""
     devices = jax.devices() if devices is None else devices
     views = jnp.arange(batch)
     if mode == "jit":
-        return jax.jit(build(Across()), donate_argnums=0), views
-    if batch % len(devices):
-        raise ValueError(f"batch must be a multiple of the {len(devices)} devices, got {batch}")
+        return jax.jit(joined(halves), donate_argnums=0), views
+    check_split(batch, devices)
     if mode == "pmap":
         split = views.reshape(len(devices), -1)
-        return jax.pmap(build(DEVICES), AXIS, in_axes=(None,) * 5 + (0,), out_axes=None, devices=devices), split
+        return jax.pmap(joined(halves, DEVICES), AXIS, in_axes=(None,) * 5 + (0,), out_axes=None, devices=devices), split
     if mode == "shard_map":
         mesh, everywhere = Mesh(np.asarray(devices), (AXIS,)), PartitionSpec()
         specs = {"in_specs": (everywhere,) * 5 + (PartitionSpec(AXIS),), "out_specs": everywhere}
         # check_vma=False: with the check, gradients of replicated values arrive summed already, and a custom VJP with a scan
         # inside does not trace.
-        return jax.jit(jax.shard_map(build(DEVICES), mesh=mesh, check_vma=False, **specs), donate_argnums=0), views
+        return jax.jit(jax.shard_map(joined(halves, DEVICES), mesh=mesh, check_vma=False, **specs), donate_argnums=0), views
     raise ValueError(f"mode must be jit, pmap or shard_map, got {mode!r}")
+
+
+def check_split(batch: int, devices: list) -> None:
+    if batch % len(devices):
+        raise ValueError(f"batch must be a multiple of the {len(devices)} devices, got {batch}")

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,10 @@ from lods_jax.cameras import sample_orbit
 from lods_jax.objectives import lods_embedding, sds
 from lods_jax.priors.analytic import gaussian
 from lods_jax.scenes.pixels import pixels
-from lods_jax.train import init_state, make_train_step, parallelise
+from lods_jax.train import init_state, leaf_names, make_train_step, not_finite, parallelise
 from lods_jax.types import Objective
 
+ROOT = Path(__file__).resolve().parents[1]
 BATCH = 8
 PRIOR = gaussian({"": 0.2, "y": 1.0}, 0.5)
 WEIGHTS = PRIOR.init(jax.random.key(0))
@@ -26,7 +28,7 @@ TX = optax.adam(optax.cosine_decay_schedule(0.05, 600, 0.02), b1=0.5), optax.ada
 
 
 def parts(objective, penalty=lambda render, step: {}, **options):
-    """The step builder and the first state of one pixel under an objective."""
+    """The halves of the step and the first state of one pixel under an objective."""
     scene = pixels(1, 1, start=0.5)
     build = make_train_step(
         scene, PRIOR, objective, cameras=lambda keys, views: sample_orbit(keys, views, BATCH), window=lambda step: (20, 980),
@@ -159,27 +161,46 @@ def test_an_unknown_mode_is_refused(mode, batch):
         parallelise(parts(sds())[0], mode, batch)
 
 
-TWO_DEVICES = """
-import sys; sys.path.insert(0, {tests!r})
+MANY_DEVICES = """
+import hashlib
 import jax, numpy as np
-from test_train import *
-assert len(jax.devices()) == 2
-def after(mode, n):
+from tests.test_train import *
+assert len(jax.devices()) == 8
+def after(mode, n, reduce="sum"):
     build, start = parts(lods_embedding())
-    step, state = parallelise(build, mode, BATCH, jax.devices()[:n]), start()
+    step, state = parallelise(build, mode, BATCH, jax.devices()[:n], reduce), start()
     for _ in range(3):
         state, metrics = step(state, WEIGHTS, TEXTS, None, jax.random.key(3))
     return jax.tree.map(np.asarray, (state.theta, state.psi, metrics))
 one = after("jit", 1)
-for mode in ("pmap", "shard_map"):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), after(mode, 2), one)
+close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+for mode, n in (("pmap", 2), ("shard_map", 2), ("shard_map", 8)):
+    jax.tree.map(close, after(mode, n), one)
+ordered = {n: after("shard_map", n, "ordered") for n in (1, 2, 4, 8)}
+jax.tree.map(close, ordered[1], one)
+bits = lambda tree: hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(tree))).hexdigest()
+print({bits(tree) for tree in ordered.values()})
 print("equal")
 """
 
 
-def test_two_devices_equal_one():
-    """Each view's randomness comes from its global index, sums cross devices: pmap and shard_map give one device's numbers."""
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": ""}
-    code = TWO_DEVICES.format(tests=os.path.dirname(__file__))
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+def test_any_number_of_devices_equals_one():
+    """Each view's randomness comes from its global index, sums cross devices: pmap and shard_map give one device's numbers, and
+    in order the same bits."""
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "XLA_FLAGS": ""}
+    done = subprocess.run([sys.executable, "-c", MANY_DEVICES], env=env, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.stdout.strip().endswith("equal"), done.stderr[-2000:]
+    assert len(done.stdout.splitlines()[0].split(",")) == 1  # one SHA-256
+
+
+def test_in_order_there_are_no_reference_latents():
+    build, start = parts(lods_embedding())
+    with pytest.raises(ValueError, match="no reference latents"):
+        parallelise(build, "jit", BATCH, reduce="ordered")(start(), WEIGHTS, TEXTS, jnp.zeros(3), jax.random.key(3))
+
+
+def test_the_first_leaf_that_is_not_finite_is_found_by_name():
+    tree = {"b": jnp.zeros(3), "a": {"x": jnp.ones(2), "y": jnp.array([1.0, jnp.inf])}, "c": jnp.array(jnp.nan)}
+    assert leaf_names(tree)[int(not_finite(tree))] == "a.y"
+    assert int(not_finite(jax.tree.map(jnp.zeros_like, tree))) == -1
+    assert int(not_finite({})) == -1

@@ -25,7 +25,7 @@ from lods_jax.priors.convert import PARTS, read_config
 from lods_jax.priors.published import write_configs
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.scenes.particles import particles
-from lods_jax.train import Across, init_state, make_train_step
+from lods_jax.train import init_state, joined, make_train_step
 
 NAMES = ("sds", "csd", "dds", "lods-embedding", "lods-lora", "vsd")
 MAKE = {"unet": modules.unet, "vae": modules.vae, "text": modules.text_encoder}
@@ -53,7 +53,7 @@ def step_of(prior, weights, name: str, start, shared: bool = False):
         fit_shares_noise=shared,
     )
     reference = jax.ShapeDtypeStruct((1, 64, 64, 4), jnp.float32)
-    return jax.jit(build(Across())), (first, weights, texts, reference, jax.random.key(1), jnp.arange(1))
+    return jax.jit(joined(build)), (first, weights, texts, reference, jax.random.key(1), jnp.arange(1))
 
 
 def main() -> None:

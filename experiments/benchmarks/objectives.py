@@ -23,7 +23,7 @@ from lods_jax.distil import in_latents, latent_shape
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.prompts import prompt_table
 from lods_jax.scenes.particles import particles
-from lods_jax.train import Across, init_state, make_train_step
+from lods_jax.train import init_state, joined, make_train_step
 from lods_jax.types import Prior
 
 BATCH, ROUNDS = 4, 15
@@ -68,7 +68,7 @@ def compiled_step(world: Callable[[int], Prior], weights, texts, start, referenc
     )
     state = init_state(scene, psi, tx, tx, jax.random.key(1))
     args = (state, weights, texts, reference, jax.random.key(2), jnp.arange(BATCH))
-    step = jax.jit(build(Across())).lower(*args).compile()
+    step = jax.jit(joined(build)).lower(*args).compile()
     mib = step.memory_analysis().temp_size_in_bytes / 2**20
     return Step(step, args, step.cost_analysis()["flops"], mib, sum(x.size for x in jax.tree.leaves(psi)))
 
