@@ -27,7 +27,7 @@ def read_prompts(name: str | Path) -> list[str]:
     try:
         text = file.read_text(encoding="utf-8")
         found = strings(json.loads(text)) if file.suffix == ".json" else text.splitlines()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not {'JSON' if file.suffix == '.json' else 'UTF-8 text'}: {error}") from None
     prompts = [line.strip() for line in found]
     prompts = list(dict.fromkeys(line for line in prompts if line and not line.startswith("#")))

@@ -311,7 +311,7 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(plain(asdict(config)), sort_keys=False, default_flow_style=None, width=130, allow_unicode=True)
 
 
-def from_mapping(kind: type[T], data: Mapping[str, Any], source: str, prefix: str = "") -> T:
+def from_mapping(kind: type[T], data: Mapping[Any, Any], source: str, prefix: str = "") -> T:
     """A dataclass from nested keys and values; every unknown key and wrong type is a UserError that names it."""
     hints, values = typing.get_type_hints(kind), {}
     for key, value in data.items():

@@ -65,7 +65,7 @@ def read_config(file: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         expected = "unet, vae, text_encoder, tokenizer and scheduler, as diffusers saves them"
         raise FileNotFoundError(f"{file} is missing: expected a folder with {expected}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{file} holds no JSON object")

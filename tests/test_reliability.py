@@ -1,0 +1,224 @@
+"""What docs/reliability.md promises: runs that are killed, that find the disk full, that meet NaNs or another process."""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lods_jax import checkpoint
+from lods_jax.cli import main
+from lods_jax.folder import locked
+from tests.toy import TINY, TOY, final, same
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY_SD = ROOT / "tests" / "data" / "lods_parity" / "sd"
+CODE = f"{TOY}\nimport sys; sys.exit(cli.main(sys.argv[1:]))"
+LORA = ["--prior", str(TINY_SD), "--prior.rank", "2", "--objective", "lods-lora"]
+NERF = ["--scene", "nerf", "--nerf.samples", "16", "--nerf.refresh-every", "3"]
+pytestmark = pytest.mark.usefixtures("toy")
+
+
+def process(*words: str, code: str = CODE, **options) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-u", "-c", code, *words], text=True, cwd=ROOT, **options)
+
+
+def run_to_end(*words: str, code: str = CODE) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code, *words], text=True, capture_output=True, cwd=ROOT, check=False)
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------------
+def killed_again_and_again(folder: Path, flags: list[str], times: int, seed: int) -> int:
+    """Runs, and resumes, with a SIGKILL at a random moment after each new checkpoint. Returns how many hit a run at work."""
+    draw, kills, words = random.Random(seed), 0, [*flags, "--out", str(folder)]
+    while kills < times:
+        seen = checkpoint.steps(folder / "checkpoints")
+        with process(*words, stdout=subprocess.DEVNULL) as child:
+            while child.poll() is None and checkpoint.steps(folder / "checkpoints") == seen:
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0, 0.3))
+            kills += child.poll() is None
+            child.send_signal(signal.SIGKILL)
+        if checkpoint.steps(folder / "checkpoints"):  # else it begins again, which is what `resume` would do too
+            words = ["resume", str(folder)]
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        if json.loads((folder / "run.json").read_text()).get("state") == "finished":
+            break
+    assert run_to_end("resume", str(folder)).returncode == 0
+    return kills
+
+
+def flags_of(kind: list[str], steps: int, every: int) -> list[str]:
+    return [*TINY, *kind, "--steps", str(steps), "--checkpoint.every", str(every), "--checkpoint.keep", "3"]
+
+
+def test_two_kills_end_in_the_same_bits(tmp_path):
+    flags = flags_of([], 60, 15)
+    assert killed_again_and_again(tmp_path / "killed", flags, 2, seed=0) == 2
+    assert main([*flags, "--out", str(tmp_path / "whole")]) == 0
+    same(final(tmp_path / "killed", 60), final(tmp_path / "whole", 60))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learned", [[], LORA], ids=["embedding", "lora"])
+@pytest.mark.parametrize("scene", [[], NERF], ids=["gaussians", "nerf"])
+def test_twenty_kills_in_a_chain_end_in_the_same_bits(tmp_path, scene, learned):
+    """A checkpoint after each step or two, so that there are enough of them; refinement and occupancy change between them."""
+    flags = flags_of([*scene, *learned], 60, 1)
+    assert killed_again_and_again(tmp_path / "killed", flags, 20, seed=1) == 20
+    assert main([*flags, "--out", str(tmp_path / "whole")]) == 0
+    same(final(tmp_path / "killed", 60), final(tmp_path / "whole", 60))
+
+
+SAVE = """
+import pathlib, sys
+from lods_jax import checkpoint
+from tests.test_checkpoint import state
+folder = pathlib.Path(sys.argv[1])
+checkpoint.save(folder, state(2), {"config": "b"}, keep=1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="no strace on this machine")
+def test_a_kill_before_any_call_to_the_file_system_leaves_a_whole_save(tmp_path):
+    """Exhaustive: a save beside an older one is killed before the first call that opens, writes or renames, the second, ..."""
+    from tests.test_checkpoint import same as same_state
+    from tests.test_checkpoint import state
+
+    start = tmp_path / "start"
+    checkpoint.save(start, state(1), {"config": "a"})
+    calls = "openat,write,pwrite64,writev,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,fsync,fdatasync,ftruncate"
+    cut, folder = [], tmp_path / "cut"
+    for kind in calls.split(","):
+        for nth in itertools.count(1):
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(start, folder)
+            inject = ["strace", "-f", "-qq", "-o", os.devnull, "-P", str(folder), "-e", f"trace={kind}"]
+            inject += ["-e", f"inject={kind}:signal=KILL:when={nth}"]
+            done = subprocess.run([*inject, sys.executable, "-c", SAVE, str(folder)], cwd=ROOT, capture_output=True, check=False)
+            restored, meta = checkpoint.restore(folder, state(0))
+            assert int(restored.step) in (1, 2)
+            assert same_state(restored, state(int(restored.step)))
+            assert meta == {"config": "ab"[int(restored.step) - 1]}
+            if done.returncode == 0:
+                break
+            cut.append((kind, nth))
+    print(f"{len(cut)} calls cut")
+    assert len(cut) > 20
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------------
+FULL = f"""
+import resource
+{TOY}
+import sys
+from lods_jax import checkpoint
+save, calls = checkpoint.save, []
+def limited(folder, state, *rest):
+    calls.append(1)
+    if len(calls) in FAILING:  # no file may grow beyond some bytes: what a write to a full disk meets
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+    try:
+        save(folder, state, *rest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+checkpoint.save = limited
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path):
+    done = run_to_end(*TINY, "--checkpoint.every", "2", "--out", str(tmp_path / "run"), code=f"FAILING = (2,)\n{FULL}")
+    assert done.returncode == 0, done.stderr
+    assert "the checkpoint of step 4 could not be written, training goes on" in done.stdout
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2, 6, 8]
+    final(tmp_path / "run")
+
+
+def test_it_costs_the_run_where_that_is_asked_for_or_nothing_would_be_left(tmp_path):
+    stopping = ["--checkpoint.every", "2", "--checkpoint.on-error", "stop", "--out", str(tmp_path / "stop")]
+    done = run_to_end(*TINY, *stopping, code=f"FAILING = (2,)\n{FULL}")
+    assert done.returncode == 2
+    assert "lods: the checkpoint of step 4 could not be written" in done.stderr
+    final(tmp_path / "stop", 2)
+    done = run_to_end(*TINY, "--out", str(tmp_path / "last"), code=f"FAILING = (2,)\n{FULL}")
+    assert done.returncode == 2
+    assert "the checkpoint of step 8 could not be written" in done.stderr
+    final(tmp_path / "last", 4)
+
+
+# --- other processes, other settings ------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def whole(toy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reliable") / "whole"
+    assert main([*TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_a_folder_is_written_by_one_process(whole, capsys):
+    with locked(whole):
+        assert main(["resume", str(whole)]) == 2
+    assert f"{whole} is being written by process {os.getpid()} on" in capsys.readouterr().err
+    assert main(["resume", str(whole)]) == 0
+
+
+HOLD = """
+import pathlib, sys, time
+from lods_jax.folder import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("held")
+    time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_killed_process_is_none(whole, capsys):
+    with process(str(whole), code=HOLD, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        assert main(["resume", str(whole)]) == 2
+        child.kill()
+    assert main(["resume", str(whole)]) == 0
+    capsys.readouterr()
+
+
+def test_changed_settings_are_refused_with_the_difference_unless_asked_for(whole, tmp_path, capsys):
+    folder = tmp_path / "changed"
+    shutil.copytree(whole, folder)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("steps: 8", "steps: 10").replace("frames: 4", "frames: 3"))
+    assert main(["resume", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "have changed since its checkpoint: steps: 8 -> 10. Put them back" in said
+    assert main(["resume", str(folder), "--changed"]) == 0
+    final(folder, 10)
+
+
+# --- NaNs -------------------------------------------------------------------------------------------------------------------
+NAN = f"""
+{TOY}
+import sys
+import jax.numpy as jnp
+from lods_jax import train
+encode = train.encode_each
+train.encode_each = lambda *args: jnp.log(encode(*args) - 1e9)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_the_first_tensor_that_is_not_finite_is_named_and_the_operation_on_demand(tmp_path):
+    done = run_to_end(*TINY, "--out", str(tmp_path / "a"), code=NAN)
+    assert (
+        "2 of the 2 updates up to step 4 were not finite and changed nothing: the first in step 3, in the fit loss" in done.stdout
+    )
+    done = run_to_end(*TINY, "--debug-nans", "--out", str(tmp_path / "b"), code=NAN)
+    assert done.returncode == 1
+    assert "FloatingPointError: invalid value (nan) encountered in log" in done.stderr
+    assert json.loads((tmp_path / "b" / "run.json").read_text())["state"] == "failed"
