@@ -162,8 +162,6 @@ def bomb() -> bytes:
     Image.new("1", (8, 8)).save(file, "PNG")
     data = bytearray(file.getvalue())
     data[16:24] = (60_000).to_bytes(4, "big") * 2
-    import zlib
-
     data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
     return bytes(data)
 
