@@ -39,8 +39,10 @@ def save(folder: Path, state: TrainState, meta: dict[str, Any], keep: int = 2) -
         manager.wait_until_finished()  # only here do errors of the disk appear
 
 
-def restore(folder: Path, like: Any, tell: Callable[[str], None] = print) -> tuple[Any, dict[str, Any]]:
-    """The newest save whose hashes hold, and its meta.
+def restore(
+    folder: Path, like: Any, tell: Callable[[str], None] = print, newest: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """The newest save whose hashes hold, and its meta; of those up to the step `newest`, if it is given.
 
     Args:
       like: a state of the same configuration, or its shapes; or a dict of some of its parts, {"theta": ..., "aux": ...}.
@@ -48,7 +50,7 @@ def restore(folder: Path, like: Any, tell: Callable[[str], None] = print) -> tup
 
     Raises ValueError if no save is whole, or if one is of another configuration.
     """
-    for step in reversed(steps(folder)):
+    for step in reversed([step for step in steps(folder) if newest is None or step <= newest]):
         try:
             leaves, note = read(folder / str(step))
             broken = [name for name, hashed in note["sha256"].items() if digest(leaves[name]) != hashed]

@@ -242,6 +242,8 @@ class Config:
     """Scenes that are distilled side by side under one prior: view i of a step shows the i-th of them, and round again."""
     resolution: int = bounded(64, 8, 2048)
     """Edge of the training renders in pixels."""
+    resolution_after: int | None = bounded(None, 8, 2048)
+    """From `switch` on; by default the same."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)

@@ -27,13 +27,17 @@ COSTS = {
 }
 
 
-def evaluate(run: Run) -> dict[str, Any]:
-    """All figures of a run at its newest checkpoint, means over its particles; `missing` says in one line what is not there."""
+def evaluate(run: Run, newest: int | None = None) -> dict[str, Any]:
+    """All figures of a run at its newest checkpoint, means over its particles; `missing` says in one line what is not there.
+
+    Args:
+      newest: the last step to look at. Costs are those of the end all the same.
+    """
     row = {"run": str(run.path), "prompt": run.config.prompt, "objective": run.config.objective.name, "end": run.end}
     row |= {"s": run.config.objective.s, "prior": run.config.prior.name, "seed": run.config.seed, "step": run.step}
     row |= costs(run)
     try:
-        scene = restore_scene(run)
+        scene = restore_scene(run, newest)
     except ValueError as error:
         return row | {"missing": f"no checkpoint to measure: {error}"}
     theta, aux = scene["theta"], scene["aux"]
@@ -50,13 +54,13 @@ def evaluate(run: Run) -> dict[str, Any]:
     return row | {name: float(np.mean([one[name] for one in figures])) for name in FIGURES}
 
 
-def restore_scene(run: Run) -> dict[str, Any]:
-    """step, theta and aux of a run's newest whole checkpoint; ValueError if there is none."""
+def restore_scene(run: Run, newest: int | None = None) -> dict[str, Any]:
+    """step, theta and aux of a run's newest whole checkpoint up to a step; ValueError if there is none."""
     config, kind = run.config, represent(run.config)
     scene = kind.scene(config, kind.plan(config, config.resolution, None))
     theta, aux = jax.eval_shape(scene.init, jax.random.key(0))
     like = {"step": jax.ShapeDtypeStruct((), np.int32), "theta": theta, "aux": aux}
-    state, _ = checkpoint.restore(run.path / "checkpoints", like, tell=lambda line: print(line))
+    state, _ = checkpoint.restore(run.path / "checkpoints", like, print, newest)
     return state
 
 

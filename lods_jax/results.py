@@ -30,7 +30,7 @@ def viewer(config: Config, size: int) -> Viewer:
     Compiled for AT_ONCE views whatever n is, and again where room runs out.
     """
     represent = SCENES[config.scene]
-    static = represent.plan(config, size, None)
+    static = represent.plan(config, size, {"total": 0})  # the least: what a view needs is known once it is rendered
 
     @cache
     def render(static: Static) -> Callable:

@@ -99,6 +99,7 @@ def train(
       compile: gives the step for a static shape. Runs of one process may share it where they differ in prompt and seed alone.
     """
     represent, key = parts.representation, jax.random.fold_in(jax.random.key(config.seed), 3)
+    later = config.resolution_after or config.resolution
     refine = jax.jit(lambda key, state: represent.refine(config, parts.tx_theta, key, state))
     static = static or represent.plan(config, config.resolution, None)
     step = compile(config, parts, static)
@@ -106,8 +107,12 @@ def train(
         state, metrics = step(state, parts.weights, parts.texts, None, key)
         if represent.due(config, done):
             state = refine(jax.random.fold_in(step_key(key, done), 1), state)
-        if done % PLAN_EVERY == 0 and (planned := represent.plan(config, config.resolution, state.aux)) != static:
-            static, step = planned, compile(config, parts, planned)
+        resolution = later if done >= config.switch * config.steps else config.resolution
+        if done % PLAN_EVERY == 0 or resolution != static.resolution:
+            grown = (resolution / static.resolution) ** 2  # as many times the pixels need as many times the room
+            needed = {name: np.ceil(grown * np.asarray(state.aux[name])) for name in ("total", "last") if name in state.aux}
+            if (planned := represent.plan(config, resolution, needed)) != static:
+                static, step = planned, compile(config, parts, planned)
         yield Progress(done, state, static, metrics)
 
 

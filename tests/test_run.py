@@ -147,6 +147,18 @@ def test_room_for_intersections_grows_when_it_is_too_small(monkeypatch):
     assert progress[1][0] >= 1.1 * progress[1][1] > 64
 
 
+def test_renders_grow_at_the_switch_and_the_room_for_them(monkeypatch):
+    monkeypatch.setattr(representations, "ROOM", 1)
+    config = parse([*TINY, "--resolution-after", "32", "--steps", "4"]).settings
+    parts = build(config)
+    statics = [p.static for p in run.train(config, parts, run.first_state(config, parts))]
+    assert [static.resolution for static in statics] == [16, 32, 32, 32]
+    assert statics[1].room >= statics[0].room
+    # A run that goes on after the switch begins where it was.
+    states = [p.state for p in run.train(config, parts, run.first_state(config, parts))][-1:]
+    assert int(states[0].step) == 4
+
+
 NAN = """
 from lods_jax.types import Objective, Query
 def nan(): return Objective({"y": Query("prompt")}, lambda e, noise, t: e["y"] * float("nan"))
