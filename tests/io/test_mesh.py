@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from io import BytesIO
 
 import numpy as np
@@ -24,6 +25,7 @@ from lods_jax.io.mesh import (
     write_obj,
 )
 from lods_jax.io.ply import read_points
+from tests.io.browser import Browser, needs_browser
 
 trimesh = pytest.importorskip("trimesh")
 BOUND, R, G = 0.8, 0.5, 40
@@ -143,3 +145,27 @@ def test_colours_of_vertices_are_linear_light_in_a_glb(tmp_path):
     write_glb(tmp_path / "a.glb", one)
     data = (tmp_path / "a.glb").read_bytes()
     assert struct.pack("<f", 0.21404114) in data  # sRGB 0.5
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_glb_opens_in_a_three_js_viewer(sphere, tmp_path):
+    """A red ball in viser's client, which is three.js: a red disc in the middle of the window, and nothing red at its border."""
+    viser = pytest.importorskip("viser")
+    write_glb(tmp_path / "a.glb", bake(simplify(sphere, 800), lambda x: np.tile([1.0, 0.0, 0.0], (len(x), 1)), 64))
+    server = viser.ViserServer(host="127.0.0.1", port=8765, verbose=False)
+    server.initial_camera.position = (2.0, 0.5, 0.5)
+    server.scene.add_glb("/ball", (tmp_path / "a.glb").read_bytes())
+    with Browser(tmp_path / "profile", 800, 800) as browser:
+        browser.call("Page.navigate", url=f"http://127.0.0.1:{server.get_port()}")
+        for _ in range(60):
+            time.sleep(0.5)
+            image = np.asarray(Image.open(browser.screenshot(tmp_path / "shot.png")).convert("RGB"), int)
+            red = (image[..., 0] > image[..., 1:].max(-1) + 60)[200:-50, 20:-20]
+            if red.mean() > 0.02:
+                break
+    server.stop()
+    assert red.mean() > 0.02
+    rows, columns = np.nonzero(red)
+    assert abs(np.median(columns) - red.shape[1] / 2) < 60
+    assert 0.5 < np.ptp(rows) / np.ptp(columns) < 2
