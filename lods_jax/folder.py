@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 from lods_jax.config import Config, UserError, load
 from lods_jax.io.files import replacing
 
+LOCK = ".lock"
+
 
 class Run(NamedTuple):
     """What there is of a run."""
@@ -104,7 +106,7 @@ def locked(folder: Path) -> Iterator[None]:
     The system lets go of a lock with the process that holds it, so a killed run leaves none behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    with (folder / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

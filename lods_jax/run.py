@@ -20,7 +20,7 @@ from lods_jax import checkpoint, provenance
 from lods_jax.build import Parts, build
 from lods_jax.config import Config, UserError, check, differences, dump, parse_yaml
 from lods_jax.export import mesh_of_run
-from lods_jax.folder import append, event_log, locked, point_latest_at, rewind, write_json
+from lods_jax.folder import LOCK, append, event_log, locked, point_latest_at, rewind, write_json
 from lods_jax.io.files import replacing
 from lods_jax.representations import Static
 from lods_jax.results import Viewer, viewer, write_page_of, write_preview, write_results
@@ -123,7 +123,7 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
     Args:
       compile: as for `train`.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise UserError(f"{folder} is there already: pass another --out, or go on with a run by `lods resume {folder}`")
     parts = build(check(config))  # before anything is written: most mistakes show here
     with locked(folder):
@@ -147,7 +147,8 @@ def resume(config: Config, folder: Path, compile: Compile = compiled, changed: b
             return proceed(config, parts, folder, first_state(config, parts), None, compile)
         like = jax.eval_shape(lambda: first_state(config, parts))
         state, meta = checkpoint.restore(folder / "checkpoints", like, tell=lambda line: say("resume", line))
-        differ = differences(parse_yaml(meta["config"], "the checkpoint"), config)
+        before = meta.get("config")  # which checkpoints did not always hold
+        differ = differences(parse_yaml(before, "the checkpoint"), config) if before else []
         if differ and not changed:
             raise UserError(
                 f"the settings of {folder} have changed since its checkpoint: {'; '.join(differ)}. Put them back in config.yaml, "

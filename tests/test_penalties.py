@@ -41,4 +41,4 @@ def test_weights_follow_their_schedule():
 def test_an_unknown_penalty_is_refused():
     with pytest.raises(ValueError, match=r"unknown penalty haze; there are .*sparsity"):
         weighted({"haze": lambda step: 1.0})
-    assert set(PENALTIES) == {"sparsity", "opaque", "z_variance", "orientation"}
+    assert set(PENALTIES) == {"sparsity", "opaque", "z_variance", "distortion", "orientation"}
