@@ -26,7 +26,7 @@ from lods_jax.diffusion import ALPHA_BAR, score_weight
 from lods_jax.priors.analytic import gaussian
 from lods_jax.scenes.pixels import pixels
 from lods_jax.train import init_state, make_train_step, parallelise
-from lods_jax.types import Cond, Objective
+from lods_jax.types import Cond, Objective, Reference
 
 MEANS, SIGMA, BATCH = {"": 0.2, "y": 1.0, "now": 0.5}, 0.5, 16
 TEXTS = {"prompt": "y", "plain": "y", "null": "", "empty": "", "source": "now"}
@@ -56,7 +56,7 @@ def run(objective: Objective, steps: int = 1500, lr: float = 0.05, psi_lr: float
     )
     step, key = parallelise(build, "jit", BATCH), jax.random.key(seed)
     state, values = init_state(scene, psi, tx_theta, tx_psi, key), []
-    reference = jnp.full((BATCH, 1, 1, 3), REFERENCE)
+    reference = Reference(latents=jnp.full((BATCH, 1, 1, 3), REFERENCE))
     for i in range(steps):
         state, _ = step(state, weights, table, reference, key)
         if i >= 4 * steps // 5:

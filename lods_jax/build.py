@@ -19,18 +19,19 @@ from lods_jax.cameras import Orbit, sample_orbit
 from lods_jax.config import TABLETOP, Config, UserError
 from lods_jax.diffusion import T
 from lods_jax.io.hub import local
-from lods_jax.penalties import weighted
+from lods_jax.penalties import ERRORS, against_picture, weighted
 from lods_jax.perp_neg import by_azimuth
+from lods_jax.pictures import Given, given
 from lods_jax.priors.convert import read_config
 from lods_jax.priors.exact import caption_gaussians, posterior_mean
 from lods_jax.priors.published import write_configs
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.provenance import unet_hash
-from lods_jax.representations import Representation, represent
+from lods_jax.representations import Representation, Static, represent
 from lods_jax.tabletop.captioned import captioned_renders
 from lods_jax.tabletop.dataset import parse_caption
 from lods_jax.tabletop.objects import COMPOSITE
-from lods_jax.train import by_view
+from lods_jax.train import Known, by_view
 from lods_jax.types import Objective, Prior
 
 EXACT_PARTS = 12  # of 672 renders: 8,064 images, about 16 of each seen caption
@@ -53,16 +54,24 @@ class Parts(NamedTuple):
     orbit: Orbit
     window: Callable
     penalty: Callable
+    given: Given | None = None  # of a picture
 
 
-def build(config: Config) -> Parts:
-    """The parts that a configuration names. Raises UserError or ValueError, in one line, for what does not fit together."""
+def build(config: Config, folder: Path | None = None) -> Parts:
+    """The parts that a configuration names. Raises UserError or ValueError, in one line, for what does not fit together.
+
+    Args:
+      folder: of a run that goes on, which holds what was made of its picture.
+    """
     objective, table = checked(config)
     prior = make_prior(config)
     weights = prior.init(jax.random.key(0))
     texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
     psi = first_psi(config, prior, objective, weights, texts["null"][0])
-    return assemble(config, prior, unet_hash(local(config.prior.name)), weights, objective, texts, psi)
+    found = given(config, folder, prior, weights, texts["prompt"]) if config.picture.file else None
+    texts |= {"prompt": found.prompt} if found else {}
+    parts = assemble(config, prior, unet_hash(local(config.prior.name)), weights, objective, texts, psi)
+    return parts._replace(given=found)
 
 
 def sketch(config: Config) -> Parts:
@@ -120,6 +129,15 @@ def assemble(
         window=lambda step: tuple(phase(config, pair, step) for pair in timesteps(config)),
         penalty=weighted({k: partial(phase, config, v) for k, v in vars(config.penalty).items() if any(v)}),
     )
+
+
+def known_view(config: Config, static: Static) -> Known | None:
+    """The view of the picture of a run, at a static shape."""
+    if not config.picture.file:
+        return None
+    weights = {name: getattr(config.picture, name) for name in ERRORS}
+    schedules = {name: partial(phase, config, pair) for name, pair in weights.items() if any(pair)}
+    return Known(represent(config).eye(config, static), against_picture(schedules))
 
 
 def phase(config: Config, pair: tuple, step: Array | int) -> Array:

@@ -48,6 +48,30 @@ class TextTo3D:
 
 
 @dataclass(frozen=True)
+class PictureRun(Config):
+    prompt: str = ""  # type: ignore[assignment]
+    """What the picture shows. Without it the tabletop judge reads it, and the prompt's embedding is fitted to it."""
+
+
+@dataclass(frozen=True)
+class ImageTo3D:
+    """Distils the object of a picture into 3D: a PNG with alpha, or a picture on a plain background, which is removed."""
+
+    image: tyro.conf.Positional[Path]
+    settings: Annotated[PictureRun, tyro.conf.arg(name="")] = field(default_factory=PictureRun)
+    config: str | None = None
+    """A YAML file, or a shipped preset: `image-gaussians-lods-embedding` (also what runs without it), ..."""
+    out: Path | None = None
+    """Folder of the run; by default outputs/image-to-3d/PICTURE/TIME, with a link outputs/latest."""
+    print_config: bool = False
+    """Print the resolved configuration as YAML, and run nothing."""
+    dry_run: bool = False
+    """Compile the step and tell parameters, memory and operations, and run nothing."""
+    anyway: bool = False
+    """Go on with words that the prior has never seen."""
+
+
+@dataclass(frozen=True)
 class Resume:
     """Continues a run that was stopped or killed, bit for bit, from its newest checkpoint."""
 
@@ -169,7 +193,9 @@ class TrainPrior:
     """Length of this sitting. Without it: 60, or none with --evaluate."""
     resume: bool = False
     """Go on with what --out holds: its checkpoint, or else the weights of the folder."""
-    part: Literal["all", "vae", "unet", "judge"] = "all"
+    part: Literal["all", "vae", "unet", "pose", "judge"] = "all"
+    """The prior's autoencoder, its U-Net, or both; the prior of poses for image-to-3d, which begins as the prior and lies in
+    OUT/pose; or the judge."""
     optimizer: Literal["muon", "adamw"] = "muon"
     seed: int = 0
     evaluate: bool = False
@@ -178,6 +204,7 @@ class TrainPrior:
 
 COMMANDS = {
     "text-to-3d": TextTo3D,
+    "image-to-3d": ImageTo3D,
     "resume": Resume,
     "view": View,
     "compare": Compare,
@@ -188,7 +215,7 @@ COMMANDS = {
     "edit-image": EditImage,
     "train-prior": TrainPrior,
 }
-DEFAULT_PRESETS = {"gaussians": "gaussians-lods-embedding", "nerf": "nerf-lods-embedding"}  # by --scene
+DEFAULT_PRESETS = {"gaussians": "gaussians-lods-embedding", "nerf": "nerf-lods-embedding"}  # by --scene; of pictures image-...
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -209,16 +236,20 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str]) -> Any:
     """The command of a command line. Defaults < --config < flags."""
     check_flags(argv)
-    defaults = {"text-to-3d": TextTo3D(preset(argv))} if argv[:1] == ["text-to-3d"] else {}
+    defaults: dict[str, Any] = {}
+    if argv[:1] == ["text-to-3d"]:
+        defaults["text-to-3d"] = TextTo3D(preset(argv))
+    elif argv[:1] == ["image-to-3d"]:
+        defaults["image-to-3d"] = ImageTo3D(tyro.MISSING, PictureRun(**vars(preset(argv, "image-"))))
     named = {name: {"name": name} | ({"default": defaults[name]} if name in defaults else {}) for name in COMMANDS}
     kinds = [Annotated[kind, tyro.conf.subcommand(**named[name])] for name, kind in COMMANDS.items()]
     return tyro.cli(reduce(or_, kinds), prog="lods", args=argv, description="Score-distillation 3D generation in JAX.")
 
 
-def preset(argv: list[str]) -> Config:
+def preset(argv: list[str], task: str = "") -> Config:
     """What flags start from: the file of --config, with an objective that is named by a flag in place of the file's, whole."""
     by_scene = DEFAULT_PRESETS.get(given(argv, "--scene") or "gaussians", "gaussians-lods-embedding")
-    start = configs.load(given(argv, "--config") or by_scene)
+    start = configs.load(given(argv, "--config") or task + by_scene)
     name = given(argv, "--objective") or given(argv, "--objective.name") or start.objective.name
     return start if name == start.objective.name else replace(start, objective=ObjectiveConfig(name))
 
@@ -239,9 +270,11 @@ def check_flags(argv: list[str]) -> None:
     if command is None:
         return
     known = [f"--{item.name}" for item in fields(command) if item.name != "settings"] + ["--help"]
-    if command is TextTo3D:
+    if command in (TextTo3D, ImageTo3D):
         known += [f"--{name}" for name in configs.keys(Config) if name != "prompt"]
         known += ["--prior", "--objective", "--guidance-scale"]
+    if command is ImageTo3D:
+        known += ["--prompt", "--azimuth", "--elevation", "--fov", "--radius", "--pose-prior"]
     flags = [name.replace("_", "-") for name in known]
     for word in argv[1:]:
         flag = word.partition("=")[0].replace("_", "-")
@@ -278,6 +311,35 @@ def text_to_3d(args: TextTo3D) -> int:
         jobs = batch.folders(prompts, out)
         return batch.run_all(config, batch.share(jobs, args.shard) if args.shard else jobs)
     return run.start(config, args.out or out / datetime.now().strftime("%Y%m%d-%H%M%S"))
+
+
+def image_to_3d(args: ImageTo3D) -> int:
+    config = Config(**vars(args.settings))
+    config = configs.check(replace(config, picture=replace(config.picture, file=str(args.image.absolute()))))
+    if args.print_config:
+        print(configs.dump(config), end="")
+        return 0
+    if not args.image.is_file():
+        raise UserError(f"there is no picture {args.image}")
+    if config.prior.name in CLOSED_FORM:
+        raise UserError(f"image-to-3d needs a prior that encodes pictures, got {config.prior.name}: pass tabletop or a folder")
+    folder = prior_folder(config.prior.name, config.prior.download)
+    if config.prompt:
+        check_prompt(config.prompt, folder, args.anyway)
+    start_jax(None if config.parallel == "jit" else config.batch)
+    from lods_jax import build, cost, pictures, run
+
+    config, said = pictures.settled(config)
+    p = config.picture
+    words = [said, f"camera at azimuth {p.azimuth:g}, elevation {p.elevation:g}", f"prompt {config.prompt!r}"]
+    run.say("picture", ", ".join(word for word in words if word))
+    if args.dry_run:
+        found = cost.estimate(config, build.build(config))
+        print(cost.describe(found))
+        cost.check_fits(config, found)
+        return 0
+    out = args.out or Path("outputs/image-to-3d", batch.slug(args.image.stem), datetime.now().strftime("%Y%m%d-%H%M%S"))
+    return run.start(config, out)
 
 
 def dry_run(config: Config, topology: str | None) -> None:
@@ -433,13 +495,16 @@ def check_sizes(n: int, steps: int, most: int) -> None:
 
 def train_prior(args: TrainPrior) -> None:
     start_jax()
-    from lods_jax.tabletop import evaluate, judge, train_prior
+    from lods_jax.tabletop import evaluate, judge, train_pose, train_prior
 
     minutes = (0 if args.evaluate else 60) if args.minutes is None else args.minutes
     out = args.out or (Path("outputs/prior") if minutes else TABLETOP)
     if minutes:
         if args.part == "judge":
             judge.train_judge(out / "judge.safetensors", minutes, resume=args.resume, seed=args.seed)
+        elif args.part == "pose":
+            prior = out if (out / "model_index.json").is_file() else TABLETOP
+            train_pose.train(out / "pose", minutes, prior, resume=args.resume, name=args.optimizer, seed=args.seed)
         else:
             train_prior.train(out, minutes, resume=args.resume, part=args.part, name=args.optimizer, seed=args.seed)
     if args.evaluate:
@@ -509,4 +574,5 @@ RUN = {
     TextToImage: text_to_image,
     EditImage: edit_image,
     TrainPrior: train_prior,
+    ImageTo3D: image_to_3d,
 }

@@ -107,6 +107,46 @@ class PenaltyConfig:
 
 
 @dataclass(frozen=True)
+class PictureConfig:
+    """The picture of an `image-to-3d` run, the camera that took it, and what it counts; a run without a file has none."""
+
+    file: str = ""
+    azimuth: Annotated[float | None, arg(aliases=["--azimuth"])] = bounded(None, -360, 360)
+    """Of the camera, degrees: 0 sees the front, 90 the object's left. None: what the tabletop judge reads, else 0."""
+    elevation: Annotated[float | None, arg(aliases=["--elevation"])] = bounded(None, -90, 90)
+    """Degrees above the horizon. None: 15, or 75 where the judge reads a view from above."""
+    fov_y: Annotated[float, arg(aliases=["--fov"])] = bounded(45.0, 1, 170)
+    radius: Annotated[float | None, arg(aliases=["--radius"])] = bounded(None, 1e-3, 1e3)
+    """Distance of the camera. None: the middle of what training cameras have."""
+    frame: Literal["fit", "as-is"] = "fit"
+    """fit: crop to the object, which then fills 0.7 of the picture's edge. as-is: the picture is framed as its camera says."""
+    rgb: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    """Weight of the squared error of the colours in the picture's view, on the scale of LODS; so are the next two."""
+    mask: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    depth: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    """Of 1 minus the correlation with `depth_file`."""
+    depth_file: str = ""
+    """A grey image of the picture's size, far is bright: a monocular depth estimate."""
+    invert: int = bounded(0, 0, 10**6)
+    """Steps in which the embedding of the prompt is fitted to the picture, before the run."""
+    invert_lr: float = bounded(5e-3, 0, 10)
+
+
+@dataclass(frozen=True)
+class PoseConfig:
+    """The prior of poses (`priors.zero123`) that an `image-to-3d` run asks beside the prior of texts."""
+
+    name: Annotated[str, arg(aliases=["--pose-prior"])] = "none"
+    """`tabletop`, a Zero-1-to-3 folder in diffusers layout, or `none`."""
+    s: float = bounded(3.0, 1, 1e6)
+    weight: tuple[float, float] = bounded((1.0, 1.0), 0, 1e6)
+    """What its score counts, on the scale of LODS."""
+    min: tuple[float, float] = bounded((0.02, 0.02), 0, 0.999)
+    max: tuple[float, float] = bounded((0.98, 0.55), 0, 0.999)
+    """Its window of timesteps."""
+
+
+@dataclass(frozen=True)
 class GaussianRates:
     """Adam's learning rates of the Gaussians' parameters."""
 
@@ -249,6 +289,8 @@ class Config:
     camera: CameraConfig = field(default_factory=CameraConfig)
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
+    picture: PictureConfig = field(default_factory=PictureConfig)
+    pose: PoseConfig = field(default_factory=PoseConfig)
     scene: Literal["gaussians", "nerf"] = "gaussians"
     gaussians: GaussianConfig = field(default_factory=GaussianConfig)
     nerf: NerfConfig = field(default_factory=NerfConfig)
@@ -417,8 +459,13 @@ def check(config: Config) -> Config:
         pair = getattr(config.camera, name)
         if pair and pair[0] > pair[1]:
             raise UserError(f"camera.{name} must be a lower and an upper limit, got {pair[0]:g} and {pair[1]:g}")
-    if any(low > high for low, high in zip(config.timesteps.min, config.timesteps.max, strict=True)):
-        raise UserError(f"timesteps.min must not exceed timesteps.max, got {config.timesteps.min} and {config.timesteps.max}")
+    for name, window in (("timesteps", config.timesteps), ("pose", config.pose)):
+        if any(low > high for low, high in zip(window.min, window.max, strict=True)):
+            raise UserError(f"{name}.min must not exceed {name}.max, got {window.min} and {window.max}")
+    if not config.picture.file and (config.pose.name != "none" or config.picture.invert):
+        raise UserError("a prior of poses and picture.invert need a picture: use image-to-3d")
+    if any(config.picture.depth) and not config.picture.depth_file:
+        raise UserError("picture.depth needs picture.depth_file: an image of depths")
     if config.output.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("output.tensorboard needs tensorboardX: pip install 'lods_jax[log]'")
     return config

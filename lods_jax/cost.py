@@ -57,7 +57,8 @@ def estimate(config: Config, parts: Parts, devices: list | None = None) -> Cost:
     mode = "jit" if here and len(devices) == 1 else "shard_map"
     step, views = over_devices(train_step(config, parts, static), mode, config.batch, devices)
     state = jax.eval_shape(lambda psi: first_state(config, parts._replace(psi=psi)), parts.psi)
-    arguments = (state, parts.weights, parts.texts, None, jax.eval_shape(lambda: jax.random.key(0)))
+    reference = parts.given and parts.given.reference
+    arguments = (state, parts.weights, parts.texts, reference, jax.eval_shape(lambda: jax.random.key(0)))
     mesh = Mesh(np.asarray(devices), (AXIS,))
 
     def on(spec):

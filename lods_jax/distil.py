@@ -18,7 +18,7 @@ from lods_jax.cameras import sample_orbit
 from lods_jax.objectives import fit_loss
 from lods_jax.scenes.particles import particles
 from lods_jax.train import descend, encode_each, init_state, make_train_step, parallelise
-from lods_jax.types import Objective, Prior, TrainState
+from lods_jax.types import Objective, Prior, Reference, TrainState
 
 
 class Recipe(NamedTuple):
@@ -66,9 +66,9 @@ def distil(
     options = {"cameras": lambda keys, views: sample_orbit(keys, views, n), "window": lambda step: recipe.window, "batch": n}
     options |= {"fit_shares_noise": recipe.fit_shares_noise, "schedule": recipe.schedule}
     step = parallelise(make_train_step(scene, prior, objective, tx_theta=tx_theta, tx_psi=tx_psi, **options), "jit", n)
-    state = init_state(scene, psi, tx_theta, tx_psi, key)
+    state, held_against = init_state(scene, psi, tx_theta, tx_psi, key), Reference(latents=reference)
     for _ in range(recipe.steps):
-        state, metrics = step(state, weights, texts, reference, key)
+        state, metrics = step(state, weights, texts, held_against, key)
         yield state, metrics
 
 
@@ -77,7 +77,7 @@ def fit_on(prior, weights, objective, texts, images, psi, tx, key, steps: int) -
     rows = {name: table[np.zeros(len(images), int)] for name, table in texts.items()}
 
     @jax.jit
-    def step(psi, opt, key):
+    def step(psi, opt, key, weights, images, rows):
         k_encode, k_fit = (jax.random.split(k, len(images)) for k in jax.random.split(key))
         z = encode_each(prior, weights, images, k_encode)
         gradient = jax.grad(fit_loss)(psi, objective, partial(prior.predict, weights), {"render": z}, rows, k_fit)
@@ -85,7 +85,7 @@ def fit_on(prior, weights, objective, texts, images, psi, tx, key, steps: int) -
 
     opt = tx.init(psi)
     for i in range(steps):
-        psi, opt = step(psi, opt, jax.random.fold_in(key, i))
+        psi, opt = step(psi, opt, jax.random.fold_in(key, i), weights, images, rows)
     return psi
 
 

@@ -196,12 +196,14 @@ def ask(
     texts: Texts,
     t: Int[Array, "b"],
     pose: Float[Array, "b 16"] | None = None,
+    image: Float[Array, "b h w c"] | None = None,
 ) -> dict[str, Float[Array, "b h w c"]]:
     """The predictions of all queries in one call of the network: {name: eps}, float32.
 
     Args:
       noised: z_t of the latents that queries name, "render" and "reference".
       texts: a row per view; "learned" is psi's embedding, the same for every view.
+      image: what a query with `image` shows to the network beside z_t; the others show zeros.
 
     The adapter and the pose are only mentioned to the prior where a query uses them.
     """
@@ -219,6 +221,7 @@ def ask(
         lora=per_query([q.lora for q in asked]) if any(q.lora for q in asked) else None,
         pose=jnp.tile(pose, (len(asked), 1)) if posed else None,
         pose_on=per_query([q.pose for q in asked]) if posed else None,
+        image=None if image is None else jnp.concatenate([image if q.image else jnp.zeros_like(image) for q in asked]),
     )
     z_t = jnp.concatenate([noised[q.latents] for q in asked])
     # float32: at s = 1000 the terms of a residual cancel to three digits in bfloat16.

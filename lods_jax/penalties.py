@@ -1,14 +1,15 @@
-"""Penalties on renders, per view: what keeps a distilled scene from fog, haze and floating scraps.
+"""Penalties on renders, per view: what keeps a distilled scene from fog, haze and floating scraps, and true to a picture.
 
 Each is (Render) -> [b]; the train step averages over views. `objective` scale is that of LODS, and so are the weights.
 """
 
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lods_jax.types import Render
+from lods_jax.types import Picture, Render
 
 Penalty = Callable[[Render], Float[Array, "b"]]
 
@@ -55,3 +56,42 @@ def weighted(schedules: Mapping[str, Callable[[Int[Array, ""]], Float[Array, ""]
     if unknown := sorted(set(schedules) - set(PENALTIES)):
         raise ValueError(f"unknown penalty {unknown[0]}; there are {', '.join(PENALTIES)}")
     return lambda render, step: {name: weight(step) * PENALTIES[name](render) for name, weight in schedules.items()}
+
+
+# --- a view of which there is a picture -------------------------------------------------------------------------------------
+def rgb_error(render: Render, picture: Picture) -> Float[Array, "1"]:
+    """Mean squared error of the colours; both are on white."""
+    return jnp.mean((render.rgb - picture.rgb[None]) ** 2, (1, 2, 3))
+
+
+def mask_error(render: Render, picture: Picture) -> Float[Array, "1"]:
+    """Mean squared error of opacity and mask."""
+    return jnp.mean((render.opacity - picture.mask[None]) ** 2, (1, 2, 3))
+
+
+def depth_error(render: Render, picture: Picture) -> Float[Array, "1"]:
+    """1 minus the correlation of the depths where both show the object (Magic123; Qian et al. 2024, eq. 5)."""
+    on = picture.mask[None] * (render.opacity > 0.5)
+    total = jnp.maximum(jnp.sum(on), 1.0)
+    centred = lambda x: (x - jnp.sum(on * x) / total) * on  # noqa: E731
+    a, b = centred(render.depth), centred(picture.depth[None])
+    return 1 - jnp.sum(a * b, (1, 2, 3)) / jnp.sqrt(jnp.sum(a**2) * jnp.sum(b**2) + 1e-8)
+
+
+ERRORS: Mapping[str, Callable[[Render, Picture], Float[Array, "1"]]] = {
+    "rgb": rgb_error,
+    "mask": mask_error,
+    "depth": depth_error,
+}
+
+
+def against_picture(schedules: Mapping[str, Callable[[Int[Array, ""]], Float[Array, ""]]]) -> Callable:
+    """(render of one view, picture, step) -> {"picture_NAME": weighted cost [1]}; the picture is brought to the render's size."""
+
+    def costs(render: Render, picture: Picture, step: Int[Array, ""]) -> dict[str, Array]:
+        _, h, w, _ = render.rgb.shape
+        sized = lambda x: x if x is None or x.shape[:2] == (h, w) else jax.image.resize(x, (h, w, x.shape[2]), "linear")  # noqa: E731
+        picture = picture.replace(rgb=sized(picture.rgb), mask=sized(picture.mask), depth=sized(picture.depth))
+        return {f"picture_{name}": weight(step) * ERRORS[name](render, picture) for name, weight in schedules.items()}
+
+    return costs

@@ -17,11 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from lods_jax import checkpoint, provenance
-from lods_jax.build import Parts, build
+from lods_jax.build import Parts, build, known_view
 from lods_jax.config import Config, UserError, check, differences, dump, parse_yaml
 from lods_jax.export import mesh_of_run
 from lods_jax.folder import LOCK, append, event_log, locked, point_latest_at, rewind, write_json
 from lods_jax.io.files import replacing
+from lods_jax.pictures import keep
 from lods_jax.representations import Static
 from lods_jax.results import Viewer, viewer, write_page_of, write_preview, write_results
 from lods_jax.rng import step_key
@@ -68,6 +69,8 @@ def train_step(config: Config, parts: Parts, static: Static) -> Halves:
         fit_shares_noise=config.objective.fit_shares_noise,
         schedule=config.objective.schedule,
         vae_slicing=config.prior.vae_slicing,
+        known=known_view(config, static),
+        also=parts.given.also if parts.given else (),
     )
 
 
@@ -102,9 +105,9 @@ def train(
     later = config.resolution_after or config.resolution
     refine = jax.jit(lambda key, state: represent.refine(config, parts.tx_theta, key, state))
     static = static or represent.plan(config, config.resolution, None)
-    step = compile(config, parts, static)
+    step, reference = compile(config, parts, static), parts.given and parts.given.reference
     for done in range(int(state.step) + 1, config.steps + 1):
-        state, metrics = step(state, parts.weights, parts.texts, None, key)
+        state, metrics = step(state, parts.weights, parts.texts, reference, key)
         if represent.due(config, done):
             state = refine(jax.random.fold_in(step_key(key, done), 1), state)
         resolution = later if done >= config.switch * config.steps else config.resolution
@@ -140,7 +143,7 @@ def resume(config: Config, folder: Path, compile: Compile = compiled, changed: b
       config: what config.yaml of the folder holds.
       changed: go on although the checkpoint was made with other settings, and the end will be that of neither.
     """
-    parts = build(check(config))
+    parts = build(check(config), folder)
     with locked(folder):
         if not checkpoint.steps(folder / "checkpoints"):
             say("resume", f"{folder} has no checkpoint: from the beginning")
@@ -163,6 +166,9 @@ def proceed(
 ) -> int:
     """From a state to the end or to a signal; the results are written in both cases."""
     note = provenance.describe() | {"prior_sha256": parts.prior_sha256}
+    if parts.given:
+        note |= {"pose_sha256": parts.given.pose_sha256}
+        keep(folder, config, parts.given)
     write_json(folder / "run.json", note | {"state": "running"})
     say("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
     see, diagnose = viewer(config, config.output.size), diagnosis(config, parts, static)

@@ -5,7 +5,7 @@ alone, psi's from the fit loss alone. All randomness is drawn per view from (key
 not depend on how views are split over devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from jaxtyping import Array, Int, Key
 
 from lods_jax.objectives import Ask, ask, fit_loss, score, score_and_fit
 from lods_jax.rng import split_named, view_keys
-from lods_jax.types import Camera, Objective, Prior, Scene, TrainState
+from lods_jax.types import Camera, Objective, Prior, Reference, Scene, TrainState
 
 Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 AXIS = "data"
@@ -37,7 +37,7 @@ class Seen(NamedTuple):
 
     g_probe: Any  # gradient with respect to the scene's probe
     render: Any
-    square: Any  # mean square of the score
+    squares: Any  # mean square of each score
     costs: Any  # of each penalty
 
 
@@ -48,6 +48,25 @@ class Pulled(NamedTuple):
     g_psi: Any
     fit: Any
     seen: Seen
+
+
+class Guidance(NamedTuple):
+    """A further prior that looks at the renders, beside the one of the step; it learns nothing."""
+
+    name: str  # of its metric: force_NAME
+    prior: Prior
+    objective: Objective
+    texts_of: Callable[..., tuple[dict[str, Array], Ask]]
+    window: Callable[[Array], tuple[Array | int, Array | int]]
+    weight: Callable[[Array], Array | float]  # step -> what its score counts
+    shares_latents: bool = False  # its autoencoder is that of the step's prior
+
+
+class Known(NamedTuple):
+    """A view of which there is a picture."""
+
+    scene: Scene  # the scene as the picture shows it: on white, without chance
+    costs: Callable[..., dict[str, Array]]  # (render of one view, Picture, step) -> {name: weighted cost [1]}
 
 
 class Halves(NamedTuple):
@@ -95,6 +114,8 @@ def make_train_step(
     fit_shares_noise: bool = False,
     schedule: tuple[int, int] | None = None,
     vae_slicing: bool = False,
+    known: Known | None = None,
+    also: Sequence[Guidance] = (),
 ) -> Halves:
     """Builds the halves of a step: pass them to `parallelise`.
 
@@ -107,10 +128,11 @@ def make_train_step(
       schedule: None updates scene and prior in every step, as the official LODS does. (m, k) takes turns, as the paper says: m
         steps of the scene alone, then k of the prior alone; what has no turn asks the prior nothing, and its metric is NaN.
       vae_slicing: encode one view after the other, which holds one view's activations at a time.
+      known: adds the costs of a known view to every step. also: further priors, whose cotangents are added on the renders.
 
     The whole step maps (state, weights, texts, reference, key, views[b]) to (state, metrics). `texts` are prompt tables
-    {name: [views n d]}, `reference` latents or None, `views` the global indices of this device's share of the batch. The metric
-    `broken` is the index of the first gradient that is not finite, in {"fit", "psi", "theta"} of theta and psi, or -1.
+    {name: [views n d]}, `reference` a `Reference` or None, `views` the global indices of this device's share of the batch. The
+    metric `broken` is the index of the first gradient that is not finite, in {"fit", "psi", "theta"} of theta and psi, or -1.
     """
 
     if fit_shares_noise and (objective.fit is None or objective.noising):
@@ -124,18 +146,29 @@ def make_train_step(
     def pull(state, weights, texts, reference, key, views) -> Pulled:
         """What some views say of scene and prior."""
         k = jax.vmap(lambda key: split_named(key, "camera render encode score fit"))(view_keys(key, state.step, views))
-        camera = cameras(k.camera, views)
+        reference = reference or Reference()
+        camera, b = cameras(k.camera, views), len(views)
         rows, asking = texts_of(texts, camera)
-        pose, predict = camera.c2w.reshape(len(views), 16), partial(prior.predict, weights)
+        pose, predict = camera.c2w.reshape(b, 16), partial(prior.predict, weights)
 
         def look(theta, probe):
             render = scene.render(theta, state.aux, camera, k.render, probe)
             z = encode_each(prior, weights, render.rgb, k.encode, vae_slicing)
+            others = [
+                z if g.shares_latents else encode_each(g.prior, w, render.rgb, k.encode, vae_slicing)
+                for g, (w, _) in zip(also, reference.also, strict=True)
+            ]
             costs = penalty(render, state.step)
-            return (z, sum(costs.values(), jnp.zeros(len(views)))), (render, costs)
+            if known:
+                probe = known.scene.probe(state.aux, 1)
+                seen = known.scene.render(theta, state.aux, reference.picture.camera, k.render[:1], probe)
+                # A share of it for each view: together the views of a step count it once.
+                found = known.costs(seen, reference.picture, state.step)
+                costs |= {name: jnp.broadcast_to(cost, (b,)) for name, cost in found.items()}
+            return ((z, *others), sum(costs.values(), jnp.zeros(b))), (render, costs)
 
-        (z, _), pullback, (render, costs) = jax.vjp(look, state.theta, scene.probe(state.aux, len(views)), has_aux=True)
-        latents = {"render": z} if reference is None else {"render": z, "reference": reference}
+        (zs, _), pullback, (render, costs) = jax.vjp(look, state.theta, scene.probe(state.aux, b), has_aux=True)
+        latents = {"render": zs[0]} | ({} if reference.latents is None else {"reference": reference.latents})
         scene_on, prior_on = turns(schedule, state.step)
         at = window(state.step)
         if fit_shares_noise:
@@ -145,9 +178,17 @@ def make_train_step(
             scored = partial(score, objective, predict, state.psi, latents, rows, at, k.score, pose, asking)
             fitted = partial(jax.value_and_grad(fit_loss), state.psi, objective, predict, latents, rows, k.fit, pose)
             force, (fit, g_psi) = in_turn(scene_on, scored), in_turn(prior_on, fitted)
-        g_theta, g_probe = pullback((force / batch, jnp.full(len(views), 1 / batch)))
-        square = jnp.mean(force**2, tuple(range(1, force.ndim)))
-        return Pulled(g_theta, g_psi, fit, Seen(g_probe, render, square, costs))
+        forces = {"force": force}
+        for i, (g, z, (w, tables)) in enumerate(zip(also, zs[1:], reference.also, strict=True), 1):
+            rows, asking = g.texts_of(tables, camera)
+            keys = jax.vmap(jax.random.fold_in, (0, None))(k.score, i)
+            ask_it = partial(
+                score, g.objective, partial(g.prior.predict, w), {}, {"render": z}, rows, g.window(state.step), keys, pose, asking
+            )
+            forces[f"force_{g.name}"] = g.weight(state.step) * in_turn(scene_on, ask_it)
+        g_theta, g_probe = pullback((tuple(x / batch for x in forces.values()), jnp.full(b, 1 / batch)))
+        squares = {name: jnp.mean(x**2, tuple(range(1, x.ndim))) for name, x in forces.items()}
+        return Pulled(g_theta, g_psi, fit, Seen(g_probe, render, squares, costs))
 
     def update(state, p: Pulled):
         theta, opt_theta = descend(tx_theta, p.g_theta, state.theta, state.opt_theta)
@@ -161,8 +202,8 @@ def make_train_step(
         theta, aux, opt_theta = pick(scene_on, (theta, aux, opt_theta), (state.theta, state.aux, state.opt_theta))
         psi, opt_psi = pick(prior_on, (psi, opt_psi), (state.psi, state.opt_psi))
         new = TrainState(state.step + 1, theta, aux, psi, opt_theta, opt_psi, state.skipped + ~finite)
-        force = jnp.sqrt(jnp.mean(p.seen.square))
-        metrics = {"fit": jnp.where(prior_on, p.fit, jnp.nan), "force": jnp.where(scene_on, force, jnp.nan)}
+        metrics = {"fit": jnp.where(prior_on, p.fit, jnp.nan)}
+        metrics |= {name: jnp.where(scene_on, jnp.sqrt(jnp.mean(x)), jnp.nan) for name, x in p.seen.squares.items()}
         metrics |= {"grad": optax.tree.norm(p.g_theta), "broken": broken}
         return new, metrics | {name: jnp.mean(cost) for name, cost in p.seen.costs.items()}
 
@@ -199,16 +240,16 @@ def in_order(halves: Halves, batch: int, devices: list) -> Step:
 
     def step(state, weights, texts, reference, key):
         nonlocal held, copies
-        if reference is not None:
+        if reference is not None and reference.latents is not None:
             raise ValueError("a step in order takes no reference latents")
         if weights is not held:
             held, copies = weights, [jax.device_put(weights, device) for device in devices]
-        rest = [jax.device_put((state, texts, key), device) for device in devices]
+        rest = [jax.device_put((state, texts, reference, key), device) for device in devices]
         found = []
         for i in range(batch):
             d = i % len(devices)
-            mine, rows, key = rest[d]
-            found.append(pull(mine, copies[d], rows, None, key, jax.device_put(jnp.arange(i, i + 1), devices[d])))
+            mine, rows, held_against, key = rest[d]
+            found.append(pull(mine, copies[d], rows, held_against, key, jax.device_put(jnp.arange(i, i + 1), devices[d])))
         stack = lambda *x: jnp.concatenate([jax.device_put(part, devices[0]) for part in x])  # noqa: E731
         return update(rest[0][0], jax.tree.map(stack, *found))
 

@@ -48,6 +48,23 @@ class Cond(struct.PyTreeNode):
     image: Any = None  # [b h w c] image condition
 
 
+class Picture(struct.PyTreeNode):
+    """What a known camera sees of the object: image-to-3D."""
+
+    rgb: Any  # [h w 3] in [0, 1], on white
+    mask: Any  # [h w 1] share of a pixel that the object covers
+    camera: Any  # one Camera
+    depth: Any = None  # [h w 1] up to scale and offset, larger is farther
+
+
+class Reference(struct.PyTreeNode):
+    """What a scene is held against beside the prompt."""
+
+    latents: Any = None  # [b h w c] for queries that name them (DDS)
+    picture: Any = None  # Picture
+    also: tuple = ()  # (weights, text tables) of each further guidance
+
+
 class Scene(NamedTuple):
     """A differentiable renderer and its parameters, as functions. Built by a factory: `gaussians(**cfg) -> Scene`."""
 
@@ -75,6 +92,7 @@ class Query(NamedTuple):
     lora: float = 0.0  # adapter scale; 0 is the frozen network
     latents: str = "render"  # "reference" for DDS
     pose: bool = False  # condition the adapter on the camera (VSD)
+    image: bool = False  # show the picture to a network that has an input for it (zeros where False)
 
 
 class Objective(NamedTuple):

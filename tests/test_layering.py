@@ -16,7 +16,7 @@ ROWS = [
     {"cameras", "diffusion"},
     {"rendering", "scenes", "priors"},
     {"objectives", "sampling", "penalties", "prompts"},
-    {"train", "refine", "perp_neg"},
+    {"train", "refine", "perp_neg", "posed"},
     {
         "build",
         "representations",
@@ -34,6 +34,7 @@ ROWS = [
         "distil",
         "cost",
         "batch",
+        "pictures",
     }
     | {"io", "cli", "__main__", "tabletop"},
 ]

@@ -17,7 +17,7 @@ from lods_jax.objectives import lods_embedding, sds
 from lods_jax.priors.analytic import gaussian
 from lods_jax.scenes.pixels import pixels
 from lods_jax.train import init_state, leaf_names, make_train_step, not_finite, parallelise
-from lods_jax.types import Objective
+from lods_jax.types import Objective, Reference
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 8
@@ -196,7 +196,9 @@ def test_any_number_of_devices_equals_one():
 def test_in_order_there_are_no_reference_latents():
     build, start = parts(lods_embedding())
     with pytest.raises(ValueError, match="no reference latents"):
-        parallelise(build, "jit", BATCH, reduce="ordered")(start(), WEIGHTS, TEXTS, jnp.zeros(3), jax.random.key(3))
+        parallelise(build, "jit", BATCH, reduce="ordered")(
+            start(), WEIGHTS, TEXTS, Reference(latents=jnp.zeros(3)), jax.random.key(3)
+        )
 
 
 def test_the_first_leaf_that_is_not_finite_is_found_by_name():
@@ -204,3 +206,83 @@ def test_the_first_leaf_that_is_not_finite_is_found_by_name():
     assert leaf_names(tree)[int(not_finite(tree))] == "a.y"
     assert int(not_finite(jax.tree.map(jnp.zeros_like, tree))) == -1
     assert int(not_finite({})) == -1
+
+
+# --- pictures and further priors ------------------------------------------------------------------------------------------------
+def seen_as(value, weight):
+    """A known view that is to look like `value`, and what a step is held against."""
+    from lods_jax.penalties import against_picture
+    from lods_jax.train import Known
+    from lods_jax.types import Picture
+
+    camera = sample_orbit(jax.random.split(jax.random.key(0), 1), jnp.arange(1), 1)
+    picture = Picture(jnp.full((1, 1, 3), value), jnp.ones((1, 1, 1)), camera)
+    return Known(pixels(1, 1), against_picture({"rgb": lambda step: weight})), Reference(picture=picture)
+
+
+def other(weight, means=None, shares=False):
+    """The same kind of prior once more, as a further guidance, and its inputs."""
+    from lods_jax.train import Guidance, by_view
+
+    prior = gaussian(means or {"": 0.2, "y": 1.0}, 0.5)
+    weights = prior.init(jax.random.key(0))
+    texts = {"prompt": prior.embed(weights, ["y"] * 4), "null": prior.embed(weights, [""] * 4)}
+    window, weigh = lambda step: (20, 980), lambda step: weight
+    return Guidance("other", prior, sds(1.0), by_view, window, weigh, shares), (weights, texts)
+
+
+def gradient(objective, reference=None, views=None, penalty=lambda render, step: {}, **options):
+    build, start = parts(objective, penalty, **options)
+    return build.pull(start(), WEIGHTS, TEXTS, reference, jax.random.key(3), jnp.arange(BATCH) if views is None else views)
+
+
+def test_a_known_view_counts_once_however_the_views_are_split():
+    known, reference = seen_as(0.9, 2.0)
+    zero = sds(1.0)._replace(residual=lambda e, noise, t: 0 * noise)
+    whole = gradient(zero, reference, known=known).g_theta["rgb"]
+    # d/dx of 2 mean((x - 0.9)^2) over three colours, at 0.5.
+    np.testing.assert_allclose(whole, 2 * 2 * (0.5 - 0.9) / 3 * np.ones_like(whole), rtol=1e-5)
+    halves = [gradient(zero, reference, views, known=known).g_theta["rgb"] for views in (jnp.arange(3), jnp.arange(3, BATCH))]
+    np.testing.assert_allclose(sum(halves), whole, rtol=1e-5)
+
+
+def test_a_further_prior_adds_its_pull_with_its_weight():
+    alone, none = gradient(sds(1.0)).g_theta["rgb"], sds(1.0)._replace(residual=lambda e, noise, t: 0 * noise)
+
+    def with_other(objective, weight, shares=False):
+        guidance, inputs = other(weight, shares=shares)
+        return gradient(objective, Reference(also=(inputs,)), also=(guidance,)).g_theta["rgb"]
+
+    np.testing.assert_array_equal(with_other(sds(1.0), 0.0), alone)
+    pull = with_other(none, 1.0)
+    assert np.abs(pull).max() > 1e-3
+    np.testing.assert_allclose(with_other(none, 2.5), 2.5 * pull, rtol=1e-5)
+    np.testing.assert_allclose(with_other(sds(1.0), 1.0), alone + pull, rtol=1e-4, atol=1e-7)
+    # Latents that are shared are the same latents, encoded once.
+    np.testing.assert_allclose(with_other(sds(1.0), 1.0, shares=True), alone + pull, rtol=1e-4, atol=1e-7)
+
+
+def test_two_priors_meet_in_the_middle():
+    """One prior draws to 1, the other to 0.4, with the same weight: the residuals cancel at 0.7."""
+    guidance, inputs = other(1.0, {"": 0.2, "y": 0.4})
+    build, start = parts(sds(1.0), also=(guidance,))
+    step, state, values = parallelise(build, "jit", BATCH), start(), []
+    for _ in range(800):
+        state, metrics = step(state, WEIGHTS, TEXTS, Reference(also=(inputs,)), jax.random.key(3))
+        values.append(state.theta["rgb"].mean())
+    np.testing.assert_allclose(np.mean(values[-200:]), 0.7, atol=0.05)
+    assert metrics["force_other"] > 0
+
+
+@pytest.mark.parametrize("reduce", ["sum", "ordered"])
+def test_pictures_and_further_priors_do_not_depend_on_the_devices(reduce):
+    known, reference = seen_as(0.9, 2.0)
+    guidance, inputs = other(0.5)
+    build, start = parts(sds(3.0), known=known, also=(guidance,))
+    reference, ends = reference.replace(also=(inputs,)), []
+    for mode, n in (("jit", 1), ("shard_map", 1)):
+        step, state = parallelise(build, mode, BATCH, jax.devices()[:n], reduce), start()
+        for _ in range(3):
+            state, metrics = step(state, WEIGHTS, TEXTS, reference, jax.random.key(3))
+        ends.append((state.theta, metrics["picture_rgb"]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *ends)

@@ -29,6 +29,9 @@ PLOTS = {
     "fit": "fit: loss of the learned branch",
     "fit_gain": "fit gain: by how much learning has lowered that loss",
     "psi_displacement": "psi displacement: how far the learned branch has moved",
+    "force_pose": "force of the prior of poses",
+    "picture_rgb": "weighted error of the colours in the picture's view",
+    "picture_mask": "weighted error of the mask in the picture's view",
     "gaussians": "Gaussians",
     "grad": "norm of the scene's gradient",
 }
@@ -45,6 +48,7 @@ def write_page(runs: Sequence[Run], path: Path, truths: Mapping[str, np.ndarray]
     groups = []
     for prompt in prompts:
         cards = [truth_card(prompt, truths[prompt], store)] if prompt in (truths or {}) else []
+        cards += picture_cards([run for run in runs if run.config.prompt == prompt])
         cards += [run_card(run, named[i], i, store, len(runs) == 1) for i, run in enumerate(runs) if run.config.prompt == prompt]
         head = f"<h2>{html.escape(prompt)}</h2>" if len(prompts) > 1 else ""
         groups.append(f"<section>{head}<div class='cards{' one' if len(cards) == 1 else ''}'>{''.join(cards)}</div></section>")
@@ -106,6 +110,19 @@ def truth_card(prompt: str, frames: np.ndarray, store: list[str]) -> str:
         f'<canvas class=view tabindex=0 role=application data-frames={name} aria-label="{label}"></canvas>'
         f"<p class=soft>{html.escape(prompt)}, {len(frames)} renders of the tabletop world at one elevation</p></article>"
     )
+
+
+def picture_cards(runs: Sequence[Run]) -> list[str]:
+    """The pictures that runs began with, each once."""
+    files = [run.path / "picture.png" for run in runs]
+    cards = []
+    for data in dict.fromkeys(file.read_bytes() for file in files if file.exists()):
+        source = base64.b64encode(data).decode()
+        cards.append(
+            f'<article><h2>the picture</h2><img class=cut src="data:image/png;base64,{source}" alt="the picture, cut out">'
+            "<p class=soft>As it was cut out and framed; squares show where it is transparent.</p></article>"
+        )
+    return cards
 
 
 def stills(run: Run, prompt: str) -> str:

@@ -26,6 +26,13 @@ PARTS = {
     "vae": ("vae", "diffusion_pytorch_model"),
     "text": ("text_encoder", "model"),
 }
+# The same for a folder of the Zero-1-to-3 kind, which is conditioned on a picture and a pose.
+POSED_PARTS = {
+    "unet": PARTS["unet"],
+    "vae": PARTS["vae"],
+    "image": ("image_encoder", "model"),
+    "camera": ("cc_projection", "diffusion_pytorch_model"),
+}
 PICKLES = {".bin", ".ckpt", ".pt", ".pth"}
 # The Flax VAE, and VAE files until 2023, have the left names; today's files have the right ones.
 ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -40,6 +47,17 @@ MODEL_INDEX = {
     "scheduler": ["diffusers", "DDIMScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+POSED_INDEX = {
+    "_class_name": "Zero1to3StableDiffusionPipeline",
+    "_diffusers_version": "0.39.0",
+    "cc_projection": ["pipeline_zero1to3", "CCProjection"],
+    "feature_extractor": [None, None],
+    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
@@ -73,7 +91,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def read_state(folder: Path, part: str, variant: str | None = None) -> State:
-    """All arrays of one part ("unet", "vae" or "text") by their names on disk, from one file or from shards."""
+    """All arrays of one part ("unet", "vae", "text", ...) by their names on disk, from one file or from shards."""
     state = {}
     for file in weight_files(folder, part, variant):
         if not file.is_file():
@@ -92,7 +110,7 @@ def read_arrays(file: Path) -> State:
 
 def weight_files(folder: Path, part: str, variant: str | None = None) -> list[Path]:
     """The safetensors files of one part. A variant, such as "fp16", is another file beside the default one."""
-    directory, stem = folder / PARTS[part][0], PARTS[part][1]
+    directory, stem = folder / (PARTS | POSED_PARTS)[part][0], (PARTS | POSED_PARTS)[part][1]
     suffix = f".{variant}" if variant else ""
     single, index = directory / f"{stem}{suffix}.safetensors", directory / f"{stem}.safetensors.index{suffix}.json"
     if single.is_file():
@@ -185,29 +203,30 @@ def save_folder(
     prediction_type: str = "epsilon",
     dtype: DTypeLike = np.float16,
 ) -> None:
-    """Writes a folder that `stable_diffusion` reads and that PyTorch's StableDiffusionPipeline loads.
+    """Writes a folder that `stable_diffusion` or `zero123` reads, and that PyTorch's pipelines of the same kind load.
 
     Each file is replaced whole, so that a kill leaves no half file; files of other names in `folder` stay.
 
     Args:
-      configs, weights: config and parameter tree of each part: "unet", "vae" and "text".
+      configs, weights: config and parameter tree of each part, of PARTS or of POSED_PARTS.
       files: further text files by their path in the folder, such as `tokenizer.files` returns.
       prediction_type: what the U-Net was trained to predict, "epsilon" or "v_prediction".
       dtype: precision on disk.
     """
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type must be {' or '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+    parts, index = (POSED_PARTS, POSED_INDEX) if "camera" in configs else (PARTS, MODEL_INDEX)
     texts = {
-        "model_index.json": as_json(MODEL_INDEX),
+        "model_index.json": as_json(index),
         "scheduler/scheduler_config.json": as_json(SCHEDULER | {"prediction_type": prediction_type}),
-        **{f"{PARTS[part][0]}/config.json": as_json(configs[part]) for part in PARTS},
+        **{f"{directory}/config.json": as_json(configs[part]) for part, (directory, _) in parts.items()},
         **files,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         for name, text in texts.items():
             place(Path(temporary) / name).write_text(text, encoding="utf-8")
-        for part, (directory, stem) in PARTS.items():
+        for part, (directory, stem) in parts.items():
             # transformers refuses a file that does not say that its arrays are PyTorch's.
             file = place(Path(temporary) / directory / f"{stem}.safetensors")
             save_file(from_flax(weights[part], dtype), file, {"format": "pt"})

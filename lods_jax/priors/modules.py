@@ -84,6 +84,40 @@ def text_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> n
     return FlaxCLIPTextModule(CLIPTextConfig(**config), dtype=dtype)
 
 
+def image_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
+    """The CLIP image encoder of a transformers `image_encoder/config.json`, with its projection; computes in `dtype`."""
+    from transformers.models.clip.configuration_clip import CLIPVisionConfig
+    from transformers.models.clip.modeling_flax_clip import FlaxCLIPVisionTransformer
+
+    class ImageEncoder(nn.Module):
+        config: CLIPVisionConfig
+
+        def setup(self):
+            self.vision_model = FlaxCLIPVisionTransformer(self.config, dtype=dtype)
+            self.visual_projection = nn.Dense(self.config.projection_dim, use_bias=False, dtype=dtype)
+
+        def __call__(self, pixels):
+            return self.visual_projection(self.vision_model(pixels).pooler_output)
+
+    return ImageEncoder(CLIPVisionConfig(**config))
+
+
+def linear(config: Mapping[str, Any]) -> nn.Module:
+    """The layer that joins picture and pose in a Zero-1-to-3 folder: {"in_channel": n, "out_channel": m}."""
+
+    class Linear(nn.Module):
+        in_channels: int
+        out_channels: int
+
+        def setup(self):
+            self.projection = nn.Dense(self.out_channels)
+
+        def __call__(self, x):
+            return self.projection(x)
+
+    return Linear(config["in_channel"], config["out_channel"])
+
+
 def init(module: nn.Module, key: Key[Array, ""]) -> Any:
     """Random float32 parameters of a network made by this file: Flax's default distributions, and 0.02 for embeddings.
 
@@ -95,6 +129,7 @@ def init(module: nn.Module, key: Key[Array, ""]) -> Any:
         # LeCun et al. (1998): variance 1 / fan_in; 0.8796 is the deviation that the cut at 2 leaves of a unit normal.
         "kernel": lambda draw, shape: draw.reshape(shape) / (0.87962566 * math.prod(shape[:-1]) ** 0.5),
         "embedding": lambda draw, shape: draw.reshape(shape) * (0.02 / 0.87962566),
+        "class_embedding": lambda draw, shape: draw.reshape(shape) * (0.02 / 0.87962566),
         "scale": lambda _, shape: jnp.ones(shape),
         "bias": lambda _, shape: jnp.zeros(shape),
     }
@@ -119,8 +154,8 @@ def predict_noise(
     t: Int[Array, "b"],
     tokens: Float[Array, "b n d"],
     interceptors: Sequence[Callable] = (),
-) -> Float[Array, "b h w c"]:
-    """What the U-Net says of z_t at timestep t: eps or v, whichever it was trained for.
+) -> Float[Array, "b h w _"]:
+    """What the U-Net says of z_t at timestep t: eps or v, whichever it was trained for. z_t has all channels of its input.
 
     `interceptors` of `nn.intercept_methods` act beside the two mends: the side paths of `lora`.
     """
@@ -149,6 +184,12 @@ def decode_image(module: nn.Module, params: Any, z: Float[Array, "b h w c"]) -> 
 def encode_text(module: nn.Module, params: Any, ids: Int[Array, "k n"]) -> Float[Array, "k n d"]:
     """Token embeddings after the final layer norm. Padding is not masked: Stable Diffusion was trained that way."""
     return module.apply({"params": params}, *_text_inputs(ids)).last_hidden_state
+
+
+def encode_image(module: nn.Module, params: Any, rgb: Float[Array, "b H W 3"]) -> Float[Array, "b p"]:
+    """The projected CLIP embedding of images in [0, 1], which must have the size that the encoder was trained for."""
+    mean, deviation = jnp.array([0.48145466, 0.4578275, 0.40821073]), jnp.array([0.26862954, 0.26130258, 0.27577711])
+    return module.apply({"params": params}, (rgb - mean[None, None, None]) / deviation[None, None, None])
 
 
 def _settings(name: str, cls: type, config: Mapping[str, Any], fixed: Mapping[str, Any], idle: set[str]) -> dict:
@@ -222,6 +263,10 @@ def _example(module: nn.Module) -> tuple:
     kind = type(module).__name__
     if kind == "FlaxCLIPTextModule":
         return _text_inputs(jnp.zeros((1, 1), jnp.int32))
+    if kind == "ImageEncoder":
+        return (jnp.zeros((1, module.config.image_size, module.config.image_size, 3)),)
+    if kind == "Linear":
+        return (jnp.zeros((1, module.in_channels)),)
     image = jnp.zeros((1, module.in_channels) + (2 ** len(module.block_out_channels),) * 2)
     if kind == "FlaxAutoencoderKL":
         return (image,)

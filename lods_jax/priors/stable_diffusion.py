@@ -3,10 +3,10 @@
 weights = {"unet", "vae", "text"}; latents are scaled, so that they have about unit variance.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -44,19 +44,66 @@ def stable_diffusion(
       remat: compute the transformer blocks again in the backward pass, which takes time and saves memory.
       untrained: random weights in place of those of the folder, which may then lack them: for sizes and costs.
     """
+    text = modules.text_encoder(convert.read_config(Path(folder) / "text_encoder" / "config.json"))
+    base = backbone(folder, {"text": text}, dtype, image_size, variant, attention, remat, untrained)
+    words = vocabulary(folder) if strict else None
+    encode_text = jax.jit(partial(modules.encode_text, text))
+
+    def embed(weights: dict, texts: Sequence[str]) -> Float[Array, "k n w"]:
+        for line in texts if words is not None else ():
+            if unknown := tokenizer.unknown_words(line, words):
+                raise ValueError(f"unknown word {unknown[0]!r} in {line!r}; it may use: {', '.join(sorted(words))}")
+        ids = tokenizer.tokenize(tokenizer.load_tokenizer(folder), texts, text.config.max_position_embeddings)
+        return encode_text(weights["text"], jnp.asarray(ids))
+
+    def init_psi(weights: dict, key: Key[Array, ""], tokens: Float[Array, "n w"], queries: Iterable[Query]) -> dict[str, Any]:
+        """What the fitted `queries` can learn: "embedding" starts as `tokens`, "lora" and "pose" change nothing at the start."""
+        queries, psi = list(queries), {}
+        k_lora, k_pose = jax.random.split(key)
+        if any(query.text == "learned" for query in queries):
+            psi["embedding"] = tokens
+        if any(query.lora for query in queries):
+            psi["lora"] = lora.init(k_lora, weights["unet"], rank, targets)
+        if any(query.pose for query in queries):
+            psi["pose"] = lora.init_pose(k_pose, 4 * base.unet.block_out_channels[0])
+        return psi
+
+    return Prior(base.init, embed, init_psi, base.encode, base.decode, base.predict)
+
+
+class Backbone(NamedTuple):
+    """The U-Net and the autoencoder of a folder, with the functions of a `Prior` that do not depend on what it is asked with."""
+
+    unet: nn.Module
+    vae: nn.Module
+    size: int  # side of the images that the autoencoder sees, pixels
+    init: Callable
+    encode: Callable
+    decode: Callable
+    predict: Callable
+
+
+def backbone(
+    folder: str | Path,
+    encoders: Mapping[str, nn.Module],
+    dtype: DTypeLike = jnp.float32,
+    image_size: int | None = None,
+    variant: str | None = None,
+    attention: str = "plain",
+    remat: bool = False,
+    untrained: bool = False,
+) -> Backbone:
+    """What `stable_diffusion` and `zero123` share. `encoders` are the networks of the folder that make tokens, by part."""
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16, jnp.float16):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {jnp.dtype(dtype).name}")
     if attention not in ("plain", "fused"):
         raise ValueError(f"attention must be plain or fused, got {attention!r}")
     vae_dtype = jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype
     folder = Path(folder)
-    configs = {part: convert.read_config(folder / where / "config.json") for part, (where, _) in convert.PARTS.items()}
+    configs = {part: convert.read_config(folder / part / "config.json") for part in ("unet", "vae")}
     prediction_type = read_schedule(folder)
-    words = vocabulary(folder) if strict else None
     unet, vae = modules.unet(configs["unet"], dtype), modules.vae(configs["vae"], vae_dtype)
-    # Text is encoded once, so that float32 costs nothing there, and rounds nothing away.
-    text = modules.text_encoder(configs["text"])
-    encode_text = jax.jit(partial(modules.encode_text, text))
+    pictured = unet.in_channels != vae.latent_channels
     factor = 2 ** (len(vae.block_out_channels) - 1)
     # The fused kernel of a GPU takes half precision alone.
     kernel = "cudnn" if jax.default_backend() == "gpu" and jnp.dtype(dtype) != jnp.float32 else "xla"
@@ -66,18 +113,13 @@ def stable_diffusion(
 
     def init(key: Key[Array, ""]) -> dict:
         """Reads the weights; nothing is random, and `key` is for `untrained` alone."""
-        networks = {"unet": (unet, dtype), "vae": (vae, vae_dtype), "text": (text, jnp.float32)}
+        # What is asked once is asked in float32: it costs nothing there, and rounds nothing away.
+        others = {part: (module, jnp.float32) for part, module in encoders.items()}
+        networks = {"unet": (unet, dtype), "vae": (vae, vae_dtype), **others}
         if untrained:
             cast = lambda tree, to: jax.tree.map(lambda x: x.astype(to), tree)  # noqa: E731
             return {part: cast(modules.init(module, key), to) for part, (module, to) in networks.items()}
         return {part: load(folder, part, module, to, variant) for part, (module, to) in networks.items()}
-
-    def embed(weights: dict, texts: Sequence[str]) -> Float[Array, "k n w"]:
-        for line in texts if words is not None else ():
-            if unknown := tokenizer.unknown_words(line, words):
-                raise ValueError(f"unknown word {unknown[0]!r} in {line!r}; it may use: {', '.join(sorted(words))}")
-        ids = tokenizer.tokenize(tokenizer.load_tokenizer(folder), texts, text.config.max_position_embeddings)
-        return encode_text(weights["text"], jnp.asarray(ids))
 
     def encode(weights: dict, rgb: Float[Array, "b h w 3"], key: Key[Array, ""]) -> Float[Array, "b m n c"]:
         image = 2 * resize(rgb, size) - 1
@@ -93,8 +135,9 @@ def stable_diffusion(
     def predict(
         weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
     ) -> Float[Array, "b h w c"]:
-        if cond.image is not None:
-            raise ValueError("this prior has no input for Cond.image: leave it None")
+        if (cond.image is not None) != pictured:
+            what, do = ("an", "give") if pictured else ("no", "leave out")
+            raise ValueError(f"this prior has {what} input for a picture: {do} Cond.image")
         for name in ("lora", "pose"):
             if getattr(cond, name) is not None and name not in psi:
                 raise ValueError(f"Cond.{name} needs psi[{name!r}], which init_psi makes for a fitted query that uses it")
@@ -103,25 +146,14 @@ def stable_diffusion(
         paths += [modules.fused_attention(kernel)] if attention == "fused" else []
         paths += [lora.side_path(psi["lora"], cond.lora, hit)] if cond.lora is not None else []
         paths += [lora.pose_path(psi["pose"], cond.pose, cond.pose_on)] if cond.pose is not None else []
-        out = modules.predict_noise(unet, weights["unet"], z_t.astype(dtype), t, cond.tokens.astype(dtype), paths)
+        seen = jnp.concatenate([z_t, cond.image], -1) if pictured else z_t
+        out = modules.predict_noise(unet, weights["unet"], seen.astype(dtype), t, cond.tokens.astype(dtype), paths)
         if cond.lora is not None and (missed := sorted(psi["lora"].keys() - hit)):
             raise ValueError(f"the adapter has a layer that this U-Net does not have: {missed[0]}")
         out = out.astype(jnp.float32)
         return out if prediction_type == "epsilon" else v_to_eps(out, z_t, t)
 
-    def init_psi(weights: dict, key: Key[Array, ""], tokens: Float[Array, "n w"], queries: Iterable[Query]) -> dict[str, Any]:
-        """What the fitted `queries` can learn: "embedding" starts as `tokens`, "lora" and "pose" change nothing at the start."""
-        queries, psi = list(queries), {}
-        k_lora, k_pose = jax.random.split(key)
-        if any(query.text == "learned" for query in queries):
-            psi["embedding"] = tokens
-        if any(query.lora for query in queries):
-            psi["lora"] = lora.init(k_lora, weights["unet"], rank, targets)
-        if any(query.pose for query in queries):
-            psi["pose"] = lora.init_pose(k_pose, 4 * unet.block_out_channels[0])
-        return psi
-
-    return Prior(init, embed, init_psi, encode, decode, predict)
+    return Backbone(unet, vae, size, init, encode, decode, predict)
 
 
 def load(folder: Path, part: str, module: nn.Module, dtype: DTypeLike, variant: str | None = None) -> Any:

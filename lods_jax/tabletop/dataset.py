@@ -41,6 +41,7 @@ class Renders(NamedTuple):
     labels: np.ndarray  # int [n 4]: indices into KINDS, COLORS, PATTERNS, VIEWS
     azimuth: np.ndarray  # [n] radians
     elevation: np.ndarray  # [n] radians
+    radius: np.ndarray  # [n] distance of the camera, world units
 
 
 def parse_caption(text: str) -> Caption:
@@ -86,17 +87,20 @@ def render_caption(
     size: int = 64,
     *,
     background: float | tuple[float, float, float] = 1.0,
-    variation: float = 0.5,
+    variation: float | Float[np.ndarray, "4"] = 0.5,
 ) -> Float[Array, "b size size 4"]:
     """The true object of a caption from b cameras: RGBA with rgb composited on the background and coverage as alpha.
 
-    A caption without a colour is white. `variation` sets all proportions; 0.5 is the middle of what the data set shows.
+    A caption without a colour is white. `variation` sets all proportions, or each of the four; 0.5 is the middle of what the data
+    set shows, in [0, 1].
     """
     caption = parse_caption(caption) if isinstance(caption, str) else caption
     b = len(camera.fov_y)
     color = jnp.full(b, list(COLORS).index(caption.color or "white"))
     pattern = jnp.full(b, PATTERNS.index(caption.pattern))
-    rgba = render_objects(caption.kind, camera, jnp.full((b, 4), variation), color, pattern, size=size)
+    rgba = render_objects(
+        caption.kind, camera, jnp.broadcast_to(jnp.asarray(variation, jnp.float32), (b, 4)), color, pattern, size=size
+    )
     below = jnp.broadcast_to(jnp.asarray(background, jnp.float32), (1, 1, 1, 3))
     return rgba.at[..., :3].add((1 - rgba[..., 3:]) * below)
 
@@ -109,22 +113,27 @@ def sample_renders(
     split: str = "seen",
     orbit: Orbit = TABLETOP,
     chunk: int | None = None,
+    views: int = 1,
 ) -> Renders:
     """Random renders of the orbit's cameras: `per_kind[k]` images of each kind k, in random order, a function of `key`.
 
     Half of the backgrounds are white and half an even grey, colours and proportions are uniform, plain objects are half of all.
     `chunk` views are traced at once (default: 1 on a CPU, 64 elsewhere); it does not change the result.
+    `views` images in a row are of the same object, for pairs; every second of them is on white.
     """
+    if any(n % views for n in per_kind.values()):
+        raise ValueError(f"per_kind must hold multiples of views={views}, got {per_kind}")
     chunk = chunk or (1 if jax.default_backend() == "cpu" else 64)
     parts = []
     for kind, n in per_kind.items():
-        rgba, *rest = _render_kind(jax.random.fold_in(key, KINDS.index(kind)), kind, n, size, split, orbit, chunk)
+        rgba, *rest = _render_kind(jax.random.fold_in(key, KINDS.index(kind)), kind, n, size, split, orbit, chunk, views)
         parts.append([rgba, *rest])
-    order = np.random.default_rng(np.asarray(jax.random.key_data(key))).permutation(sum(per_kind.values()))
+    order = np.random.default_rng(np.asarray(jax.random.key_data(key))).permutation(sum(per_kind.values()) // views)
+    order = (views * order[:, None] + np.arange(views)).ravel()
     return Renders(*(np.concatenate(column)[order] for column in zip(*parts, strict=True)))
 
 
-def _render_kind(key, kind, n, size, split, orbit, chunk):
+def _render_kind(key, kind, n, size, split, orbit, chunk, views):
     triples = [(c, p) for k, c, p, _ in captions(split) if k == kind]
     if not triples:
         raise ValueError(f"split {split!r} has no caption of a {kind}")
@@ -132,15 +141,17 @@ def _render_kind(key, kind, n, size, split, orbit, chunk):
     weight = np.array([2.0 if p == "plain" else 1.0 for _, p in triples])
     keys = jax.random.split(key, 5)
     camera = sample_orbit(jax.random.split(keys[0], n), jnp.zeros(n, jnp.int32), 1, orbit)
-    pick = np.asarray(jax.random.choice(keys[1], len(triples), (n,), p=weight / weight.sum()))
+    pick = np.asarray(jax.random.choice(keys[1], len(triples), (n // views,), p=weight / weight.sum())).repeat(views)
     color = np.array([list(COLORS).index(c) for c, _ in triples])[pick]
     pattern = np.array([PATTERNS.index(p) for _, p in triples])[pick]
-    variation, u = jax.random.uniform(keys[2], (n, 4)), np.asarray(jax.random.uniform(keys[3], (n, 2)))
+    variation = jnp.repeat(jax.random.uniform(keys[2], (n // views, 4)), views, 0)
+    u = np.asarray(jax.random.uniform(keys[3], (n, 2)))
     rgba = np.asarray(render_objects(kind, camera, variation, color, pattern, size=size, chunk=chunk))
-    grey = np.where(u[:, 0] < 0.5, 1.0, 0.3 + 0.6 * u[:, 1])[:, None, None, None]
+    white = u[:, 0] < 0.5 if views == 1 else np.arange(n) % 2 == 0
+    grey = np.where(white, 1.0, 0.3 + 0.6 * u[:, 1])[:, None, None, None]
     rgb = (255 * (rgba[..., :3] + (1 - rgba[..., 3:]) * grey) + 0.5).astype(np.uint8)
     labels = np.stack([np.full(n, KINDS.index(kind)), color, pattern, np.asarray(camera.view)], 1)
-    return rgb, labels, np.asarray(camera.azimuth), np.asarray(camera.elevation)
+    return rgb, labels, np.asarray(camera.azimuth), np.asarray(camera.elevation), np.asarray(camera.radius)
 
 
 def boundary_distance(

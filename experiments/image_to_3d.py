@@ -1,0 +1,214 @@
+"""One picture in, an object out: how near to the true object, and what does each part of the method add?
+
+    python experiments/image_to_3d.py             # 4 pictures with Gaussians, 2 with NeRF, about 40 minutes on 2 cores
+    python experiments/image_to_3d.py --full      # 24 pictures x 3 seeds with both: a day
+    python experiments/image_to_3d.py --examples  # writes examples/*.png, and runs nothing
+
+The pictures show tabletop objects of the kinds with a front, in proportions and from cameras that are drawn at random; the
+caption is read by the judge and its embedding fitted to the picture, as `lods image-to-3d` does without a prompt; the camera is
+given.
+Figures are of 16 other views, against renders of the very object: PSNR of 64 px on white, silhouette IoU, and the kind, colour
+and view that the judge reads; `picture` is the PSNR in the picture's own view.
+
+Rows differ in the objective of the text branch (SDS, LODS), in whether the prior of poses is asked too, and in the kind of scene.
+Everything lies in --out: a folder for each run, rows.jsonl with a line for each finished run, table.md and grid.png. A second
+call goes on where the first was stopped.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lods_jax import config as configs
+from lods_jax import pictures, run
+from lods_jax.build import Parts
+from lods_jax.cameras import TABLETOP, orbit_camera, sample_orbit
+from lods_jax.cli import start_jax
+from lods_jax.config import Config, ObjectiveConfig
+from lods_jax.evaluate import restore_scene, shared_viewer, shown
+from lods_jax.folder import append, read_run, rewind
+from lods_jax.io.files import replacing
+from lods_jax.io.image import grid, read_rgba, write_png
+from lods_jax.representations import Static
+from lods_jax.tabletop.dataset import Caption, captions, render_caption
+from lods_jax.tabletop.judge import judge, load_judge
+from lods_jax.tabletop.metrics import bootstrap, interquartile_mean, janus_index
+from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS
+from lods_jax.types import Camera
+
+SIZE = 64
+FIGURES = ("picture", "psnr", "iou", "kind", "color", "view", "janus", "seconds")
+OBJECTIVES = {"SDS": ObjectiveConfig("sds", 7.5), "LODS": ObjectiveConfig("lods-embedding", 100.0)}
+EXAMPLES = {"mug": ("a red mug", 35.0, 20.0), "house": ("a yellow house", 20.0, 15.0)}
+
+
+# --- pictures with a truth ------------------------------------------------------------------------------------------------------
+def thing(i: int) -> tuple[Caption, np.ndarray, Camera]:
+    """Picture i: what it shows, in which proportions, and from where. Kinds in turn, one in three from the held-out captions."""
+    rng = np.random.default_rng([1, i])
+    kind = COMPOSITE[i % len(COMPOSITE)]
+    choices = [c for c in captions("unseen" if i % 3 == 2 else "seen") if c.kind == kind and c.pattern == "plain"]
+    caption = choices[rng.integers(len(choices))]
+    camera = sample_orbit(jax.random.key(i)[None], np.zeros(1, np.int32), 1, TABLETOP._replace(overhead=0.0))
+    return caption, rng.random(4).astype(np.float32), jax.tree.map(np.asarray, camera)
+
+
+def others(camera: Camera) -> Camera:
+    """16 views at the distance of a camera, none of them its own: eight azimuths between 22.5 degree steps, two elevations."""
+    azimuth = np.tile(np.arange(8) * np.pi / 4 + np.pi / 8, 2).astype(np.float32)
+    elevation = np.repeat(np.deg2rad([5.0, 35.0]), 8).astype(np.float32)
+    alike = lambda x: np.full(16, x[0], np.float32)  # noqa: E731
+    return jax.tree.map(np.asarray, orbit_camera(azimuth, elevation, alike(camera.radius), alike(camera.fov_y)))
+
+
+def take(caption: Caption | str, proportions: float | np.ndarray, camera: Camera, size: int, file: Path) -> None:
+    """Writes what one camera sees, with alpha."""
+    flat = np.asarray(render_caption(caption, camera, size, background=0.0, variation=proportions))[0]
+    write_png(file, np.concatenate([flat[..., :3] / np.maximum(flat[..., 3:], 1e-6), flat[..., 3:]], -1).clip(0, 1))
+
+
+def figures(folder: Path, i: int) -> dict[str, float]:
+    """How near the object of a run is to that of picture i."""
+    ran, (caption, proportions, camera) = read_run(folder), thing(i)
+    scene, see = restore_scene(ran), shared_viewer(ran)
+    eyes = others(camera)
+    seen, own = (see(scene["theta"], scene["aux"], x) for x in (eyes, camera))
+    truth = np.asarray(render_caption(caption, eyes, SIZE, variation=proportions))
+    read = judge(load_judge(), np.asarray(seen.rgb, np.float32))
+    ours, true = seen.opacity[..., 0] > 0.5, truth[..., 3] > 0.5
+    kept = read_rgba(folder / pictures.COPY)
+    return {
+        "picture": psnr(own.rgb[0], pictures.on(kept, 1.0)),
+        "psnr": float(np.mean([psnr(a, b) for a, b in zip(seen.rgb, truth[..., :3], strict=True)])),
+        "iou": float(np.mean((ours & true).sum((1, 2)) / np.maximum((ours | true).sum((1, 2)), 1))),
+        "kind": float(np.mean(read.kind == KINDS.index(caption.kind))),
+        "color": float(np.mean(read.color == list(COLORS).index(caption.color))),
+        "view": float(np.mean(read.view == eyes.view)),
+        "janus": janus_index(read, eyes.view),
+        "seconds": ran.metrics[-1]["seconds"],
+    }
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(-10 * np.log10(np.mean((a - b) ** 2)))
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------------------
+def settings(scene: str, text: str, pose: bool) -> Config:
+    """The configuration of a row: the default preset of the kind of scene, and what the row changes."""
+    base = configs.load(f"image-{scene}-lods-embedding")
+    return replace(
+        base,
+        objective=OBJECTIVES[text],
+        pose=replace(base.pose, name="tabletop" if pose else "none"),
+        output=replace(base.output, size=128, frames=8, preview_every=0, log_every=50),
+    )
+
+
+ROWS = {
+    "SDS": ("gaussians", "SDS", False),
+    "LODS": ("gaussians", "LODS", False),
+    "SDS and pose": ("gaussians", "SDS", True),
+    "LODS and pose": ("gaussians", "LODS", True),
+    "NeRF, SDS and pose": ("nerf", "SDS", True),
+    "NeRF, LODS and pose": ("nerf", "LODS", True),
+}
+STEPS: dict = {}  # compiled steps: texts and pictures are arguments of a step
+
+
+def compile(config: Config, parts: Parts, static: Static) -> Callable:
+    p = replace(config.picture, file="", azimuth=0.0, elevation=0.0, radius=None, fov_y=45.0)
+    key = configs.dump(replace(config, prompt="", seed=0, picture=p)), static
+    if key not in STEPS:
+        STEPS[key] = run.compiled(config, parts, static)
+    return STEPS[key]
+
+
+def run_one(config: Config, i: int, seed: int, folder: Path) -> dict[str, float]:
+    """One run, from where it is, and its figures."""
+    if (folder / "config.yaml").exists():
+        code = run.resume(configs.load(folder / "config.yaml"), folder, compile)
+    else:
+        caption, proportions, camera = thing(i)
+        file = folder.parent / f"picture-{i}.png"
+        take(caption, proportions, camera, SIZE, file)
+        azimuth, elevation, fov_y = (float(np.rad2deg(x[0])) for x in (camera.azimuth, camera.elevation, camera.fov_y))
+        p = replace(config.picture, file=str(file), azimuth=azimuth, elevation=elevation, fov_y=fov_y, frame="as-is")
+        p = replace(p, radius=float(camera.radius[0]))
+        code = run.start(pictures.settled(replace(config, picture=p, seed=seed))[0], folder, compile)
+    if code:
+        raise SystemExit(code)
+    return figures(folder, i)
+
+
+def cell(x: np.ndarray) -> str:
+    low, high = bootstrap(x)
+    return f"{shown(interquartile_mean(x))} ({shown(low)} to {shown(high)})"
+
+
+def table(rows: list[dict]) -> str:
+    """Interquartile means with 95 % bootstrap intervals over pictures and seeds, as Markdown."""
+    names = [name for name in ROWS if any(row["row"] == name for row in rows)]
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for figure in FIGURES:
+        values = [np.array([row[figure] for row in rows if row["row"] == name]) for name in names]
+        lines.append(f"| {figure} | " + " | ".join(cell(x) for x in values) + " |")
+    n = [str(sum(row["row"] == name for row in rows)) for name in names]
+    return "\n".join([*lines, "| n | " + " | ".join(n) + " |"]) + "\n"
+
+
+def show(rows: list[dict], out: Path) -> None:
+    """For each picture the truth from four sides, then a block for each row: the picture, and the same four sides."""
+    tiles, blank = [], np.ones((SIZE, SIZE, 3), np.float32)
+    for i in sorted({row["picture_number"] for row in rows if row["seed"] == 0}):
+        caption, proportions, camera = thing(i)
+        four = jax.tree.map(lambda x: x[[0, 2, 4, 6]], others(camera))
+        tiles += [blank, *np.asarray(render_caption(caption, four, SIZE, variation=proportions))[..., :3]]
+        for row in (row for row in rows if row["picture_number"] == i and row["seed"] == 0):
+            ran = read_run(Path(row["run"]))
+            scene = restore_scene(ran)
+            seen = shared_viewer(ran)(scene["theta"], scene["aux"], four)
+            tiles += [pictures.on(read_rgba(ran.path / pictures.COPY), 1.0), *seen.rgb]
+    write_png(out / "grid.png", grid(np.stack(tiles), 10), scale=2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--examples", action="store_true")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.examples:
+        for name, (text, azimuth, elevation) in EXAMPLES.items():
+            p = configs.PictureConfig(azimuth=azimuth, elevation=elevation)
+            take(text, 0.3, pictures.camera_of(Config(picture=p)), 256, Path("examples") / f"{name}.png")
+        return
+    start_jax(4)
+    out = args.out or Path("outputs/experiments/image_to_3d", "full" if args.full else "default")
+    done = {row["run"]: row for row in rewind(out / "rows.jsonl")}
+    rows = []
+    for seed in range(3 if args.full else 1):
+        for i in range(24 if args.full else 4):
+            for name, (scene, text, pose) in ROWS.items():
+                if scene == "nerf" and not args.full and i >= 2:
+                    continue
+                folder = out / name / f"{i}-{seed}"
+                if str(folder) not in done:
+                    row = {"run": str(folder), "row": name, "picture_number": i, "seed": seed}
+                    row |= run_one(settings(scene, text, pose), i, seed, folder)
+                    append(out / "rows.jsonl", row)
+                    done[str(folder)] = row
+                rows.append(done[str(folder)])
+    text = table(rows)
+    with replacing(out / "table.md") as file:
+        file.write_text(text)
+    show(rows, out)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Image-to-3D: what a run needs of a picture. A cut-out, what it shows, its camera, an embedding fitted to it, a prior of poses.
+
+The picture enters a run in three ways: as a known view (`penalties.against_picture`), as what a prior of poses sees, and through
+the prompt, whose embedding can be fitted to it before the run.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+from safetensors.numpy import save_file
+
+from lods_jax.cameras import VIEWS, Orbit, orbit_camera
+from lods_jax.config import TABLETOP, Config, UserError
+from lods_jax.diffusion import T
+from lods_jax.distil import fit_on
+from lods_jax.io.files import replacing
+from lods_jax.io.hub import local
+from lods_jax.io.image import cut_out, framed, read_rgba, to_uint8, write_png
+from lods_jax.objectives import lods_embedding, sds
+from lods_jax.posed import by_pose, shown
+from lods_jax.priors.convert import read_arrays
+from lods_jax.priors.zero123 import zero123
+from lods_jax.provenance import unet_hash
+from lods_jax.scenes.gaussians import white_or_grey
+from lods_jax.tabletop.dataset import Caption
+from lods_jax.tabletop.judge import NONE, SIZE, judge, load_judge
+from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
+from lods_jax.train import Guidance
+from lods_jax.types import Camera, Picture, Prior, Reference
+
+SHARE = 0.7  # of the picture's edge that the object fills where it is framed anew
+EDGES = (64, 512)  # least and most of a picture that a run keeps, pixels
+GENERIC = "an object"  # the prompt of a picture that nobody reads
+AZIMUTHS, ELEVATIONS = {"side": 90.0, "back": 180.0}, {"overhead": 75.0}  # of a camera whose view the judge reads, degrees
+ELEVATION = 15.0
+INVERT = 200  # steps that fit the embedding of a prompt that was not given
+AT_ONCE = 8  # backgrounds of the picture while the embedding is fitted
+COPY, EMBEDDING = "picture.png", "prompt_embeds.safetensors"  # in the folder of a run
+
+
+class Given(NamedTuple):
+    """What comes of the picture of a run."""
+
+    rgba: Float[np.ndarray, "n n 4"]  # as the run keeps it
+    reference: Reference
+    prompt: Float[Array, "views k d"]  # the table of the prompt, fitted to the picture if that is asked for
+    also: tuple[Guidance, ...]
+    pose_sha256: str | None  # of the U-Net of the prior of poses
+
+
+def given(config: Config, folder: Path | None, prior: Prior, weights: Any, prompt: Float[Array, "views k d"]) -> Given:
+    """Everything of the picture of a configuration. `folder` is that of a run which may hold a copy and the fitted embedding."""
+    rgba = picture_of(config, folder)
+    camera = camera_of(config)
+    picture = Picture(on(rgba, 1.0), rgba[..., 3:], camera, depth_of(config, len(rgba)))
+    if config.picture.invert:
+        fitted = folder and folder / EMBEDDING
+        held = fitted and fitted.is_file()
+        prompt = jnp.asarray(read_arrays(fitted)["prompt_embeds"]) if held else inverted(config, prior, weights, prompt, picture)
+    reference = Reference(picture=jax.tree.map(jnp.asarray, picture))
+    if config.pose.name == "none":
+        return Given(rgba, reference, prompt, (), None)
+    guidance, inputs = pose_guidance(config, weights, reference.picture)
+    return Given(rgba, reference.replace(also=(inputs,)), prompt, (guidance,), unet_hash(pose_folder(config)))
+
+
+def keep(folder: Path, config: Config, found: Given) -> None:
+    """Leaves copies in the folder of a run, from which it goes on, and which people look at."""
+    write_png(folder / COPY, found.rgba)
+    if config.picture.invert:
+        with replacing(folder / EMBEDDING) as partial_file:
+            save_file({"prompt_embeds": np.asarray(found.prompt)}, partial_file, {"format": "pt"})
+
+
+# --- the picture and its camera -----------------------------------------------------------------------------------------------
+def picture_of(config: Config, folder: Path | None = None) -> Float[np.ndarray, "n n 4"]:
+    """The cut-out that a run works with, square, alpha not multiplied in: the copy of its folder, or made from the file."""
+    if folder and (folder / COPY).is_file():
+        return read_rgba(folder / COPY)
+    rgba = cut_out(read_rgba(config.picture.file))
+    edge = int(np.clip(min(rgba.shape[:2]), *EDGES))
+    # Eight bits, as the copy has them.
+    return to_uint8(framed(rgba, edge, SHARE if config.picture.frame == "fit" else None)).astype(np.float32) / 255
+
+
+def on(rgba: Float[np.ndarray, "h w 4"], background: float) -> Float[np.ndarray, "h w 3"]:
+    """The picture on an even background."""
+    return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * np.float32(background)
+
+
+def depth_of(config: Config, edge: int) -> Float[np.ndarray, "n n 1"] | None:
+    """The depths beside the picture, at its size; None where there are none."""
+    if not config.picture.depth_file:
+        return None
+    if config.picture.frame != "as-is":
+        raise UserError("picture.depth_file goes with the picture as it is: pass --picture.frame as-is")
+    return framed(read_rgba(config.picture.depth_file), edge)[..., :1]
+
+
+def camera_of(config: Config) -> Camera:
+    """The camera of the picture."""
+    p, orbit = config.picture, Orbit(**vars(config.camera))
+    middle = lambda limits: sum(limits) / 2  # noqa: E731
+    fov_y = np.deg2rad(p.fov_y)
+    radius = p.radius or (middle(orbit.radius) if orbit.radius else middle(orbit.extent) / np.tan(fov_y / 2))
+    angles = np.deg2rad([p.azimuth or 0.0, ELEVATION if p.elevation is None else p.elevation])
+    return orbit_camera(*(jnp.full(1, x, jnp.float32) for x in (*angles, radius, fov_y)), orbit)
+
+
+def settled(config: Config) -> tuple[Config, str]:
+    """The configuration with prompt and camera, which the tabletop judge reads where they are not given; and what it read.
+
+    A prompt that is not given is also fitted to the picture.
+    """
+    p, said = config.picture, ""
+    caption, view = read(picture_of(config)) if reads_tabletop(config) else (None, None)
+    if caption:
+        said = f"reads as {str(caption)!r}" + (f", {view} view" if view else "")
+    azimuth = p.azimuth if p.azimuth is not None else AZIMUTHS.get(view, 0.0)
+    elevation = p.elevation if p.elevation is not None else ELEVATIONS.get(view, ELEVATION)
+    p = replace(p, azimuth=azimuth, elevation=elevation)
+    if config.prompt:
+        return replace(config, picture=p), said
+    if caption is None and reads_tabletop(config):
+        raise UserError(f"{p.file} shows no object that this prior knows: pass --prompt, or a prior of the whole world")
+    return replace(config, prompt=str(caption or GENERIC), picture=replace(p, invert=p.invert or INVERT)), said
+
+
+def reads_tabletop(config: Config) -> bool:
+    """Whether the prior of a configuration is of the tabletop world, whose judge can read pictures."""
+    return (local(config.prior.name) / "vocabulary.json").exists()
+
+
+def read(rgba: Float[np.ndarray, "n n 4"]) -> tuple[Caption | None, str | None]:
+    """Caption and view that the tabletop judge reads in a picture; the view of kinds that have a front."""
+    seen = judge(load_judge(), on(framed(rgba, SIZE), 1.0)[None].astype(np.float32))
+    if seen.kind[0] == NONE:
+        return None, None
+    caption = Caption(KINDS[seen.kind[0]], list(COLORS)[seen.color[0]], PATTERNS[seen.pattern[0]])
+    return caption, VIEWS[seen.view[0]] if caption.kind in COMPOSITE else None
+
+
+# --- what the priors are asked with ---------------------------------------------------------------------------------------------
+def inverted(
+    config: Config, prior: Prior, weights: Any, prompt: Float[Array, "views k d"], picture: Picture
+) -> Float[Array, "views k d"]:
+    """The prompt's table, moved as one: by what brings the row of the picture's view to denoise the picture.
+
+    Textual inversion (Gal et al. 2023) in the output space of the text encoder, by the fit of LODS's learned branch.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), 4)
+    k_behind, k_fit = jax.random.split(key)
+    behind = jax.vmap(white_or_grey)(jax.random.split(k_behind, AT_ONCE))[:, None, None]
+    # rgb is on white: what is to be seen through shows the other background.
+    images = jnp.clip(picture.rgb[None] - (1 - picture.mask[None]) * (1 - behind), 0, 1)
+    start = prompt[picture.camera.view[0]]
+    psi, tx = {"embedding": start}, optax.adam(config.picture.invert_lr)
+    psi = fit_on(prior, weights, lods_embedding(), {}, images, psi, tx, k_fit, config.picture.invert)
+    return prompt + (psi["embedding"] - start)[None]
+
+
+def pose_guidance(config: Config, weights: Any, picture: Picture) -> tuple[Guidance, tuple[Any, dict[str, Any]]]:
+    """The prior of poses of a configuration, with its weights and what it is asked with. `weights` are those of the prior."""
+    folder, pose = pose_folder(config), config.pose
+    if not (folder / "image_encoder").is_dir():
+        raise UserError(f"no prior of poses at {folder}: --pose-prior takes tabletop, none, or a Zero-1-to-3 folder of diffusers")
+    posed = zero123(folder, jnp.dtype(config.prior.dtype), attention=config.prior.attention, remat=config.prior.remat)
+    own = posed.prior.init(jax.random.key(0))
+    phase = lambda pair, step: jnp.where(step < config.switch * config.steps, *pair)  # noqa: E731
+    guidance = Guidance(
+        "pose",
+        posed.prior,
+        shown(sds(pose.s)),
+        by_pose,
+        window=lambda step: tuple(phase([int(T * x) for x in pair], step) for pair in (pose.min, pose.max)),
+        weight=lambda step: phase(pose.weight, step),
+        shares_latents=same(own["vae"], weights.get("vae")) if isinstance(weights, dict) else False,
+    )
+    tables = jax.jit(posed.look)(own, picture.rgb, picture.camera)
+    return guidance, (own, tables)
+
+
+def pose_folder(config: Config) -> Path:
+    """Where the prior of poses lies, "tabletop" being the shipped one."""
+    return TABLETOP / "pose" if config.pose.name == "tabletop" else local(config.pose.name)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two trees hold the same values."""
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    alike = lambda x, y: x.shape == y.shape and bool(jnp.array_equal(x, y))  # noqa: E731
+    return all(alike(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))

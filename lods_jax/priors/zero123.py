@@ -1,0 +1,55 @@
+"""Zero-1-to-3 (Liu et al. 2023): a prior of how the object in a picture looks from elsewhere, from a folder in diffusers layout.
+
+It sees the picture twice: its latents beside z_t in the input of the U-Net, and its CLIP embedding, joined with the pose of the
+camera relative to that of the picture, as the one token of the context. What is null is zeros in both places.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from lods_jax.priors import convert, modules
+from lods_jax.priors.stable_diffusion import backbone, resize
+from lods_jax.types import Camera, Prior
+
+
+class PosedPrior(NamedTuple):
+    """A prior, and what it is asked with."""
+
+    prior: Prior  # its `embed` takes no texts: there are none
+    look: Callable  # (weights, rgb [h w 3] on white, camera of it) -> tables for `posed.by_pose`; square picture
+
+
+def zero123(
+    folder: str | Path,
+    dtype: DTypeLike = jnp.float32,
+    image_size: int | None = None,
+    variant: str | None = None,
+    attention: str = "plain",
+    remat: bool = False,
+) -> PosedPrior:
+    """The prior of a folder with unet, vae, image_encoder and cc_projection. Arguments as those of `stable_diffusion`."""
+    encoder = modules.image_encoder(convert.read_config(Path(folder) / "image_encoder" / "config.json"))
+    join = modules.linear(convert.read_config(Path(folder) / "cc_projection" / "config.json"))
+    base = backbone(folder, {"image": encoder, "camera": join}, dtype, image_size, variant, attention, remat)
+
+    def embed(weights: Any, texts: Any) -> Any:
+        raise ValueError("a prior of poses takes no text, but a picture: ask it with what `look` gives")
+
+    def init_psi(weights: Any, key: Any, tokens: Any, queries: Any) -> dict[str, Any]:
+        if list(queries):
+            raise ValueError("a prior of poses learns nothing: give it an objective without a fitted query, such as sds")
+        return {}
+
+    def look(weights: Any, rgb: Float[Array, "h w 3"], camera: Camera) -> dict[str, Any]:
+        mean, _ = modules.encode_moments(
+            base.vae, weights["vae"], 2 * resize(rgb[None], base.size) - 1
+        )  # not scaled, as published
+        seen = modules.encode_image(encoder, weights["image"], resize(rgb[None], encoder.config.image_size))
+        return {"image": mean[0], "embedding": seen[0], "camera": camera, "join": weights["camera"]["projection"]}
+
+    return PosedPrior(Prior(base.init, embed, init_psi, base.encode, base.decode, base.predict), look)

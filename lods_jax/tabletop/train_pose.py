@@ -1,0 +1,191 @@
+"""Trains the pose prior of the tabletop world: Zero-1-to-3 (Liu et al. 2023) in miniature, on pairs of renders of one object.
+
+The U-Net begins as that of the tabletop prior, with an input for the latents of the picture that does nothing yet; the image
+encoder and the layer that joins it with the pose are new. The autoencoder is that of the prior, so that a render is encoded
+once for both. As in `train_prior`: v-prediction, averaged weights, sittings, and a folder that is all that travels.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lods_jax.diffusion import T, add_noise, v_to_eps, velocity
+from lods_jax.generate import CLIP
+from lods_jax.io.image import grid, write_png
+from lods_jax.posed import relative_pose
+from lods_jax.priors import convert, modules
+from lods_jax.sampling import ddim
+from lods_jax.tabletop.dataset import Renders, sample_renders
+from lods_jax.tabletop.fitting import Fit, Recipe, load_checkpoint, optimizer, save_checkpoint, sit, start
+from lods_jax.tabletop.streams import PER_KIND, pool_batches
+from lods_jax.tabletop.train_prior import SIZE, UNET, VAE, decode, encode, in_chunks
+from lods_jax.types import Camera
+
+VIEWS = 4  # images of an object; those at even places are on white, and serve as pictures
+COPIES = 6  # objects of a kind in a part of the stream, times PER_KIND
+POSED_UNET = UNET | {"in_channels": 8}
+IMAGE = {
+    "architectures": ["CLIPVisionModelWithProjection"],
+    "model_type": "clip_vision_model",
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": SIZE,
+    "patch_size": 8,
+    "projection_dim": 60,
+    "hidden_act": "quick_gelu",
+}
+CAMERA = {"_class_name": "CCProjection", "in_channel": IMAGE["projection_dim"] + 4, "out_channel": UNET["cross_attention_dim"]}
+
+
+class Networks(NamedTuple):
+    unet: Any
+    image: Any
+    camera: Any
+
+
+@cache
+def networks() -> Networks:
+    return Networks(modules.unet(POSED_UNET), modules.image_encoder(IMAGE), modules.linear(CAMERA))
+
+
+# --- loss ---------------------------------------------------------------------------------------------------------------
+def token(params: Any, picture: jax.Array, pose: jax.Array) -> jax.Array:
+    """The context [b 1 w] of pictures [b h w 3] in [0, 1] and poses relative to theirs [b 4]."""
+    seen, join = modules.encode_image(networks().image, params["image"], picture), params["camera"]["projection"]
+    return (jnp.concatenate([seen, pose], -1) @ join["kernel"] + join["bias"][None])[:, None]
+
+
+def loss(params, batch, key):
+    """Mean-squared error of the velocity, as `train_prior.unet_loss`; a tenth of the pairs sees nothing, for guidance."""
+    z, picture, pose, image = batch
+    k_t, k_noise, k_null = jax.random.split(key, 3)
+    u = (jnp.arange(len(z)) + jax.random.uniform(k_t, (len(z),))) / len(z)
+    t = jnp.minimum(T * u ** (2 / 3), T - 1).astype(jnp.int32)
+    noise = jax.random.normal(k_noise, z.shape)
+    sees = (jax.random.uniform(k_null, (len(z),)) > 0.1).astype(jnp.float32)
+    context = token(params, picture.astype(jnp.float32) / 255, pose) * sees[:, None, None]
+    z_t = jnp.concatenate([add_noise(z, noise, t), image * sees[:, None, None, None]], -1)
+    v = modules.predict_noise(networks().unet, params["unet"], z_t, t, context)
+    mse = jnp.mean((v - velocity(z, noise, t)) ** 2)
+    return mse, {"loss": mse}
+
+
+RECIPE = Recipe(loss, peak=2e-3, batch=64, ema=0.998)
+
+
+# --- data ---------------------------------------------------------------------------------------------------------------
+def fresh_views(seed: int, part: int, split: str = "seen") -> Renders:
+    """Objects in VIEWS views each: renders [n VIEWS ...]."""
+    per_kind = {kind: n * COPIES * VIEWS for kind, n in PER_KIND.items()}
+    renders = sample_renders(jax.random.fold_in(jax.random.key(seed), part), per_kind, SIZE, split=split, views=VIEWS)
+    return Renders(*(x.reshape(-1, VIEWS, *x.shape[1:]) for x in renders))
+
+
+def pairs(seed: int, batch: int, vae: Any) -> Iterator[tuple[np.ndarray, ...]]:
+    """(latents of a view, another view on white, pose of the first relative to the second, latents of the second)."""
+    rng = np.random.default_rng([seed, 3])
+
+    def draw(i):
+        r = fresh_views(seed, i)
+        z = in_chunks(partial(encode, vae), r.rgb.reshape(-1, SIZE, SIZE, 3))
+        return r.rgb, z.reshape(*r.rgb.shape[:2], *z.shape[1:]), np.stack([r.azimuth, r.elevation, r.radius], -1)
+
+    rows = np.arange(batch)
+    for rgb, z, place in pool_batches(draw, capacity=6000, batch=batch, reuse=6.0 * VIEWS, seed=seed):
+        view, picture = rng.integers(VIEWS, size=batch), 2 * rng.integers(VIEWS // 2, size=batch)
+        pose = np.asarray(relative_pose(camera_at(place[rows, picture]), camera_at(place[rows, view])))
+        yield z[rows, view], rgb[rows, picture], pose, z[rows, picture]
+
+
+def camera_at(place: np.ndarray) -> Camera:
+    """A camera of which only the place matters [b 3]: azimuth, elevation, radius."""
+    azimuth, elevation, radius = place.T
+    return Camera(c2w=None, fov_y=None, azimuth=azimuth, elevation=elevation, radius=radius, view=None)
+
+
+# --- training -----------------------------------------------------------------------------------------------------------
+def train(out: Path, minutes: float, prior: Path, *, resume: bool = False, name: str = "muon", seed: int = 0) -> None:
+    """Trains the pose prior into the folder `out` for `minutes`.
+
+    Args:
+      prior: folder of the tabletop prior, whose autoencoder it shares and whose U-Net it begins as.
+      resume: continue from what `out` holds. name: the optimizer, "muon" or "adamw".
+    """
+    if not minutes > 0:
+        raise ValueError(f"minutes must be positive, got {minutes}")
+    file, tx = out / "checkpoint.safetensors", optimizer(name)
+    if file.exists() and not resume:
+        raise ValueError(f"{out} holds a checkpoint already; pass --resume to go on with it, or another --out")
+    vae = convert.to_flax(convert.read_state(prior, "vae"), modules.shapes(modules.vae(VAE)))
+    fit, meta = resume_from(out, tx, prior, seed) if resume else (new_fit(tx, prior, seed), {"seconds": 0.0, "sittings": 0})
+    meta["sittings"] += 1
+    begin, before = time.monotonic(), meta["seconds"]
+
+    def save(fit):
+        meta["seconds"] = before + time.monotonic() - begin
+        save_checkpoint(file, {"pose": fit}, meta)
+        configs = {"vae": VAE, "unet": POSED_UNET, "image": IMAGE, "camera": CAMERA}
+        text = json.dumps(meta | {"samples": int(fit.samples), "optimizer": name}, indent=2) + "\n"
+        convert.save_folder(out, configs, {"vae": vae} | fit.ema, {"training.json": text}, prediction_type="v_prediction")
+        preview(out, fit, vae)
+
+    sit("pose", RECIPE, fit, pairs(seed + 1000 * meta["sittings"], RECIPE.batch, vae), 60 * minutes, seed, tx, save)
+
+
+def new_fit(tx: optax.GradientTransformation, prior: Path, seed: int) -> Fit:
+    """The U-Net of the prior with an idle input for the picture's latents; encoder and join are random."""
+    keys = jax.random.split(jax.random.key(seed), 2)
+    unet = convert.to_flax(convert.read_state(prior, "unet"), modules.shapes(modules.unet(UNET)))
+    kernel = unet["conv_in"]["kernel"]
+    unet["conv_in"]["kernel"] = np.concatenate([kernel, np.zeros_like(kernel)], 2)
+    params = {"unet": unet, "image": modules.init(networks().image, keys[0]), "camera": modules.init(networks().camera, keys[1])}
+    return start(jax.tree.map(jnp.asarray, params), tx)
+
+
+def resume_from(out: Path, tx: optax.GradientTransformation, prior: Path, seed: int) -> tuple[Fit, dict]:
+    """What a former sitting left: its checkpoint, or the folder's averaged weights with a fresh optimizer."""
+    file = out / "checkpoint.safetensors"
+    if file.exists():
+        fits, meta = load_checkpoint(file, {"pose": jax.eval_shape(lambda: new_fit(tx, prior, seed))})
+        return fits["pose"], meta
+    shapes = {name: modules.shapes(module) for name, module in networks()._asdict().items()}
+    params = {name: convert.to_flax(convert.read_state(out, name), shape) for name, shape in shapes.items()}
+    meta = json.loads((out / "training.json").read_text())
+    return start(jax.tree.map(jnp.asarray, params), tx, meta["samples"]), meta
+
+
+@partial(jax.jit, static_argnames="steps")
+def sample(params: Any, picture: jax.Array, pose: jax.Array, image: jax.Array, key: jax.Array, s: float, steps: int) -> jax.Array:
+    """DDIM samples of latents [b h w c] of how pictures [b h w 3] look from elsewhere, with classifier-free guidance."""
+
+    def predict(z_t, t, cond):
+        # Both halves of the doubled batch: the one with the token sees the picture.
+        on = jnp.any(cond.tokens != 0, (1, 2))[:, None, None, None]
+        seen = jnp.concatenate([z_t, jnp.where(on, jnp.concatenate([image, image]), 0.0)], -1)
+        return v_to_eps(modules.predict_noise(networks().unet, params["unet"], seen, t, cond.tokens), z_t, t)
+
+    context = token(params, picture, pose)
+    return ddim(predict, jax.random.normal(key, image.shape), context, jnp.zeros_like(context), s=s, steps=steps, clip=CLIP)
+
+
+def preview(out: Path, fit: Fit, vae: Any, n: int = 12) -> None:
+    """Rows: pictures of unseen objects; how they truly look from elsewhere; samples of that at s = 2."""
+    r = fresh_views(7, 0, split="unseen")
+    front = [i for i, labels in enumerate(r.labels[:, 0]) if PER_KIND[list(PER_KIND)[labels[0]]] > 1][:n]
+    r = Renders(*(x[front] for x in r))
+    place = np.stack([r.azimuth, r.elevation, r.radius], -1)
+    pose = relative_pose(camera_at(place[:, 0]), camera_at(place[:, 2]))
+    z = encode(vae, r.rgb[:, 0])
+    drawn = sample(fit.ema, r.rgb[:, 0] / np.float32(255), jnp.asarray(pose), z, jax.random.key(0), 2.0, 25)
+    rows = np.concatenate([r.rgb[:, 0] / 255, r.rgb[:, 2] / 255, np.asarray(decode(vae, drawn))])
+    write_png(out / "samples" / f"pose-{int(fit.samples):08d}.png", grid(rows, n), scale=2)

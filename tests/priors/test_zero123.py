@@ -1,0 +1,99 @@
+"""The prior of poses against PyTorch on a tiny random folder (tests/data/zero123/make.py), and the laws of what it is asked."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lods_jax.cameras import orbit_camera
+from lods_jax.objectives import score, sds
+from lods_jax.posed import by_pose, relative_pose, shown
+from lods_jax.priors import convert, modules
+from lods_jax.priors.zero123 import zero123
+from lods_jax.types import Cond, Query
+
+DATA = Path(__file__).resolve().parents[1] / "data" / "zero123"
+KEY = jax.random.key(0)
+
+
+def camera(azimuth, elevation, radius):
+    n = len(azimuth)
+    angle = lambda x: jnp.deg2rad(jnp.asarray(x, jnp.float32))  # noqa: E731
+    return orbit_camera(angle(azimuth), angle(elevation), jnp.asarray(radius, jnp.float32), jnp.full(n, 0.8))
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    stored = np.load(DATA / "arrays.npz")
+    return {name: jnp.asarray(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x) for name, x in stored.items()}
+
+
+@pytest.fixture(scope="module")
+def posed():
+    posed = zero123(DATA)
+    return posed, posed.prior.init(KEY)
+
+
+def test_picture_token_and_noise_are_those_of_pytorch(posed, arrays):
+    (prior, _), weights = posed
+    encoder = modules.image_encoder(convert.read_config(DATA / "image_encoder" / "config.json"))
+    embedding = modules.encode_image(encoder, weights["image"], arrays["pixels"])
+    np.testing.assert_allclose(embedding, arrays["embedding"], atol=2e-5)
+    join = weights["camera"]["projection"]
+    token = jnp.concatenate([arrays["embedding"], arrays["pose"]], -1) @ join["kernel"] + join["bias"][None]
+    np.testing.assert_allclose(token[:, None], arrays["token"], atol=2e-5)
+    cond = Cond(tokens=arrays["token"], image=arrays["mode"])
+    np.testing.assert_allclose(prior.predict(weights, {}, arrays["latents"], arrays["t"], cond), arrays["eps"], atol=2e-5)
+
+
+def test_the_picture_enters_as_unscaled_latents_and_embedding(posed, arrays):
+    (_, look), weights = posed
+    tables = look(weights, arrays["image01"][0], camera([0], [0], [2]))
+    np.testing.assert_allclose(tables["image"], arrays["mode"][0], atol=2e-5)
+    tables = look(weights, arrays["pixels"][1], camera([0], [0], [2]))
+    np.testing.assert_allclose(tables["embedding"], arrays["embedding"][1], atol=2e-5)
+
+
+def test_a_pose_is_relative():
+    one = camera([20], [10], [2])
+    poses = relative_pose(one, camera([20, 110, 200], [10, 40, 10], [2, 2, 2.5]))
+    expected = [[0, 0, 1, 0], [-np.pi / 6, 1, 0, 0], [0, 0, -1, 0.5]]
+    np.testing.assert_allclose(poses, expected, atol=1e-6)
+    # Turning both cameras changes nothing.
+    turned = relative_pose(camera([75], [10], [2]), camera([75, 165, 255], [10, 40, 10], [2, 2, 2.5]))
+    np.testing.assert_allclose(turned, poses, atol=1e-5)
+
+
+def test_null_is_zeros_and_the_prompt_sees_the_picture(posed, arrays):
+    (prior, look), weights = posed
+    objective, eye, seen = shown(sds(3.0)), camera([0, 90], [0, 0], [2, 2]), []
+    rows, asking = by_pose(look(weights, arrays["image01"][0], camera([0], [0], [2])), eye)
+
+    def watch(psi, z_t, t, cond):
+        seen.append(cond)
+        return prior.predict(weights, psi, z_t, t, cond)
+
+    force = score(objective, watch, {}, {"render": arrays["latents"]}, rows, (20, 980), jax.random.split(KEY, 2), None, asking)
+    (cond,) = seen
+    assert force.shape == arrays["latents"].shape
+    assert not jnp.any(cond.tokens[2:])
+    assert not jnp.any(cond.image[2:])
+    np.testing.assert_allclose(cond.image[:2], jnp.broadcast_to(arrays["mode"][:1], (2, 8, 8, 4)), atol=2e-5)
+    assert jnp.any(cond.tokens[0] != cond.tokens[1])  # another pose, another token
+
+
+def test_what_it_cannot_do_is_refused(posed, arrays):
+    (prior, _), weights = posed
+    with pytest.raises(ValueError, match="takes no text"):
+        prior.embed(weights, ["a mug"])
+    with pytest.raises(ValueError, match="learns nothing"):
+        prior.init_psi(weights, KEY, jnp.zeros((1, 32)), [Query("learned")])
+    with pytest.raises(ValueError, match=r"has an input for a picture: give Cond\.image"):
+        prior.predict(weights, {}, arrays["latents"], arrays["t"], Cond(tokens=arrays["token"]))
+
+
+def test_a_folder_of_the_other_kind_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="image_encoder"):
+        zero123(DATA.parent / "lods_parity" / "sd")

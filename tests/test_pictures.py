@@ -1,0 +1,191 @@
+"""Image-to-3D, end to end on tiny random networks; and what a picture tells: its object, its camera, its embedding."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from lods_jax import pictures
+from lods_jax.cameras import TABLETOP, VIEWS, turntable
+from lods_jax.cli import main
+from lods_jax.config import Config, PictureConfig, UserError
+from lods_jax.io.image import read_rgba, write_png
+from lods_jax.objectives import fit_loss, lods_embedding
+from lods_jax.priors.stable_diffusion import stable_diffusion
+from lods_jax.tabletop.dataset import render_caption
+from tests.toy import TINY, metrics, same
+
+DATA = Path(__file__).resolve().parent / "data"
+SD, POSED = DATA / "lods_parity" / "sd", DATA / "zero123"
+FLAGS = ["--prior", str(SD), "--pose-prior", str(POSED), "--picture.invert", "3", "--azimuth", "30", "--elevation", "20"]
+FLAGS += ["--checkpoint.every", "4", *TINY[TINY.index("--steps") :]]
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    """A red disc on white, without alpha."""
+    y, x = np.mgrid[:64, :64] - 31.5
+    file = tmp_path_factory.mktemp("pictures") / "disc.png"
+    return write_png(file, np.where((np.hypot(x, y) < 20)[..., None], [0.8, 0.1, 0.1], [1.0, 1.0, 1.0]))
+
+
+@pytest.fixture(scope="module")
+def run(picture, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("image-to-3d") / "run"
+    assert main(["image-to-3d", str(picture), *FLAGS, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_a_run_leaves_the_picture_what_was_fitted_to_it_and_a_page_with_both(run):
+    assert {"index.html", "video.mp4", "scene.ply", "picture.png", "prompt_embeds.safetensors"} <= {x.name for x in run.iterdir()}
+    assert json.loads((run / "run.json").read_text())["pose_sha256"]
+    assert "the picture" in (run / "index.html").read_text()
+    last = metrics(run)[-1]
+    assert {"force", "force_pose", "picture_rgb", "picture_mask", "fit_gain"} <= last.keys()
+    # Nobody said what it shows, and this prior has no judge.
+    assert "prompt: an object" in (run / "config.yaml").read_text()
+    kept = read_rgba(run / "picture.png")
+    assert kept.shape == (64, 64, 4)
+    assert kept[0, 0, 3] == 0
+    np.testing.assert_allclose(kept[32, 32], [0.8, 0.1, 0.1, 1], atol=0.01)
+
+
+def test_a_run_goes_on_from_its_own_copies(run, picture, tmp_path):
+    """Bit for bit, and though the picture that it began with is gone."""
+    folder = tmp_path / "killed"
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / "checkpoints" / "8")
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace(str(picture), str(tmp_path / "gone.png")))
+    assert main(["resume", str(folder), "--changed"]) == 0
+    same(pictures_final(folder), pictures_final(run))
+
+
+def test_its_configuration_repeats_it(run, picture, tmp_path):
+    assert main(["image-to-3d", str(picture), "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    same(pictures_final(tmp_path / "again"), pictures_final(run))
+
+
+def pictures_final(folder):
+    """The last state; the copy of the picture stands for the picture."""
+    from lods_jax import build, checkpoint
+    from lods_jax import run as runs
+    from lods_jax.config import load
+
+    config = load(folder / "config.yaml")
+    like = jax.eval_shape(lambda: runs.first_state(config, build.build(config, folder)))
+    state, _ = checkpoint.restore(folder / "checkpoints", like)
+    assert int(state.step) == 8
+    return state
+
+
+# --- what a picture tells -----------------------------------------------------------------------------------------------------
+def shot(file, text, azimuth, size=96):
+    """A tabletop object from one side, with alpha."""
+    camera = pictures.camera_of(Config(picture=PictureConfig(azimuth=azimuth)))
+    flat = np.asarray(render_caption(text, camera, size, background=0.0))[0]
+    return write_png(file, np.concatenate([flat[..., :3] / np.maximum(flat[..., 3:], 1e-6), flat[..., 3:]], -1).clip(0, 1))
+
+
+@pytest.mark.parametrize(("azimuth", "read"), [(0.0, 0.0), (180.0, 180.0), (80.0, 90.0)])
+def test_the_judge_names_the_object_and_the_side(tmp_path, azimuth, read):
+    file = shot(tmp_path / "robot.png", "a green robot", azimuth)
+    config, said = pictures.settled(Config(picture=PictureConfig(file=str(file), frame="as-is")))
+    assert config.prompt == "a green robot"
+    assert config.picture.azimuth == read
+    assert config.picture.elevation == pictures.ELEVATION
+    assert config.picture.invert == pictures.INVERT
+    assert said.startswith("reads as 'a green robot', ")
+
+
+def test_what_is_given_is_not_read(tmp_path):
+    file = shot(tmp_path / "robot.png", "a green robot", 0.0)
+    given = PictureConfig(file=str(file), azimuth=12.0, elevation=-3.0)
+    config, _ = pictures.settled(Config(prompt="a red mug", picture=given))
+    assert config == Config(prompt="a red mug", picture=given)
+
+
+def test_a_picture_of_nothing_known_is_refused(tmp_path):
+    noise = np.random.default_rng(0).random((64, 64, 3), np.float32)
+    file = write_png(tmp_path / "x.png", np.concatenate([noise, np.ones((64, 64, 1), np.float32)], -1) * np.r_[1, 1, 1, 0.9])
+    with pytest.raises(UserError, match="shows no object that this prior knows: pass --prompt"):
+        pictures.settled(Config(picture=PictureConfig(file=str(file), frame="as-is")))
+
+
+def test_the_camera_is_one_of_the_orbit():
+    camera = pictures.camera_of(Config(picture=PictureConfig(azimuth=90.0, elevation=20.0)))
+    expected = jax.tree.map(lambda x: x[1:2], turntable(4, 20.0, TABLETOP))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), camera, expected)
+    assert VIEWS[int(camera.view[0])] == "side"
+    near = pictures.camera_of(Config(picture=PictureConfig(azimuth=90.0, radius=0.5)))
+    np.testing.assert_allclose(np.linalg.norm(near.c2w[0, :3, 3]), 0.5, rtol=1e-5)
+
+
+def test_an_inversion_moves_all_views_alike_and_denoises_the_picture_better(picture):
+    prior = stable_diffusion(SD)
+    weights = prior.init(jax.random.key(0))
+    table = prior.embed(weights, [f"an object, {view} view" for view in VIEWS])
+    config = Config(picture=PictureConfig(file=str(picture), azimuth=180.0, invert=150, invert_lr=0.02))
+    rgba = pictures.picture_of(config)
+    known = pictures.Picture(pictures.on(rgba, 1.0), rgba[..., 3:], pictures.camera_of(config))
+    moved = pictures.inverted(config, prior, weights, table, known)
+    shift = moved - table
+    np.testing.assert_allclose(shift, jnp.broadcast_to(shift[:1], shift.shape), atol=1e-5)
+    images = jnp.broadcast_to(jnp.asarray(known.rgb), (8, *known.rgb.shape))
+    z, keys = prior.encode(weights, images, jax.random.key(1)), jax.random.split(jax.random.key(2), 8)
+    row = VIEWS.index("back")
+
+    def loss(embedding):
+        return fit_loss({"embedding": embedding}, lods_embedding(), partial(prior.predict, weights), {"render": z}, {}, keys)
+
+    assert loss(moved[row]) < loss(table[row])
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------------------
+def broken(folder, name):
+    """A file that is no picture of an object."""
+    file = folder / f"{name}.png"
+    made = {
+        "text": lambda: file.write_text("no image"),
+        "empty": lambda: file.write_bytes(b""),
+        "dot": lambda: Image.new("RGB", (1, 1)).save(file),
+        "clear": lambda: Image.new("RGBA", (64, 64)).save(file),
+        "noise": lambda: write_png(file, np.random.default_rng(0).random((64, 64, 3))),
+        "missing": lambda: None,
+    }
+    made[name]()
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "says"),
+    [
+        ("text", [], "as an image"),
+        ("empty", [], "as an image"),
+        ("dot", [], "at least 8 x 8 pixels, got 1 x 1"),
+        ("clear", [], "the picture shows nothing"),
+        ("noise", [], "neither an alpha nor a plain background"),
+        ("missing", [], "there is no picture"),
+        ("noise", ["--prior", "exact"], "image-to-3d needs a prior that encodes pictures, got exact"),
+        ("noise", ["--fov", "500"], "picture.fov_y must lie in 1..170, got 500"),
+        ("noise", ["--picture.depth", "1", "1"], "picture.depth needs picture.depth_file"),
+    ],
+)
+def test_what_is_no_picture_of_an_object_is_one_line(tmp_path, capsys, name, flags, says):
+    assert main(["image-to-3d", str(broken(tmp_path, name)), *flags, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prior_of_poses_that_is_not_there_is_one_line(tmp_path, picture, capsys):
+    words = ["image-to-3d", str(picture), "--prompt", "a red ball", "--pose-prior", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert f"no prior of poses at {tmp_path}: --pose-prior takes" in capsys.readouterr().err
