@@ -57,7 +57,7 @@ class PictureRun(Config):
 class ImageTo3D:
     """Distils the object of a picture into 3D: a PNG with alpha, or a picture on a plain background, which is removed."""
 
-    image: tyro.conf.Positional[Path]
+    image: tyro.conf.Positional[Path] = Path()
     settings: Annotated[PictureRun, tyro.conf.arg(name="")] = field(default_factory=PictureRun)
     config: str | None = None
     """A YAML file, or a shipped preset: `image-gaussians-lods-embedding` (also what runs without it), ..."""
@@ -240,7 +240,7 @@ def parse(argv: list[str]) -> Any:
     if argv[:1] == ["text-to-3d"]:
         defaults["text-to-3d"] = TextTo3D(preset(argv))
     elif argv[:1] == ["image-to-3d"]:
-        defaults["image-to-3d"] = ImageTo3D(tyro.MISSING, PictureRun(**vars(preset(argv, "image-"))))
+        defaults["image-to-3d"] = ImageTo3D(settings=PictureRun(**vars(preset(argv, "image-"))))
     named = {name: {"name": name} | ({"default": defaults[name]} if name in defaults else {}) for name in COMMANDS}
     kinds = [Annotated[kind, tyro.conf.subcommand(**named[name])] for name, kind in COMMANDS.items()]
     return tyro.cli(reduce(or_, kinds), prog="lods", args=argv, description="Score-distillation 3D generation in JAX.")
@@ -320,7 +320,7 @@ def image_to_3d(args: ImageTo3D) -> int:
         print(configs.dump(config), end="")
         return 0
     if not args.image.is_file():
-        raise UserError(f"there is no picture {args.image}")
+        raise UserError(f"there is no picture {args.image}: lods image-to-3d PICTURE takes a PNG, say")
     if config.prior.name in CLOSED_FORM:
         raise UserError(f"image-to-3d needs a prior that encodes pictures, got {config.prior.name}: pass tabletop or a folder")
     folder = prior_folder(config.prior.name, config.prior.download)
@@ -507,7 +507,9 @@ def train_prior(args: TrainPrior) -> None:
             train_pose.train(out / "pose", minutes, prior, resume=args.resume, name=args.optimizer, seed=args.seed)
         else:
             train_prior.train(out, minutes, resume=args.resume, part=args.part, name=args.optimizer, seed=args.seed)
-    if args.evaluate:
+    if args.evaluate and args.part == "pose":
+        train_pose.report(out / "pose")
+    elif args.evaluate:
         evaluate.report(out, Path("outputs/prior") if out == TABLETOP else out)
 
 

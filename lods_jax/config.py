@@ -307,7 +307,8 @@ class Config:
 
 
 MOST_BYTES = 1 << 20  # of a file
-FREE = ("output.", "checkpoint.", "parallel", "debug_nans")  # settings that change no bit of a run's state, by how they begin
+# Settings that change no bit of a run's state, by how they begin; of its picture a run has a copy.
+FREE = ("output.", "checkpoint.", "parallel", "debug_nans", "picture.file")
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -81,6 +81,7 @@ def costs(run: Run) -> dict[str, Any]:
     objective = make_objective(run.config)
     # The fit asks once more, unless it shares the score's noise.
     asked = len(objective.queries) + (objective.fit is not None and not run.config.objective.fit_shares_noise)
+    asked += 2 * (run.config.pose.name != "none")
     row = {"seconds": last.get("seconds"), "predictions": asked * run.config.batch * run.step / 1000}
     return row | {name: last[name] for name in ("psi_displacement", "fit_gain") if name in last}
 

@@ -19,12 +19,14 @@ import optax
 
 from lods_jax.diffusion import T, add_noise, v_to_eps, velocity
 from lods_jax.generate import CLIP
-from lods_jax.io.image import grid, write_png
+from lods_jax.io.image import grid, to_uint8, write_png
 from lods_jax.posed import relative_pose
 from lods_jax.priors import convert, modules
 from lods_jax.sampling import ddim
 from lods_jax.tabletop.dataset import Renders, sample_renders
 from lods_jax.tabletop.fitting import Fit, Recipe, load_checkpoint, optimizer, save_checkpoint, sit, start
+from lods_jax.tabletop.judge import judge, load_judge
+from lods_jax.tabletop.objects import COMPOSITE, KINDS
 from lods_jax.tabletop.streams import PER_KIND, pool_batches
 from lods_jax.tabletop.train_prior import SIZE, UNET, VAE, decode, encode, in_chunks
 from lods_jax.types import Camera
@@ -178,14 +180,74 @@ def sample(params: Any, picture: jax.Array, pose: jax.Array, image: jax.Array, k
     return ddim(predict, jax.random.normal(key, image.shape), context, jnp.zeros_like(context), s=s, steps=steps, clip=CLIP)
 
 
-def preview(out: Path, fit: Fit, vae: Any, n: int = 12) -> None:
-    """Rows: pictures of unseen objects; how they truly look from elsewhere; samples of that at s = 2."""
+# --- looking at it ----------------------------------------------------------------------------------------------------------
+class Pairs(NamedTuple):
+    """Pictures of unseen objects, how these look from elsewhere, and what leads from one to the other."""
+
+    picture: np.ndarray  # [n h w 3] in [0, 1]
+    image: jax.Array  # its latents
+    pose: np.ndarray  # [n 4]
+    truth: np.ndarray  # [n h w 3] in [0, 1], both on white
+    labels: np.ndarray  # [n 4] of the truth
+
+
+def unseen_pairs(vae: Any, n: int) -> Pairs:
+    """n pairs of objects with a front, of captions that training never shows."""
     r = fresh_views(7, 0, split="unseen")
-    front = [i for i, labels in enumerate(r.labels[:, 0]) if PER_KIND[list(PER_KIND)[labels[0]]] > 1][:n]
+    front = np.flatnonzero(np.isin(r.labels[:, 0, 0], [KINDS.index(kind) for kind in COMPOSITE]))[:n]
     r = Renders(*(x[front] for x in r))
     place = np.stack([r.azimuth, r.elevation, r.radius], -1)
-    pose = relative_pose(camera_at(place[:, 0]), camera_at(place[:, 2]))
-    z = encode(vae, r.rgb[:, 0])
-    drawn = sample(fit.ema, r.rgb[:, 0] / np.float32(255), jnp.asarray(pose), z, jax.random.key(0), 2.0, 25)
-    rows = np.concatenate([r.rgb[:, 0] / 255, r.rgb[:, 2] / 255, np.asarray(decode(vae, drawn))])
+    pose = np.asarray(relative_pose(camera_at(place[:, 0]), camera_at(place[:, 2])))
+    picture, truth = (r.rgb[:, i] / np.float32(255) for i in (0, 2))
+    return Pairs(picture, encode(vae, r.rgb[:, 0]), pose, truth, r.labels[:, 2])
+
+
+def preview(out: Path, fit: Fit, vae: Any, n: int = 12) -> None:
+    """Rows: pictures of unseen objects; how they truly look from elsewhere; samples of that at s = 2."""
+    p = unseen_pairs(vae, n)
+    drawn = sample(fit.ema, p.picture, p.pose, p.image, jax.random.key(0), 2.0, 25)
+    rows = np.concatenate([p.picture, p.truth, np.asarray(decode(vae, drawn))])
     write_png(out / "samples" / f"pose-{int(fit.samples):08d}.png", grid(rows, n), scale=2)
+
+
+def report(folder: Path, n: int = 96) -> dict[str, float]:
+    """Measures a folder on unseen objects, prints the figures, and writes `folder`/gates.json.
+
+    By how much the loss rises with the picture of another object, or with a pose turned by 90 to 270 degrees, as a share of the
+    loss with the right ones; and the shares of samples (s = 2) in which the judge reads kind, colour and view of the truth.
+    """
+    shapes = {name: modules.shapes(module) for name, module in networks()._asdict().items()}
+    params = {name: convert.to_flax(convert.read_state(folder, name), shape) for name, shape in shapes.items()}
+    vae = convert.to_flax(convert.read_state(folder, "vae"), modules.shapes(modules.vae(VAE)))
+    p, rng = unseen_pairs(vae, n), np.random.default_rng(0)
+    n = len(p.picture)
+    turn = rng.uniform(np.pi / 2, 3 * np.pi / 2, n)
+    azimuth = np.arctan2(p.pose[:, 1], p.pose[:, 2]) + turn
+    turned = np.stack([p.pose[:, 0], np.sin(azimuth), np.cos(azimuth), p.pose[:, 3]], -1).astype(np.float32)
+    other = np.roll(np.arange(n), n // 2)
+    z = encode(vae, to_uint8(p.truth))
+
+    @jax.jit
+    def losses(picture, pose, image, key):
+        t = (jnp.arange(len(z)) * T // len(z)).astype(jnp.int32)
+        noise = jax.random.normal(key, z.shape)
+        seen = jnp.concatenate([add_noise(z, noise, t), image], -1)
+        v = modules.predict_noise(networks().unet, params["unet"], seen, t, token(params, picture, pose))
+        return jnp.mean((v - velocity(z, noise, t)) ** 2)
+
+    mean = lambda *inputs: float(np.mean([losses(*inputs, key) for key in jax.random.split(jax.random.key(0), 4)]))  # noqa: E731
+    right = mean(p.picture, p.pose, p.image)
+    drawn = sample(params, p.picture, p.pose, p.image, jax.random.key(0), 2.0, 30)
+    figures = {
+        "loss": right,
+        "wrong picture": mean(p.picture[other], p.pose, p.image[other]) / right - 1,
+        "wrong pose": mean(p.picture, turned, p.image) / right - 1,
+    }
+    for name, rgb in (("samples", np.asarray(decode(vae, drawn))), ("renders", p.truth)):
+        read = judge(load_judge(), rgb.astype(np.float32))
+        for i, attribute in enumerate(("kind", "color", "pattern", "view")):
+            figures[f"{name}: {attribute}"] = float(np.mean(getattr(read, attribute) == p.labels[:, i]))
+    (folder / "gates.json").write_text(json.dumps(figures, indent=2) + "\n")
+    for name, value in figures.items():
+        print(f"{name:20} {value:7.3f}")
+    return figures
