@@ -125,8 +125,12 @@ class PictureConfig:
     mask: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
     depth: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
     """Of 1 minus the correlation with `depth_file`."""
+    normal: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    """Of 1 minus the cosine to the normals of `normal_file`."""
     depth_file: str = ""
     """A grey image of the picture's size, far is bright: a monocular depth estimate."""
+    normal_file: str = ""
+    """An image of the picture's size, red to the right, green up, blue towards the camera, 1/2 is 0."""
     invert: int = bounded(0, 0, 10**6)
     """Steps in which the embedding of the prompt is fitted to the picture, before the run."""
     invert_lr: float = bounded(5e-3, 0, 10)
@@ -465,8 +469,9 @@ def check(config: Config) -> Config:
             raise UserError(f"{name}.min must not exceed {name}.max, got {window.min} and {window.max}")
     if not config.picture.file and (config.pose.name != "none" or config.picture.invert):
         raise UserError("a prior of poses and picture.invert need a picture: use image-to-3d")
-    if any(config.picture.depth) and not config.picture.depth_file:
-        raise UserError("picture.depth needs picture.depth_file: an image of depths")
+    for name in ("depth", "normal"):
+        if any(getattr(config.picture, name)) and not getattr(config.picture, f"{name}_file"):
+            raise UserError(f"picture.{name} needs picture.{name}_file: an image of it")
     if config.output.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("output.tensorboard needs tensorboardX: pip install 'lods_jax[log]'")
     return config

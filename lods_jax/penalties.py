@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lods_jax.numerics import normalize
 from lods_jax.types import Picture, Render
 
 Penalty = Callable[[Render], Float[Array, "b"]]
@@ -78,10 +79,30 @@ def depth_error(render: Render, picture: Picture) -> Float[Array, "1"]:
     return 1 - jnp.sum(a * b, (1, 2, 3)) / jnp.sqrt(jnp.sum(a**2) * jnp.sum(b**2) + 1e-8)
 
 
+def normal_error(render: Render, picture: Picture) -> Float[Array, "1"]:
+    """Mean of 1 minus the cosine between the normals of the rendered depth and the picture's, where both show the object."""
+    inner = lambda x: x[:, 1:-1, 1:-1]  # noqa: E731
+    on = inner(picture.mask[None] * (render.opacity > 0.5))
+    cosine = jnp.sum(depth_normals(render.depth, picture.camera.fov_y) * inner(picture.normal[None]), -1, keepdims=True)
+    return jnp.sum(on * (1 - cosine), (1, 2, 3)) / jnp.maximum(jnp.sum(on, (1, 2, 3)), 1.0)
+
+
+def depth_normals(depth: Float[Array, "b h w 1"], fov_y: Float[Array, "b"]) -> Float[Array, "b h-2 w-2 3"]:
+    """Unit normals of a depth map, by central differences of the points that it shows: x right, y up, z towards the camera."""
+    _, h, w, _ = depth.shape
+    y, x = (g[None, ..., None] for g in jnp.meshgrid(jnp.arange(h) + 0.5 - h / 2, jnp.arange(w) + 0.5 - w / 2, indexing="ij"))
+    scale = (2 * jnp.tan(fov_y / 2) / h)[:, None, None, None]
+    points = jnp.concatenate([depth * scale * x, -depth * scale * y, -depth], -1)
+    right = points[:, 1:-1, 2:] - points[:, 1:-1, :-2]
+    up = points[:, :-2, 1:-1] - points[:, 2:, 1:-1]
+    return normalize(jnp.cross(right, up))
+
+
 ERRORS: Mapping[str, Callable[[Render, Picture], Float[Array, "1"]]] = {
     "rgb": rgb_error,
     "mask": mask_error,
     "depth": depth_error,
+    "normal": normal_error,
 }
 
 
@@ -91,7 +112,7 @@ def against_picture(schedules: Mapping[str, Callable[[Int[Array, ""]], Float[Arr
     def costs(render: Render, picture: Picture, step: Int[Array, ""]) -> dict[str, Array]:
         _, h, w, _ = render.rgb.shape
         sized = lambda x: x if x is None or x.shape[:2] == (h, w) else jax.image.resize(x, (h, w, x.shape[2]), "linear")  # noqa: E731
-        picture = picture.replace(rgb=sized(picture.rgb), mask=sized(picture.mask), depth=sized(picture.depth))
+        picture = picture.replace(**{name: sized(getattr(picture, name)) for name in ("rgb", "mask", "depth", "normal")})
         return {f"picture_{name}": weight(step) * ERRORS[name](render, picture) for name, weight in schedules.items()}
 
     return costs

@@ -22,6 +22,7 @@ from lods_jax.distil import fit_on
 from lods_jax.io.files import replacing
 from lods_jax.io.hub import local
 from lods_jax.io.image import cut_out, framed, read_rgba, to_uint8, write_png
+from lods_jax.numerics import normalize
 from lods_jax.objectives import lods_embedding, sds
 from lods_jax.posed import by_pose, shown
 from lods_jax.priors.convert import read_arrays
@@ -57,8 +58,14 @@ class Given(NamedTuple):
 def given(config: Config, folder: Path | None, prior: Prior, weights: Any, prompt: Float[Array, "views k d"]) -> Given:
     """Everything of the picture of a configuration. `folder` is that of a run which may hold a copy and the fitted embedding."""
     rgba = picture_of(config, folder)
-    camera = camera_of(config)
-    picture = Picture(on(rgba, 1.0), rgba[..., 3:], camera, depth_of(config, len(rgba)))
+    depth, normal = (beside(config, name, len(rgba)) for name in ("depth", "normal"))
+    picture = Picture(
+        on(rgba, 1.0),
+        rgba[..., 3:],
+        camera_of(config),
+        depth=None if depth is None else depth[..., :1],
+        normal=None if normal is None else np.asarray(normalize(jnp.asarray(2 * normal - 1))),
+    )
     if config.picture.invert:
         fitted = folder and folder / EMBEDDING
         held = fitted and fitted.is_file()
@@ -94,13 +101,14 @@ def on(rgba: Float[np.ndarray, "h w 4"], background: float) -> Float[np.ndarray,
     return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * np.float32(background)
 
 
-def depth_of(config: Config, edge: int) -> Float[np.ndarray, "n n 1"] | None:
-    """The depths beside the picture, at its size; None where there are none."""
-    if not config.picture.depth_file:
+def beside(config: Config, name: str, edge: int) -> Float[np.ndarray, "n n 3"] | None:
+    """The image of depths or normals beside the picture, at its size; None where there is none."""
+    file = getattr(config.picture, f"{name}_file")
+    if not file:
         return None
     if config.picture.frame != "as-is":
-        raise UserError("picture.depth_file goes with the picture as it is: pass --picture.frame as-is")
-    return framed(read_rgba(config.picture.depth_file), edge)[..., :1]
+        raise UserError(f"picture.{name}_file goes with the picture as it is: pass --picture.frame as-is")
+    return framed(read_rgba(file), edge)[..., :3]
 
 
 def camera_of(config: Config) -> Camera:

@@ -55,6 +55,7 @@ class Picture(struct.PyTreeNode):
     mask: Any  # [h w 1] share of a pixel that the object covers
     camera: Any  # one Camera
     depth: Any = None  # [h w 1] up to scale and offset, larger is farther
+    normal: Any = None  # [h w 3] unit, of the camera: x right, y up, z towards it
 
 
 class Reference(struct.PyTreeNode):

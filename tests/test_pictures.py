@@ -175,7 +175,7 @@ def broken(folder, name):
         ("missing", [], "there is no picture"),
         ("noise", ["--prior", "exact"], "image-to-3d needs a prior that encodes pictures, got exact"),
         ("noise", ["--fov", "500"], "picture.fov_y must lie in 1..170, got 500"),
-        ("noise", ["--picture.depth", "1", "1"], "picture.depth needs picture.depth_file"),
+        ("noise", ["--picture.depth", "1", "1"], "picture.depth needs picture.depth_file: an image of it"),
     ],
 )
 def test_what_is_no_picture_of_an_object_is_one_line(tmp_path, capsys, name, flags, says):
