@@ -1,21 +1,28 @@
 """What docs/reliability.md promises: runs that are killed, that find the disk full, that meet NaNs or another process."""
 
-import itertools
 import json
 import os
+import pickle
+import platform
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
-from lods_jax import checkpoint
-from lods_jax.cli import main
+from lods_jax import checkpoint, run
+from lods_jax.build import build
+from lods_jax.cli import main, parse
+from lods_jax.config import dump
 from lods_jax.folder import locked
+from lods_jax.representations import Static
 from tests.toy import TINY, TOY, final, same
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,42 +85,53 @@ def test_twenty_kills_in_a_chain_end_in_the_same_bits(tmp_path, scene, learned):
     same(final(tmp_path / "killed", 60), final(tmp_path / "whole", 60))
 
 
-SAVE = """
-import pathlib, sys
-from lods_jax import checkpoint
-from tests.test_checkpoint import state
-folder = pathlib.Path(sys.argv[1])
-checkpoint.save(folder, state(2), {"config": "b"}, keep=1)
-"""
+@contextmanager
+def cutter(state, meta: dict, file: Path):
+    """Yields (folder, n) -> the call of a save of this state that was cut, see tests/cut.py."""
+    file.write_bytes(pickle.dumps(state))
+    words = [sys.executable, "-m", "tests.cut", str(file), json.dumps(meta)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
+
+        def cut(folder: Path, n: int) -> str:
+            print(folder, n, file=child.stdin, flush=True)
+            return child.stdout.readline().strip()
+
+        yield cut
+        child.stdin.close()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("strace") is None, reason="no strace on this machine")
-def test_a_kill_before_any_call_to_the_file_system_leaves_a_whole_save(tmp_path):
-    """Exhaustive: a save beside an older one is killed before the first call that opens, writes or renames, the second, ..."""
-    from tests.test_checkpoint import same as same_state
-    from tests.test_checkpoint import state
-
-    start = tmp_path / "start"
-    checkpoint.save(start, state(1), {"config": "a"})
-    calls = "openat,write,pwrite64,writev,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,fsync,fdatasync,ftruncate"
-    cut, folder = [], tmp_path / "cut"
-    for kind in calls.split(","):
-        for nth in itertools.count(1):
+@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="ptrace of x86-64 Linux")
+def test_a_save_that_is_killed_before_any_of_its_calls_costs_nothing(tmp_path):
+    """Exhaustive: the save of step 4 beside that of step 2 is killed before the first call that changes a file, before the second,
+    and so on, until one comes to its end. Each time a restart goes on, saves where the kill left its remains, and ends in the same
+    bits."""
+    config = parse([*TINY, "--steps", "6"]).settings
+    parts, made, folder = build(config), {}, tmp_path / "cut"
+    compiled = lambda config, parts, static: made.setdefault(static, run.compiled(config, parts, static))  # noqa: E731
+    progress = lambda *start: run.train(config, parts, *start, compile=compiled)  # noqa: E731
+    meta_of = lambda static: {"static": static._asdict(), "config": dump(config)}  # noqa: E731
+    whole = {p.done: (jax.tree.map(np.array, p.state), p.static) for p in progress(run.first_state(config, parts))}
+    checkpoint.save(tmp_path / "start", whole[2][0], meta_of(whole[2][1]))
+    calls, restarts = [], {2: 0, 4: 0}
+    with cutter(whole[4][0], meta_of(whole[4][1]), tmp_path / "state") as cut:
+        while not calls or calls[-1] != "none":
             shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(start, folder)
-            inject = ["strace", "-f", "-qq", "-o", os.devnull, "-P", str(folder), "-e", f"trace={kind}"]
-            inject += ["-e", f"inject={kind}:signal=KILL:when={nth}"]
-            done = subprocess.run([*inject, sys.executable, "-c", SAVE, str(folder)], cwd=ROOT, capture_output=True, check=False)
-            restored, meta = checkpoint.restore(folder, state(0))
-            assert int(restored.step) in (1, 2)
-            assert same_state(restored, state(int(restored.step)))
-            assert meta == {"config": "ab"[int(restored.step) - 1]}
-            if done.returncode == 0:
-                break
-            cut.append((kind, nth))
-    print(f"{len(cut)} calls cut")
-    assert len(cut) > 20
+            shutil.copytree(tmp_path / "start", folder)
+            calls.append(cut(folder, len(calls) + 1))
+            state, meta = checkpoint.restore(folder, whole[2][0], tell=lambda line: pytest.fail(line))
+            restarts[step := int(state.step)] += 1
+            same(state, whole[step][0])
+            for p in progress(state, Static(**meta["static"])):
+                if p.done == 4:
+                    checkpoint.save(folder, p.state, meta_of(p.static), keep=1)
+            same(p.state, whole[6][0])
+            same(checkpoint.restore(folder, whole[2][0])[0], whole[4][0])
+            assert [path.name for path in folder.iterdir()] == ["4"] or step == 4
+    print(f"{len(calls) - 1} calls cut, restarts from {restarts}")
+    assert len(calls) > 60
+    assert {"mkdir", "openat", "write", "writev", "fsync", "rename", "unlinkat", "rmdir"} <= {call.split()[0] for call in calls}
+    assert min(restarts.values()) > 0
 
 
 # --- the disk ---------------------------------------------------------------------------------------------------------------
