@@ -34,7 +34,9 @@ def save(folder: Path, state: TrainState, meta: dict[str, Any], keep: int = 2) -
     # What is there from this step on is damaged or the same: a run continues from the newest whole save.
     for stale in (path for path in folder.glob("*") if path.name.isdecimal() and int(path.name) >= step):
         shutil.rmtree(stale)
-    with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep)) as manager:
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=alone())
+    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
         manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), note=ocp.args.JsonSave(note)))
         manager.wait_until_finished()  # only here do errors of the disk appear
 
@@ -73,9 +75,18 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     import orbax.checkpoint as ocp
 
     note = json.loads((folder / "note" / "metadata").read_text())
-    with ocp.PyTreeCheckpointer() as reader:
+    options = {"multiprocessing_options": alone()}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options), **options) as reader:
         as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in note["sha256"]}
         return reader.restore((folder / "state").absolute(), restore_args=as_numpy), note
+
+
+def alone() -> Any:
+    """Tells orbax not to wait for other processes: the first one saves by itself, and each restores by itself."""
+    import orbax.checkpoint as ocp
+
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"lods{me}")
 
 
 def flat(state: TrainState) -> dict[str, np.ndarray]:

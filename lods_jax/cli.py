@@ -43,6 +43,8 @@ class TextTo3D:
     """Compile the step and tell parameters, memory and operations, and run nothing."""
     topology: str | None = None
     """With --dry-run: a TPU slice that need not be there, v5e:2x4 (extra `tpu`)."""
+    distributed: bool = False
+    """This process is one of several with the same command line, which split the views of each step: see the README."""
     anyway: bool = False
     """Go on with words that the prior has never seen."""
 
@@ -67,6 +69,8 @@ class ImageTo3D:
     """Print the resolved configuration as YAML, and run nothing."""
     dry_run: bool = False
     """Compile the step and tell parameters, memory and operations, and run nothing."""
+    distributed: bool = False
+    """This process is one of several with the same command line, as for text-to-3d."""
     anyway: bool = False
     """Go on with words that the prior has never seen."""
 
@@ -78,6 +82,8 @@ class Resume:
     run: tyro.conf.Positional[Path]
     changed: bool = False
     """Go on although config.yaml has changed since the checkpoint."""
+    distributed: bool = False
+    """This process is one of several; a run may go on with another number of them."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +310,9 @@ def text_to_3d(args: TextTo3D) -> int:
     for prompt in prompts or [config.prompt]:
         check_prompt(prompt, folder, args.anyway)
     out = args.out or Path("outputs/text-to-3d", Path(args.prompts).stem if prompts else batch.slug(config.prompt))
-    start_jax(None if config.parallel == "jit" else config.batch)
+    if args.distributed and prompts:
+        raise UserError("--distributed makes one run of several processes: with --prompts pass --shard, a process for each share")
+    start_jax(None if config.parallel == "jit" else config.batch, distributed(config) if args.distributed else False)
     from lods_jax import run
 
     if prompts:
@@ -326,7 +334,7 @@ def image_to_3d(args: ImageTo3D) -> int:
     folder = prior_folder(config.prior.name, config.prior.download)
     if config.prompt:
         check_prompt(config.prompt, folder, args.anyway)
-    start_jax(None if config.parallel == "jit" else config.batch)
+    start_jax(None if config.parallel == "jit" else config.batch, distributed(config) if args.distributed else False)
     from lods_jax import build, cost, pictures, run
 
     config, said = pictures.settled(config)
@@ -369,10 +377,19 @@ def resume(args: Resume) -> int:
     if not file.is_file():
         raise UserError(f"{args.run} holds no run: {file} is missing")
     config = configs.check(configs.load(file))
-    start_jax(None if config.parallel == "jit" else config.batch)
+    start_jax(None if config.parallel == "jit" else config.batch, distributed(config) if args.distributed else False)
     from lods_jax import run
 
     return run.resume(config, args.run, changed=args.changed)
+
+
+def distributed(config: Config) -> bool:
+    """True, unless the configuration asks for what only one process can do."""
+    if config.parallel in ("jit", "pmap"):
+        raise UserError(f"--distributed needs --parallel shard_map or auto, got {config.parallel}")
+    if config.reduce == "ordered":
+        raise UserError("--reduce ordered is for the devices of one process: pass --reduce sum, or leave --distributed out")
+    return True
 
 
 def view(args: View) -> None:
@@ -547,18 +564,24 @@ def check_prompt(prompt: str, folder: Path, anyway: bool) -> None:
         )
 
 
-def start_jax(batch: int | None = None) -> None:
-    """The persistent compilation cache, so that a second call of a command does not compile again.
+def start_jax(batch: int | None = None, distributed: bool = False) -> None:
+    """The persistent compilation cache, so that a second call of a command does not compile again; and the other processes.
 
     Args:
       batch: views of a step. Where the cores of a CPU divide it, each becomes a device of its own: on two cores a step takes
         0.65 of the time that one device with two threads takes, since threads meet in every operation and devices once a step.
+      distributed: join the other processes; each has the devices that JAX gives it, since several may share the cores of one CPU.
     """
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "lods_jax" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if distributed:
+        from lods_jax import processes
+
+        processes.join()
+        return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if batch and cores > 1 and batch % cores == 0 and not {"XLA_FLAGS", "JAX_NUM_CPU_DEVICES"} & os.environ.keys():
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"

@@ -26,6 +26,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: installed(name) for name in PACKAGES},
         "platform": platform.platform(),
+        "processes": jax.process_count(),
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         # Scatter-adds on a GPU are unordered without this flag, and a repeated run differs in the last bits.

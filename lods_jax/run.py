@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from lods_jax.export import mesh_of_run
 from lods_jax.folder import LOCK, append, event_log, locked, point_latest_at, rewind, write_json
 from lods_jax.io.files import replacing
 from lods_jax.pictures import keep
+from lods_jax.processes import agreed, all_or_none, is_first
 from lods_jax.representations import Static
 from lods_jax.results import Viewer, viewer, write_page_of, write_preview, write_results
 from lods_jax.rng import step_key
@@ -80,8 +81,13 @@ def compiled(config: Config, parts: Parts, static: Static) -> Callable:
 
 
 def mode_of(config: Config) -> str:
-    """How the step is spread over the devices that are here."""
+    """How the step is spread over the devices that are here, or that all processes have."""
     n = jax.device_count()
+    if jax.process_count() > 1:
+        if config.batch % (n * config.particles):
+            several = f" times {config.particles} particles" if config.particles > 1 else ""
+            raise UserError(f"batch must be a multiple of the {n} devices of all processes{several}, got {config.batch}")
+        return "shard_map" if config.parallel == "auto" else config.parallel
     return (
         config.parallel
         if config.parallel != "auto"
@@ -126,13 +132,17 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
     Args:
       compile: as for `train`.
     """
-    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
-        raise UserError(f"{folder} is there already: pass another --out, or go on with a run by `lods resume {folder}`")
-    parts = build(check(config))  # before anything is written: most mistakes show here
-    with locked(folder):
-        with replacing(folder / "config.yaml") as file:
-            file.write_text(dump(config), encoding="utf-8")
-        point_latest_at(folder)
+    with ExitStack() as held:
+        with all_or_none():
+            if is_first() and folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
+                raise UserError(f"{folder} is there already: pass another --out, or go on with a run by `lods resume {folder}`")
+            parts = build(check(config))  # before anything is written: most mistakes show here
+            mode_of(config)
+            if is_first():
+                held.enter_context(locked(folder))
+                with replacing(folder / "config.yaml") as file:
+                    file.write_text(dump(config), encoding="utf-8")
+                point_latest_at(folder)
         return proceed(config, parts, folder, first_state(config, parts), None, compile)
 
 
@@ -143,28 +153,41 @@ def resume(config: Config, folder: Path, compile: Compile = compiled, changed: b
       config: what config.yaml of the folder holds.
       changed: go on although the checkpoint was made with other settings, and the end will be that of neither.
     """
-    parts = build(check(config), folder)
-    with locked(folder):
-        if not checkpoint.steps(folder / "checkpoints"):
-            say("resume", f"{folder} has no checkpoint: from the beginning")
-            return proceed(config, parts, folder, first_state(config, parts), None, compile)
-        like = jax.eval_shape(lambda: first_state(config, parts))
-        state, meta = checkpoint.restore(folder / "checkpoints", like, tell=lambda line: say("resume", line))
-        before = meta.get("config")  # which checkpoints did not always hold
-        differ = differences(parse_yaml(before, "the checkpoint"), config) if before else []
-        if differ and not changed:
-            raise UserError(
-                f"the settings of {folder} have changed since its checkpoint: {'; '.join(differ)}. Put them back in config.yaml, "
-                "or pass --changed to go on with them"
-            )
-        say("resume", f"{folder} from step {int(state.step)}" + (f", changed: {'; '.join(differ)}" if differ else ""))
-        return proceed(config, parts, folder, state, Static(**meta["static"]), compile)
+    with ExitStack() as held:
+        with all_or_none():
+            parts = build(check(config), folder)
+            mode_of(config)
+            if is_first():
+                held.enter_context(locked(folder))
+            state, static = last_state(config, parts, folder, changed)
+        return proceed(config, parts, folder, state, static, compile)
+
+
+def last_state(config: Config, parts: Parts, folder: Path, changed: bool) -> tuple[TrainState, Static | None]:
+    """What a run goes on from: its newest whole checkpoint, or the beginning."""
+    if not checkpoint.steps(folder / "checkpoints"):
+        say("resume", f"{folder} has no checkpoint: from the beginning")
+        return first_state(config, parts), None
+    like = jax.eval_shape(lambda: first_state(config, parts))
+    state, meta = checkpoint.restore(folder / "checkpoints", like, tell=lambda line: say("resume", line))
+    before = meta.get("config")  # which checkpoints did not always hold
+    differ = differences(parse_yaml(before, "the checkpoint"), config) if before else []
+    if differ and not changed:
+        raise UserError(
+            f"the settings of {folder} have changed since its checkpoint: {'; '.join(differ)}. Put them back in config.yaml, "
+            "or pass --changed to go on with them"
+        )
+    say("resume", f"{folder} from step {int(state.step)}" + (f", changed: {'; '.join(differ)}" if differ else ""))
+    return state, Static(**meta["static"])
 
 
 def proceed(
     config: Config, parts: Parts, folder: Path, state: TrainState, static: Static | None, compile: Compile = compiled
 ) -> int:
     """From a state to the end or to a signal; the results are written in both cases."""
+    jax.config.update("jax_debug_nans", config.debug_nans)
+    if not is_first():
+        return follow(config, parts, state, static, compile)
     note = provenance.describe() | {"prior_sha256": parts.prior_sha256}
     if parts.given:
         note |= {"pose_sha256": parts.given.pose_sha256}
@@ -172,7 +195,6 @@ def proceed(
     write_json(folder / "run.json", note | {"state": "running"})
     say("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
     see, diagnose = viewer(config, config.output.size), diagnosis(config, parts, static)
-    jax.config.update("jax_debug_nans", config.debug_nans)
     with stoppable() as stop:
         try:
             steps = train(config, parts, state, static, compile)
@@ -190,11 +212,31 @@ def proceed(
             raise
         write_json(folder / "run.json", note | outcome(config, state, seconds))
         write_page_of(folder, say)
+        agreed(0)  # the end: `follow` waits for it
     if stop:
         say("stopped", f"at step {int(state.step)} of {config.steps}; go on with `lods resume {folder}`")
         return 128 + stop[0]
     say("done", f"{folder / 'index.html'}")
     return 0
+
+
+def follow(config: Config, parts: Parts, state: TrainState, static: Static | None, compile: Compile) -> int:
+    """What every process but the first does: the same steps to the same end, and nothing that leaves a trace."""
+    with stoppable() as stop:
+        for done, _, _, _ in train(config, parts, state, static, compile):
+            if stops(config, done, stop):
+                break
+        agreed(0)  # the first process writes the results, and is waited for: without it the others could not stay
+    return 128 + stop[0] if stop else 0
+
+
+def stops(config: Config, done: int, stop: list[int]) -> bool:
+    """Whether a run ends with this step. Several processes tell each other of signals at logged steps: all end with the same."""
+    if jax.process_count() > 1:
+        heard = agreed(stop[0] if stop else 0) if due(config.output.log_every, done) else 0
+        stop[:] = [heard] if heard else stop
+        return done == config.steps or heard > 0
+    return done == config.steps or bool(stop)
 
 
 def optimise(
@@ -222,7 +264,7 @@ def optimise(
     with bar, event_log(folder / "events", first, config.output.tensorboard) as log:
         for done, state, static, metrics in steps:
             recent.append(metrics)
-            last = done == config.steps or bool(stop)
+            last = stops(config, done, stop)
             on_error = "stop" if last else config.checkpoint.on_error
             if last or done == first + 1 or due(config.output.log_every, done):
                 line = {"step": done} | mean(recent) | parts.representation.count(state.aux) | diagnose(state)
@@ -306,7 +348,9 @@ def due(every: int, done: int) -> bool:
 
 # --- what a person sees -----------------------------------------------------------------------------------------------------
 def say(phase: str, text: str) -> None:
-    """One line of a run, beside the progress bar if there is one."""
+    """One line of a run, beside the progress bar if there is one; of several processes the first speaks."""
+    if not is_first():
+        return
     tqdm.write(f"{phase:<10}{text}")
     sys.stdout.flush()
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from lods_jax.objectives import Ask, ask, fit_loss, score, score_and_fit
@@ -339,11 +339,15 @@ def parallelise(halves: Halves, mode: str, batch: int, devices: list | None = No
       reduce: "sum" of what each device says of all its views at once; or "ordered" (`in_order`), which gives the same bits on any
         number of devices, and takes longer.
     """
+    if jax.process_count() > 1 and (mode, reduce) != ("shard_map", "sum"):
+        raise ValueError(f"several processes need mode shard_map and reduce sum, got {mode} and {reduce}")
     if reduce == "ordered":
         devices = jax.devices() if devices is None else devices
         check_split(batch, devices := devices[:1] if mode == "jit" else devices)
         return in_order(halves, batch, devices)
     step, views = over_devices(halves, mode, batch, devices)
+    if jax.process_count() > 1:
+        return over_processes(step, views, jax.devices() if devices is None else devices)
     return lambda *args: step(*args, views)
 
 
@@ -364,6 +368,36 @@ def over_devices(halves: Halves, mode: str, batch: int, devices: list | None = N
         # inside does not trace.
         return jax.jit(jax.shard_map(joined(halves, DEVICES), mesh=mesh, check_vma=False, **specs), donate_argnums=0), views
     raise ValueError(f"mode must be jit, pmap or shard_map, got {mode!r}")
+
+
+def over_processes(step: Callable, views: Int[Array, "b"], devices: list) -> Step:
+    """The step over devices of several processes, which all have to call it with the same values.
+
+    It takes and gives arrays of this process. Only inside do they lie on all devices: whoever looks at a state need not know that
+    there are other processes.
+    """
+    mesh, numbers = Mesh(np.asarray(devices), (AXIS,)), np.asarray(views)
+    here = [device for device in devices if device.process_index == jax.process_index()]
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    split = jax.make_array_from_callback(numbers.shape, NamedSharding(mesh, PartitionSpec(AXIS)), lambda part: numbers[part])
+
+    def one(x):
+        return jax.make_array_from_single_device_arrays(x.shape, everywhere, [jax.device_put(x, device) for device in here])
+
+    spread = partial(jax.tree.map, one)
+    held = placed = given = state_there = None  # what never changes, and the last state, with what lies on all devices of them
+
+    def across(state, *rest):
+        nonlocal held, placed, given, state_there
+        if held is None or any(a is not b for a, b in zip(rest, held, strict=True)):
+            held, placed = rest, spread(rest)
+        there = state_there if state is given else spread(state)
+        given = state_there = None  # it is donated
+        state_there, metrics = step(there, *placed, split)
+        given, metrics = jax.tree.map(lambda x: x.addressable_data(0), (state_there, metrics))
+        return given, metrics
+
+    return across
 
 
 def check_split(batch: int, devices: list) -> None:

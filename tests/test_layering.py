@@ -23,6 +23,7 @@ ROWS = [
         "config",
         "checkpoint",
         "folder",
+        "processes",
         "run",
         "results",
         "evaluate",
