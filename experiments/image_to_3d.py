@@ -32,7 +32,7 @@ from lods_jax.config import Config, ObjectiveConfig
 from lods_jax.evaluate import restore_scene, shared_viewer, shown
 from lods_jax.folder import append, read_run, rewind
 from lods_jax.io.files import replacing
-from lods_jax.io.image import grid, read_rgba, write_png
+from lods_jax.io.image import grid, read_rgba, unmultiplied, write_png
 from lods_jax.representations import Static
 from lods_jax.tabletop.dataset import Caption, captions, render_caption
 from lods_jax.tabletop.judge import judge, load_judge
@@ -68,7 +68,7 @@ def others(camera: Camera) -> Camera:
 def take(caption: Caption | str, proportions: float | np.ndarray, camera: Camera, size: int, file: Path) -> None:
     """Writes what one camera sees, with alpha."""
     flat = np.asarray(render_caption(caption, camera, size, background=0.0, variation=proportions))[0]
-    write_png(file, np.concatenate([flat[..., :3] / np.maximum(flat[..., 3:], 1e-6), flat[..., 3:]], -1).clip(0, 1))
+    write_png(file, unmultiplied(flat))
 
 
 def figures(folder: Path, i: int) -> dict[str, float]:

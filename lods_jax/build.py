@@ -17,7 +17,6 @@ from jaxtyping import Array
 from lods_jax import objectives, prompts
 from lods_jax.cameras import Orbit, sample_orbit
 from lods_jax.config import TABLETOP, Config, UserError
-from lods_jax.diffusion import T
 from lods_jax.io.hub import local
 from lods_jax.penalties import ERRORS, against_picture, weighted
 from lods_jax.perp_neg import by_azimuth
@@ -28,6 +27,7 @@ from lods_jax.priors.published import write_configs
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.provenance import unet_hash
 from lods_jax.representations import Representation, Static, represent
+from lods_jax.schedules import phase, window
 from lods_jax.tabletop.captioned import captioned_renders
 from lods_jax.tabletop.dataset import parse_caption
 from lods_jax.tabletop.objects import COMPOSITE
@@ -68,14 +68,15 @@ def build(config: Config, folder: Path | None = None) -> Parts:
     weights = prior.init(jax.random.key(0))
     texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
     psi = first_psi(config, prior, objective, weights, texts["null"][0])
-    found = given(config, folder, prior, weights, texts["prompt"]) if config.picture.file else None
-    texts |= {"prompt": found.prompt} if found else {}
+    found = given(config, folder, prior, weights) if config.picture.file else None
     parts = assemble(config, prior, unet_hash(local(config.prior.name)), weights, objective, texts, psi)
     return parts._replace(given=found)
 
 
 def sketch(config: Config) -> Parts:
     """The same with shapes in place of arrays, for a published architecture whose folder is not there; it cannot be run."""
+    if config.picture.file:
+        raise UserError(f"a dry run of a picture needs the folder of the prior, and {config.prior.name} is a name alone")
     objective, table = checked(config)
     with tempfile.TemporaryDirectory() as folder:
         root = write_configs(Path(folder), config.prior.name)
@@ -91,10 +92,9 @@ def sketch(config: Config) -> Parts:
 def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
     """Objective and prompt table, after every complaint that needs no weights."""
     objective, representation = make_objective(config), represent(config)
-    if objective.fit and config.prior.dtype == "float16":
-        raise UserError(
-            f"objective {config.objective.name} learns, and float16 would round its gradients away: pass --prior.dtype bfloat16"
-        )
+    if (objective.fit or config.picture.invert) and config.prior.dtype == "float16":
+        learns = f"objective {config.objective.name} learns" if objective.fit else "picture.invert fits an embedding"
+        raise UserError(f"{learns}, and float16 would round its gradients away: pass --prior.dtype bfloat16")
     # Built here for its complaints alone, before weights are read.
     representation.scene(config, representation.plan(config, config.resolution, None))
     source = config.source_prompt or None
@@ -126,7 +126,7 @@ def assemble(
         tx_psi=optax.adam(config.optimizer.psi_lr, config.optimizer.b1, config.optimizer.b2, config.optimizer.eps),
         cameras=lambda keys, views: sample_orbit(keys, views, config.batch, orbit),
         orbit=orbit,
-        window=lambda step: tuple(phase(config, pair, step) for pair in timesteps(config)),
+        window=window(config, config.timesteps),
         penalty=weighted({k: partial(phase, config, v) for k, v in vars(config.penalty).items() if any(v)}),
     )
 
@@ -138,17 +138,6 @@ def known_view(config: Config, static: Static) -> Known | None:
     weights = {name: getattr(config.picture, name) for name in ERRORS}
     schedules = {name: partial(phase, config, pair) for name, pair in weights.items() if any(pair)}
     return Known(represent(config).eye(config, static), against_picture(schedules))
-
-
-def phase(config: Config, pair: tuple, step: Array | int) -> Array:
-    """The value of a pair at a step: the first before the switch, the second from there on."""
-    return jnp.where(step < config.switch * config.steps, *pair)
-
-
-def timesteps(config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Lowest and highest timestep of the two phases."""
-    low, high = config.timesteps.min, config.timesteps.max
-    return tuple(int(T * x) for x in low), tuple(int(T * x) for x in high)
 
 
 # --- objectives -----------------------------------------------------------------------------------------------------------
@@ -186,7 +175,7 @@ def check_queries(config: Config, objective: Objective, texts: Mapping[str, Any]
     """Refuses an objective that asks for what a run does not have."""
     for query in objective.queries.values():
         if query.latents != "render":
-            raise UserError(f"objective {config.objective.name} compares with a reference image, which text-to-3d does not have")
+            raise UserError(f"objective {config.objective.name} compares with a reference image, which a 3D run does not have")
         if query.text != "learned" and query.text not in texts:
             raise UserError(f"objective {config.objective.name} asks with the text {query.text!r}: pass --source-prompt")
 

@@ -323,10 +323,9 @@ def text_to_3d(args: TextTo3D) -> int:
 
 def image_to_3d(args: ImageTo3D) -> int:
     config = Config(**vars(args.settings))
-    config = configs.check(replace(config, picture=replace(config.picture, file=str(args.image.absolute()))))
-    if args.print_config:
-        print(configs.dump(config), end="")
-        return 0
+    files = {f"{name}_file": getattr(config.picture, f"{name}_file") for name in ("depth", "normal")}
+    files = {name: str(Path(file).absolute()) for name, file in files.items() if file} | {"file": str(args.image.absolute())}
+    config = configs.check(replace(config, picture=replace(config.picture, **files)))
     if not args.image.is_file():
         raise UserError(f"there is no picture {args.image}: lods image-to-3d PICTURE takes a PNG, say")
     if config.prior.name in CLOSED_FORM:
@@ -338,7 +337,11 @@ def image_to_3d(args: ImageTo3D) -> int:
     from lods_jax import build, cost, pictures, run
 
     config, said = pictures.settled(config)
+    configs.check(config)
     p = config.picture
+    if args.print_config:
+        print(configs.dump(config), end="")
+        return 0
     words = [said, f"camera at azimuth {p.azimuth:g}, elevation {p.elevation:g}", f"prompt {config.prompt!r}"]
     run.say("picture", ", ".join(word for word in words if word))
     if args.dry_run:

@@ -131,9 +131,11 @@ class PictureConfig:
     """A grey image of the picture's size, far is bright: a monocular depth estimate."""
     normal_file: str = ""
     """An image of the picture's size, red to the right, green up, blue towards the camera, 1/2 is 0."""
-    invert: int = bounded(0, 0, 10**6)
-    """Steps in which the embedding of the prompt is fitted to the picture, before the run."""
+    invert: int | None = bounded(None, 0, 10**6)
+    """Steps that fit the embedding of the prompt to the picture, before the run. None: 200 where no prompt is given, else 0."""
     invert_lr: float = bounded(5e-3, 0, 10)
+    invert_batch: int = bounded(8, 1, 1024)
+    """Backgrounds of the picture in a step of it."""
 
 
 @dataclass(frozen=True)
@@ -467,8 +469,14 @@ def check(config: Config) -> Config:
     for name, window in (("timesteps", config.timesteps), ("pose", config.pose)):
         if any(low > high for low, high in zip(window.min, window.max, strict=True)):
             raise UserError(f"{name}.min must not exceed {name}.max, got {window.min} and {window.max}")
-    if not config.picture.file and (config.pose.name != "none" or config.picture.invert):
+    p = config.picture
+    if not p.file and (config.pose.name != "none" or p.invert):
         raise UserError("a prior of poses and picture.invert need a picture: use image-to-3d")
+    if p.file and config.particles > 1:
+        raise UserError(f"a picture is of one object: leave particles at 1, got {config.particles}")
+    looks = (*p.rgb, *p.mask, *p.depth, *p.normal, config.pose.name != "none", p.invert)
+    if p.file and config.prompt and not any(looks):
+        raise UserError("nothing of this run looks at the picture: pass --config image-..., --picture.rgb or --pose-prior")
     for name in ("depth", "normal"):
         if any(getattr(config.picture, name)) and not getattr(config.picture, f"{name}_file"):
             raise UserError(f"picture.{name} needs picture.{name}_file: an image of it")

@@ -76,6 +76,7 @@ def estimate(config: Config, parts: Parts, devices: list | None = None) -> Cost:
     count = lambda tree: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))  # noqa: E731
     held = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arguments))
     networks = {name: count(tree) for name, tree in parts.weights.items()} if isinstance(parts.weights, dict) else {}
+    networks |= {"pose": count([own for own, _ in reference.also])} if reference and reference.also else {}
     return Cost(
         networks | {"scene": count(state.theta), "learned": count(state.psi)},
         len(devices),

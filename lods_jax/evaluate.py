@@ -82,7 +82,8 @@ def costs(run: Run) -> dict[str, Any]:
     # The fit asks once more, unless it shares the score's noise.
     asked = len(objective.queries) + (objective.fit is not None and not run.config.objective.fit_shares_noise)
     asked += 2 * (run.config.pose.name != "none")
-    row = {"seconds": last.get("seconds"), "predictions": asked * run.config.batch * run.step / 1000}
+    before = run.config.picture.invert * run.config.picture.invert_batch if run.config.picture.invert else 0
+    row = {"seconds": last.get("seconds"), "predictions": (asked * run.config.batch * run.step + before) / 1000}
     return row | {name: last[name] for name in ("psi_displacement", "fit_gain") if name in last}
 
 

@@ -4,7 +4,10 @@ The picture enters a run in three ways: as a known view (`penalties.against_pict
 the prompt, whose embedding can be fitted to it before the run.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lods_jax.cameras import VIEWS, Orbit, orbit_camera
+from lods_jax.checkpoint import digest
 from lods_jax.config import TABLETOP, Config, UserError
-from lods_jax.diffusion import T
 from lods_jax.distil import fit_on
 from lods_jax.io.files import replacing
 from lods_jax.io.hub import local
@@ -25,10 +29,10 @@ from lods_jax.io.image import cut_out, framed, read_rgba, to_uint8, write_png
 from lods_jax.numerics import normalize
 from lods_jax.objectives import lods_embedding, sds
 from lods_jax.posed import by_pose, shown
-from lods_jax.priors.convert import read_arrays
 from lods_jax.priors.zero123 import zero123
 from lods_jax.provenance import unet_hash
 from lods_jax.scenes.gaussians import white_or_grey
+from lods_jax.schedules import phase, window
 from lods_jax.tabletop.dataset import Caption
 from lods_jax.tabletop.judge import NONE, SIZE, judge, load_judge
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
@@ -41,7 +45,7 @@ GENERIC = "an object"  # the prompt of a picture that nobody reads
 AZIMUTHS, ELEVATIONS = {"side": 90.0, "back": 180.0}, {"overhead": 75.0}  # of a camera whose view the judge reads, degrees
 ELEVATION = 15.0
 INVERT = 200  # steps that fit the embedding of a prompt that was not given
-AT_ONCE = 8  # backgrounds of the picture while the embedding is fitted
+BESIDE = ("depth", "normal")  # what may lie beside a picture
 COPY, EMBEDDING = "picture.png", "prompt_embeds.safetensors"  # in the folder of a run
 
 
@@ -50,15 +54,14 @@ class Given(NamedTuple):
 
     rgba: Float[np.ndarray, "n n 4"]  # as the run keeps it
     reference: Reference
-    prompt: Float[Array, "views k d"]  # the table of the prompt, fitted to the picture if that is asked for
     also: tuple[Guidance, ...]
     pose_sha256: str | None  # of the U-Net of the prior of poses
 
 
-def given(config: Config, folder: Path | None, prior: Prior, weights: Any, prompt: Float[Array, "views k d"]) -> Given:
-    """Everything of the picture of a configuration. `folder` is that of a run which may hold a copy and the fitted embedding."""
+def given(config: Config, folder: Path | None, prior: Prior, weights: Any) -> Given:
+    """The picture of a configuration and who looks at it. `folder` is that of a run, which may hold copies to go on with."""
     rgba = picture_of(config, folder)
-    depth, normal = (beside(config, name, len(rgba)) for name in ("depth", "normal"))
+    depth, normal = (beside(config, folder, name, len(rgba)) for name in BESIDE)
     picture = Picture(
         on(rgba, 1.0),
         rgba[..., 3:],
@@ -66,23 +69,20 @@ def given(config: Config, folder: Path | None, prior: Prior, weights: Any, promp
         depth=None if depth is None else depth[..., :1],
         normal=None if normal is None else np.asarray(normalize(jnp.asarray(2 * normal - 1))),
     )
-    if config.picture.invert:
-        fitted = folder and folder / EMBEDDING
-        held = fitted and fitted.is_file()
-        prompt = jnp.asarray(read_arrays(fitted)["prompt_embeds"]) if held else inverted(config, prior, weights, prompt, picture)
     reference = Reference(picture=jax.tree.map(jnp.asarray, picture))
     if config.pose.name == "none":
-        return Given(rgba, reference, prompt, (), None)
-    guidance, inputs = pose_guidance(config, weights, reference.picture)
-    return Given(rgba, reference.replace(also=(inputs,)), prompt, (guidance,), unet_hash(pose_folder(config)))
+        return Given(rgba, reference, (), None)
+    guidance, inputs = pose_guidance(config, prior, weights, reference.picture)
+    return Given(rgba, reference.replace(also=(inputs,)), (guidance,), unet_hash(pose_folder(config)))
 
 
 def keep(folder: Path, config: Config, found: Given) -> None:
     """Leaves copies in the folder of a run, from which it goes on, and which people look at."""
     write_png(folder / COPY, found.rgba)
-    if config.picture.invert:
-        with replacing(folder / EMBEDDING) as partial_file:
-            save_file({"prompt_embeds": np.asarray(found.prompt)}, partial_file, {"format": "pt"})
+    for name in BESIDE:
+        image = beside(config, folder, name, len(found.rgba))
+        if image is not None:
+            write_png(folder / f"picture-{name}.png", image)
 
 
 # --- the picture and its camera -----------------------------------------------------------------------------------------------
@@ -101,14 +101,16 @@ def on(rgba: Float[np.ndarray, "h w 4"], background: float) -> Float[np.ndarray,
     return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * np.float32(background)
 
 
-def beside(config: Config, name: str, edge: int) -> Float[np.ndarray, "n n 3"] | None:
-    """The image of depths or normals beside the picture, at its size; None where there is none."""
+def beside(config: Config, folder: Path | None, name: str, edge: int) -> Float[np.ndarray, "n n 3"] | None:
+    """The image of depths or normals beside the picture, at its size, in eight bits; None where there is none."""
     file = getattr(config.picture, f"{name}_file")
     if not file:
         return None
     if config.picture.frame != "as-is":
         raise UserError(f"picture.{name}_file goes with the picture as it is: pass --picture.frame as-is")
-    return framed(read_rgba(file), edge)[..., :3]
+    copy = folder / f"picture-{name}.png" if folder else None
+    image = read_rgba(copy if copy and copy.is_file() else file)
+    return to_uint8(framed(image, edge)[..., :3]).astype(np.float32) / 255
 
 
 def camera_of(config: Config) -> Camera:
@@ -134,10 +136,11 @@ def settled(config: Config) -> tuple[Config, str]:
     elevation = p.elevation if p.elevation is not None else ELEVATIONS.get(view, ELEVATION)
     p = replace(p, azimuth=azimuth, elevation=elevation)
     if config.prompt:
-        return replace(config, picture=p), said
+        return replace(config, picture=replace(p, invert=p.invert or 0)), said
     if caption is None and reads_tabletop(config):
         raise UserError(f"{p.file} shows no object that this prior knows: pass --prompt, or a prior of the whole world")
-    return replace(config, prompt=str(caption or GENERIC), picture=replace(p, invert=p.invert or INVERT)), said
+    p = replace(p, invert=INVERT if p.invert is None else p.invert)
+    return replace(config, prompt=str(caption or GENERIC), picture=p), said
 
 
 def reads_tabletop(config: Config) -> bool:
@@ -154,54 +157,91 @@ def read(rgba: Float[np.ndarray, "n n 4"]) -> tuple[Caption | None, str | None]:
     return caption, VIEWS[seen.view[0]] if caption.kind in COMPOSITE else None
 
 
-# --- what the priors are asked with ---------------------------------------------------------------------------------------------
-def inverted(
-    config: Config, prior: Prior, weights: Any, prompt: Float[Array, "views k d"], picture: Picture
-) -> Float[Array, "views k d"]:
-    """The prompt's table, moved as one: by what brings the row of the picture's view to denoise the picture.
+# --- the prompt, fitted to the picture ----------------------------------------------------------------------------------------
+def shift(config: Config, prior: Prior, weights: Any, prompt: Float[Array, "views k d"], picture: Picture) -> Float[Array, "k d"]:
+    """What brings the prompt's row of the picture's view to denoise the picture.
 
     Textual inversion (Gal et al. 2023) in the output space of the text encoder, by the fit of LODS's learned branch.
     """
-    key = jax.random.fold_in(jax.random.key(config.seed), 4)
-    k_behind, k_fit = jax.random.split(key)
-    behind = jax.vmap(white_or_grey)(jax.random.split(k_behind, AT_ONCE))[:, None, None]
+    k_behind, k_fit = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 4))
+    behind = jax.vmap(white_or_grey)(jax.random.split(k_behind, config.picture.invert_batch))[:, None, None]
+    rgb, mask = picture.rgb, picture.mask
+    if len(rgb) > config.resolution:  # as large as the renders will be
+        size = (config.resolution, config.resolution)
+        rgb, mask = (jax.image.resize(x, (*size, x.shape[2]), "linear") for x in (rgb, mask))
     # rgb is on white: what is to be seen through shows the other background.
-    images = jnp.clip(picture.rgb[None] - (1 - picture.mask[None]) * (1 - behind), 0, 1)
+    images = jnp.clip(rgb[None] - (1 - mask[None]) * (1 - behind), 0, 1)
     start = prompt[picture.camera.view[0]]
     psi, tx = {"embedding": start}, optax.adam(config.picture.invert_lr)
     psi = fit_on(prior, weights, lods_embedding(), {}, images, psi, tx, k_fit, config.picture.invert)
-    return prompt + (psi["embedding"] - start)[None]
+    if not jnp.all(jnp.isfinite(psi["embedding"])):
+        raise UserError("the embedding that was fitted to the picture is not finite: try a smaller --picture.invert-lr")
+    return psi["embedding"] - start
 
 
-def pose_guidance(config: Config, weights: Any, picture: Picture) -> tuple[Guidance, tuple[Any, dict[str, Any]]]:
-    """The prior of poses of a configuration, with its weights and what it is asked with. `weights` are those of the prior."""
-    folder, pose = pose_folder(config), config.pose
+def moved(texts: Mapping[str, Array], by: Float[Array, "k d"]) -> dict[str, Array]:
+    """The tables with that of the prompt moved as one, with and without the view."""
+    return dict(texts) | {name: texts[name] + by[None] for name in ("prompt", "plain")}
+
+
+def save_shift(folder: Path, config: Config, by: Float[Array, "k d"], texts: Mapping[str, Array]) -> None:
+    """Writes the prompt's table as `prompt_embeds` [views k d], by how much it was moved, and what that hangs on."""
+    arrays = {"shift": np.asarray(by), "prompt_embeds": np.asarray(moved(texts, by)["prompt"])}
+    about = {"format": "pt", "made_with": made_with(folder, config), "sha256": digest(arrays["shift"])}
+    with replacing(folder / EMBEDDING) as partial_file:
+        save_file(arrays, partial_file, about)
+
+
+def load_shift(folder: Path, config: Config) -> Float[np.ndarray, "k d"] | None:
+    """What `save_shift` wrote; None if it is not there, is damaged, or was made with other settings."""
+    file = folder / EMBEDDING
+    try:
+        with safe_open(file, framework="np") as opened:
+            about, by = opened.metadata() or {}, opened.get_tensor("shift")
+    except (SafetensorError, OSError):
+        return None
+    whole = about.get("sha256") == digest(by) and about.get("made_with") == made_with(folder, config)
+    return by if whole else None
+
+
+def made_with(folder: Path, config: Config) -> str:
+    """A hash of all that a shift hangs on beside the prior."""
+    p = config.picture
+    settings = (config.prompt, config.view_words, config.seed, config.resolution, config.debias)
+    settings += (p.azimuth, p.elevation, p.invert, p.invert_lr, p.invert_batch)
+    return digest(json.dumps(settings) + digest(read_rgba(folder / COPY)))
+
+
+# --- the prior of poses ---------------------------------------------------------------------------------------------------------
+def pose_guidance(
+    config: Config, prior: Prior, weights: Any, picture: Picture
+) -> tuple[Guidance, tuple[dict[str, Any], dict[str, Any]]]:
+    """The prior of poses of a configuration, with its weights and what it is asked with.
+
+    Args:
+      prior, weights: the prior beside it, with which it shares latents if both encode the picture alike.
+    """
+    folder, pose, key = pose_folder(config), config.pose, jax.random.key(0)
     if not (folder / "image_encoder").is_dir():
         raise UserError(f"no prior of poses at {folder}: --pose-prior takes tabletop, none, or a Zero-1-to-3 folder of diffusers")
     posed = zero123(folder, jnp.dtype(config.prior.dtype), attention=config.prior.attention, remat=config.prior.remat)
-    own = posed.prior.init(jax.random.key(0))
-    phase = lambda pair, step: jnp.where(step < config.switch * config.steps, *pair)  # noqa: E731
+    own = posed.prior.init(key)
+    z, z_own = (jax.jit(p.encode)(w, picture.rgb[None], key) for p, w in ((prior, weights), (posed.prior, own)))
+    shares = z.shape == z_own.shape and bool(jnp.allclose(z, z_own, atol=1e-4))
     guidance = Guidance(
         "pose",
         posed.prior,
         shown(sds(pose.s)),
         by_pose,
-        window=lambda step: tuple(phase([int(T * x) for x in pair], step) for pair in (pose.min, pose.max)),
-        weight=lambda step: phase(pose.weight, step),
-        shares_latents=same(own["vae"], weights.get("vae")) if isinstance(weights, dict) else False,
+        window=window(config, pose),
+        weight=partial(phase, config, pose.weight),
+        shares_latents=shares,
     )
     tables = jax.jit(posed.look)(own, picture.rgb, picture.camera)
-    return guidance, (own, tables)
+    # Its encoders have done their work.
+    return guidance, ({part: own[part] for part in (("unet",) if shares else ("unet", "vae"))}, tables)
 
 
 def pose_folder(config: Config) -> Path:
     """Where the prior of poses lies, "tabletop" being the shipped one."""
     return TABLETOP / "pose" if config.pose.name == "tabletop" else local(config.pose.name)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two trees hold the same values."""
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return False
-    alike = lambda x, y: x.shape == y.shape and bool(jnp.array_equal(x, y))  # noqa: E731
-    return all(alike(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))

@@ -12,12 +12,14 @@ from lods_jax.types import Camera, Objective
 
 def by_pose(tables: dict[str, Any], camera: Camera) -> tuple[dict[str, Array], Ask]:
     """A `texts_of` for `train.make_train_step`: the token of each view, from its pose relative to that of the picture."""
-    b = len(camera.azimuth)
-    pose = relative_pose(tables["camera"], camera)
-    seen = jnp.concatenate([jnp.broadcast_to(tables["embedding"], (b, len(tables["embedding"]))), pose], -1)
-    token = (seen @ tables["join"]["kernel"] + tables["join"]["bias"][None])[:, None]
-    image = jnp.broadcast_to(tables["image"], (b, *tables["image"].shape))
-    return {"prompt": token, "null": jnp.zeros_like(token)}, partial(ask, image=image)
+    many = lambda x: jnp.broadcast_to(x, (len(camera.azimuth), *x.shape))  # noqa: E731
+    context = token(tables["join"], many(tables["embedding"]), relative_pose(tables["camera"], camera))
+    return {"prompt": context, "null": jnp.zeros_like(context)}, partial(ask, image=many(tables["image"]))
+
+
+def token(join: dict[str, Array], embedding: Float[Array, "b p"], pose: Float[Array, "b 4"]) -> Float[Array, "b 1 w"]:
+    """The context of the U-Net: embeddings of pictures and poses relative to theirs, through the layer that joins them."""
+    return (jnp.concatenate([embedding, pose], -1) @ join["kernel"] + join["bias"][None])[:, None]
 
 
 def relative_pose(one: Camera, camera: Camera) -> Float[Array, "b 4"]:

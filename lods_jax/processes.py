@@ -33,6 +33,8 @@ def join() -> None:
             jax.distributed.initialize(address, int(count), int(index), shutdown_timeout_seconds=PATIENCE)
         else:
             raise ValueError
+    except RuntimeError as error:
+        raise UserError(f"--distributed: the processes do not find each other: {' '.join(str(error).split())[:200]}") from None
     except ValueError:
         raise UserError(
             "--distributed finds no cluster: start it under SLURM, Open MPI or on a TPU pod, or set JAX_COORDINATOR_ADDRESS to "

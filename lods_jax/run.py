@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from lods_jax import checkpoint, provenance
+from lods_jax import checkpoint, pictures, provenance
 from lods_jax.build import Parts, build, known_view
 from lods_jax.config import Config, UserError, check, differences, dump, parse_yaml
 from lods_jax.export import mesh_of_run
 from lods_jax.folder import LOCK, append, event_log, locked, point_latest_at, rewind, write_json
 from lods_jax.io.files import replacing
-from lods_jax.pictures import keep
 from lods_jax.processes import agreed, all_or_none, is_first
 from lods_jax.representations import Static
 from lods_jax.results import Viewer, viewer, write_page_of, write_preview, write_results
@@ -140,9 +140,10 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
             mode_of(config)
             if is_first():
                 held.enter_context(locked(folder))
-                with replacing(folder / "config.yaml") as file:
-                    file.write_text(dump(config), encoding="utf-8")
-                point_latest_at(folder)
+        if is_first():  # and all of them can begin
+            with replacing(folder / "config.yaml") as file:
+                file.write_text(dump(config), encoding="utf-8")
+            point_latest_at(folder)
         return proceed(config, parts, folder, first_state(config, parts), None, compile)
 
 
@@ -160,6 +161,9 @@ def resume(config: Config, folder: Path, compile: Compile = compiled, changed: b
             if is_first():
                 held.enter_context(locked(folder))
             state, static = last_state(config, parts, folder, changed)
+        at = int(state.step)
+        if (agreed(at), agreed(-at)) != (at, -at):
+            raise UserError(f"the newest whole checkpoint that this process finds is of step {at}, another process finds another")
         return proceed(config, parts, folder, state, static, compile)
 
 
@@ -186,12 +190,12 @@ def proceed(
 ) -> int:
     """From a state to the end or to a signal; the results are written in both cases."""
     jax.config.update("jax_debug_nans", config.debug_nans)
+    parts = with_picture(config, parts, folder) if parts.given else parts
     if not is_first():
         return follow(config, parts, state, static, compile)
     note = provenance.describe() | {"prior_sha256": parts.prior_sha256}
     if parts.given:
         note |= {"pose_sha256": parts.given.pose_sha256}
-        keep(folder, config, parts.given)
     write_json(folder / "run.json", note | {"state": "running"})
     say("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
     see, diagnose = viewer(config, config.output.size), diagnosis(config, parts, static)
@@ -218,6 +222,21 @@ def proceed(
         return 128 + stop[0]
     say("done", f"{folder / 'index.html'}")
     return 0
+
+
+def with_picture(config: Config, parts: Parts, folder: Path) -> Parts:
+    """The parts with the prompt fitted to the picture; copies of both lie in the folder. The first process does it for all."""
+    if is_first():
+        with written("the picture", "stop"):
+            pictures.keep(folder, config, parts.given)
+        if config.picture.invert and pictures.load_shift(folder, config) is None:
+            say("picture", f"fits the embedding of the prompt, {config.picture.invert} steps")
+            by = pictures.shift(config, parts.prior, parts.weights, parts.texts["prompt"], parts.given.reference.picture)
+            with written("the fitted embedding", "stop"):
+                pictures.save_shift(folder, config, by, parts.texts)
+    agreed(0)
+    by = pictures.load_shift(folder, config) if config.picture.invert else None
+    return parts if by is None else parts._replace(texts=pictures.moved(parts.texts, jnp.asarray(by)))
 
 
 def follow(config: Config, parts: Parts, state: TrainState, static: Static | None, compile: Compile) -> int:

@@ -160,11 +160,14 @@ def make_train_step(
             ]
             costs = penalty(render, state.step)
             if known:
-                probe = known.scene.probe(state.aux, 1)
-                seen = known.scene.render(theta, state.aux, reference.picture.camera, k.render[:1], probe)
+                silent = known.scene.probe(state.aux, 1)
+                seen = known.scene.render(theta, state.aux, reference.picture.camera, k.render[:1], silent)
                 # A share of it for each view: together the views of a step count it once.
                 found = known.costs(seen, reference.picture, state.step)
                 costs |= {name: jnp.broadcast_to(cost, (b,)) for name, cost in found.items()}
+                if "total" in render.extras:  # what a scene needs room for, it needs in this view too
+                    total = jnp.maximum(render.extras["total"], seen.extras["total"])
+                    render = render.replace(extras=render.extras | {"total": total})
             return ((z, *others), sum(costs.values(), jnp.zeros(b))), (render, costs)
 
         (zs, _), pullback, (render, costs) = jax.vjp(look, state.theta, scene.probe(state.aux, b), has_aux=True)
@@ -180,12 +183,10 @@ def make_train_step(
             force, (fit, g_psi) = in_turn(scene_on, scored), in_turn(prior_on, fitted)
         forces = {"force": force}
         for i, (g, z, (w, tables)) in enumerate(zip(also, zs[1:], reference.also, strict=True), 1):
-            rows, asking = g.texts_of(tables, camera)
+            asked = g.texts_of(tables, camera)
             keys = jax.vmap(jax.random.fold_in, (0, None))(k.score, i)
-            ask_it = partial(
-                score, g.objective, partial(g.prior.predict, w), {}, {"render": z}, rows, g.window(state.step), keys, pose, asking
-            )
-            forces[f"force_{g.name}"] = g.weight(state.step) * in_turn(scene_on, ask_it)
+            further = partial(scored_by, g, w, z, asked, g.window(state.step), keys, pose)
+            forces[f"force_{g.name}"] = g.weight(state.step) * in_turn(scene_on, further)
         g_theta, g_probe = pullback((tuple(x / batch for x in forces.values()), jnp.full(b, 1 / batch)))
         squares = {name: jnp.mean(x**2, tuple(range(1, x.ndim))) for name, x in forces.items()}
         return Pulled(g_theta, g_psi, fit, Seen(g_probe, render, squares, costs))
@@ -208,6 +209,12 @@ def make_train_step(
         return new, metrics | {name: jnp.mean(cost) for name, cost in p.seen.costs.items()}
 
     return Halves(pull, update)
+
+
+def scored_by(g: Guidance, weights: Any, z: Array, asked: tuple, at: tuple, keys: Key[Array, "b"], pose: Array) -> Array:
+    """The score of a further prior on the latents z; `asked` are a row of each table per view and how to ask with them."""
+    rows, asking = asked
+    return score(g.objective, partial(g.prior.predict, weights), {}, {"render": z}, rows, at, keys, pose, asking)
 
 
 def joined(halves: Halves, across: Across = Across()) -> Step:  # noqa: B008 (a constant)
@@ -236,20 +243,21 @@ def in_order(halves: Halves, batch: int, devices: list) -> Step:
         seen = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), p.seen)
         return halves.update(state, Pulled(jax.tree.map(total, p.g_theta), jax.tree.map(mean, p.g_psi), mean(p.fit), seen))
 
-    held = copies = None  # weights, which never change, and what each device has of them
+    held = copies = None  # what never changes, and what each device has of it
 
     def step(state, weights, texts, reference, key):
         nonlocal held, copies
         if reference is not None and reference.latents is not None:
             raise ValueError("a step in order takes no reference latents")
-        if weights is not held:
-            held, copies = weights, [jax.device_put(weights, device) for device in devices]
-        rest = [jax.device_put((state, texts, reference, key), device) for device in devices]
+        constant = weights, texts, reference
+        if held is None or any(a is not b for a, b in zip(constant, held, strict=True)):
+            held, copies = constant, [jax.device_put(constant, device) for device in devices]
+        rest = [jax.device_put((state, key), device) for device in devices]
         found = []
         for i in range(batch):
             d = i % len(devices)
-            mine, rows, held_against, key = rest[d]
-            found.append(pull(mine, copies[d], rows, held_against, key, jax.device_put(jnp.arange(i, i + 1), devices[d])))
+            mine, key = rest[d]
+            found.append(pull(mine, *copies[d], key, jax.device_put(jnp.arange(i, i + 1), devices[d])))
         stack = lambda *x: jnp.concatenate([jax.device_put(part, devices[0]) for part in x])  # noqa: E731
         return update(rest[0][0], jax.tree.map(stack, *found))
 

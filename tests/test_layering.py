@@ -36,6 +36,7 @@ ROWS = [
         "cost",
         "batch",
         "pictures",
+        "schedules",
     }
     | {"io", "cli", "__main__", "tabletop"},
 ]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from PIL import Image
 from lods_jax import pictures
 from lods_jax.cameras import TABLETOP, VIEWS, turntable
 from lods_jax.cli import main
-from lods_jax.config import Config, PictureConfig, UserError
-from lods_jax.io.image import read_rgba, write_png
+from lods_jax.config import Config, PictureConfig, PoseConfig, UserError
+from lods_jax.io.image import read_rgba, unmultiplied, write_png
 from lods_jax.objectives import fit_loss, lods_embedding
 from lods_jax.priors.stable_diffusion import stable_diffusion
+from lods_jax.priors.zero123 import zero123
 from lods_jax.tabletop.dataset import render_caption
 from tests.toy import TINY, metrics, same
 
@@ -67,6 +69,57 @@ def test_a_run_goes_on_from_its_own_copies(run, picture, tmp_path):
     same(pictures_final(folder), pictures_final(run))
 
 
+def test_a_changed_prompt_is_fitted_anew_and_damage_is_seen(run, tmp_path):
+    folder = tmp_path / "changed"
+    shutil.copytree(run, folder)
+    from lods_jax.config import load
+
+    config = load(folder / "config.yaml")
+    assert pictures.load_shift(folder, config) is not None
+    assert pictures.load_shift(folder, replace(config, prompt="a thing")) is None
+    assert pictures.load_shift(folder, replace(config, steps=99)) is not None  # it does not hang on this
+    file = folder / pictures.EMBEDDING
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    assert (
+        pictures.load_shift(folder, config) is None
+        or (pictures.load_shift(run, config) == pictures.load_shift(folder, config)).all()
+    )
+    file.write_bytes(data[:100])
+    assert pictures.load_shift(folder, config) is None
+
+
+def test_priors_share_latents_only_where_both_encode_alike(picture):
+    """The pose prior beside itself, and beside one of another size of picture: Stable Diffusion beside Zero-1-to-3."""
+    config = Config(prompt="a thing", picture=PictureConfig(file=str(picture)), pose=PoseConfig(name=str(POSED)))
+    rgba = pictures.picture_of(config)
+    known = pictures.Picture(jnp.asarray(pictures.on(rgba, 1.0)), jnp.asarray(rgba[..., 3:]), pictures.camera_of(config))
+    for size, shares in ((None, True), (32, False)):
+        prior = zero123(POSED, image_size=size).prior
+        guidance, (own, tables) = pictures.pose_guidance(config, prior, prior.init(jax.random.key(0)), known)
+        assert guidance.shares_latents == shares
+        assert set(own) == ({"unet"} if shares else {"unet", "vae"})
+        assert tables["image"].shape == (8, 8, 4)
+
+
+def test_depths_beside_the_picture_are_kept_and_count(tmp_path):
+    """A depth map of the wrong order costs, and a run finds its own copy when the file is gone."""
+    file, depth = shot(tmp_path / "robot.png", "a green robot", 0.0), tmp_path / "depth.png"
+    ramp = np.linspace(0, 1, 96, dtype=np.float32)[None, :, None].repeat(96, 0).repeat(3, 2)
+    write_png(depth, ramp)
+    p = PictureConfig(file=str(file), frame="as-is", depth=(1.0, 1.0), depth_file=str(depth))
+    config, folder = Config(prompt="a green robot", picture=p), tmp_path / "run"
+    found = pictures.given(config, None, None, None)
+    np.testing.assert_allclose(found.reference.picture.depth[40, :, 0], ramp[0, :, 0], atol=0.01)
+    pictures.keep(folder, config, found)
+    depth.unlink()
+    again = pictures.given(config, folder, None, None)
+    np.testing.assert_array_equal(again.reference.picture.depth, found.reference.picture.depth)
+    with pytest.raises(UserError, match="goes with the picture as it is"):
+        pictures.given(replace(config, picture=replace(p, frame="fit")), None, None, None)
+
+
 def test_its_configuration_repeats_it(run, picture, tmp_path):
     assert main(["image-to-3d", str(picture), "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
     same(pictures_final(tmp_path / "again"), pictures_final(run))
@@ -91,7 +144,7 @@ def shot(file, text, azimuth, size=96):
     """A tabletop object from one side, with alpha."""
     camera = pictures.camera_of(Config(picture=PictureConfig(azimuth=azimuth)))
     flat = np.asarray(render_caption(text, camera, size, background=0.0))[0]
-    return write_png(file, np.concatenate([flat[..., :3] / np.maximum(flat[..., 3:], 1e-6), flat[..., 3:]], -1).clip(0, 1))
+    return write_png(file, unmultiplied(flat))
 
 
 @pytest.mark.parametrize(("azimuth", "read"), [(0.0, 0.0), (180.0, 180.0), (80.0, 90.0)])
@@ -135,9 +188,12 @@ def test_an_inversion_moves_all_views_alike_and_denoises_the_picture_better(pict
     config = Config(picture=PictureConfig(file=str(picture), azimuth=180.0, invert=150, invert_lr=0.02))
     rgba = pictures.picture_of(config)
     known = pictures.Picture(pictures.on(rgba, 1.0), rgba[..., 3:], pictures.camera_of(config))
-    moved = pictures.inverted(config, prior, weights, table, known)
-    shift = moved - table
-    np.testing.assert_allclose(shift, jnp.broadcast_to(shift[:1], shift.shape), atol=1e-5)
+    by = pictures.shift(config, prior, weights, table, known)
+    texts = pictures.moved({"prompt": table, "plain": table[:1], "null": table[:1]}, by)
+    moved = texts["prompt"]
+    for name, before in (("prompt", table), ("plain", table[:1])):
+        np.testing.assert_allclose(texts[name] - before, jnp.broadcast_to(by[None], before.shape), atol=1e-5)
+    np.testing.assert_array_equal(texts["null"], table[:1])
     images = jnp.broadcast_to(jnp.asarray(known.rgb), (8, *known.rgb.shape))
     z, keys = prior.encode(weights, images, jax.random.key(1)), jax.random.split(jax.random.key(2), 8)
     row = VIEWS.index("back")
@@ -176,6 +232,9 @@ def broken(folder, name):
         ("noise", ["--prior", "exact"], "image-to-3d needs a prior that encodes pictures, got exact"),
         ("noise", ["--fov", "500"], "picture.fov_y must lie in 1..170, got 500"),
         ("noise", ["--picture.depth", "1", "1"], "picture.depth needs picture.depth_file: an image of it"),
+        ("noise", ["--particles", "2"], "a picture is of one object: leave particles at 1, got 2"),
+        ("noise", ["--config", "gaussians-sds", "--prompt", "a red mug"], "nothing of this run looks at the picture"),
+        ("noise", ["--objective", "dds", "--prompt", "a red mug"], "which a 3D run does not have"),
     ],
 )
 def test_what_is_no_picture_of_an_object_is_one_line(tmp_path, capsys, name, flags, says):

@@ -10,6 +10,8 @@ from scipy import ndimage
 from lods_jax.io.files import replacing
 
 MOST_PIXELS = 64_000_000  # of a file that is read
+MOST_EDGE = 2048  # of what is kept of it
+SEEN = 0.1  # alpha from which a pixel belongs to the object
 PLAIN = 0.06  # deviation of the colours along the border of a plain background
 
 
@@ -38,7 +40,7 @@ def write_png(path: str | Path, rgb: np.ndarray, scale: int = 1) -> Path:
 
 
 def read_rgba(path: str | Path) -> Float[np.ndarray, "h w 4"]:
-    """An image file in [0, 1], upright, opaque where it has no alpha; of an animation the first frame.
+    """An image file in [0, 1], upright, opaque where it has no alpha, at most MOST_EDGE wide; of an animation the first frame.
 
     Raises ValueError, in one line, for what is no image, and for one of more than MOST_PIXELS, before its pixels are read.
     """
@@ -49,7 +51,9 @@ def read_rgba(path: str | Path) -> Float[np.ndarray, "h w 4"]:
                 raise ValueError(f"{width} x {height} pixels are more than {MOST_PIXELS:,}")
             image = ImageOps.exif_transpose(file)
             sixteen = image.mode.startswith("I")
-            pixels = np.asarray(image.convert("I" if sixteen else "RGBA"), np.float32)
+            image = image.convert("F" if sixteen else "RGBA")
+            image.thumbnail((MOST_EDGE, MOST_EDGE))
+            pixels = np.asarray(image, np.float32)
     except Exception as error:  # Pillow raises a dozen unrelated types for a damaged file
         raise ValueError(f"cannot read {path} as an image: {' '.join(str(error).split())}") from None
     if sixteen:  # grey of 16 bits, as depths are
@@ -73,7 +77,7 @@ def cut_out(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
         labels, _ = ndimage.label(near)
         outside = np.isin(labels, np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))) & near
         rgba = np.concatenate([rgba[..., :3], 1.0 - outside[..., None].astype(np.float32)], -1)
-    if np.mean(rgba[..., 3]) < 1e-3:
+    if np.mean(rgba[..., 3] > SEEN) < 1e-3:
         raise ValueError("the picture shows nothing: all of it is transparent, or of the colour of its background")
     return rgba
 
@@ -83,15 +87,19 @@ def framed(rgba: Float[np.ndarray, "h w 4"], size: int, share: float | None = No
     h, w = rgba.shape[:2]
     top, left, edge = (h - min(h, w)) / 2, (w - min(h, w)) / 2, float(min(h, w))
     if share is not None:
-        rows, columns = (np.flatnonzero(np.any(rgba[..., 3] > 0.1, axis)) for axis in (1, 0))
-        edge = max(np.ptp(rows), np.ptp(columns), 1) / share
-        top, left = (rows[0] + rows[-1] - edge) / 2, (columns[0] + columns[-1] - edge) / 2
-    flat = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1)
-    box = (left, top, left + edge, top + edge)
+        rows, columns = (np.flatnonzero(np.any(rgba[..., 3] > SEEN, axis)) for axis in (1, 0))
+        edge = (max(np.ptp(rows), np.ptp(columns)) + 1) / share
+        top, left = (rows[0] + rows[-1] + 1 - edge) / 2, (columns[0] + columns[-1] + 1 - edge) / 2
+    # Whole pixels around the square, transparent beyond the image: a resize reads no further.
+    (first, last), (begin, end) = ((int(np.floor(x)), int(np.ceil(x + edge))) for x in (top, left))
+    flat = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1)[max(first, 0) : last, max(begin, 0) : end]
+    flat = np.pad(flat, ((max(-first, 0), max(last - h, 0)), (max(-begin, 0), max(end - w, 0)), (0, 0)))
+    box = (left - begin, top - first, left - begin + edge, top - first + edge)
     shrink = Image.Resampling.BOX if edge > size else Image.Resampling.BILINEAR
-    margin = int(edge)  # transform and resize read no pixels beyond an image
-    flat = np.pad(flat, ((margin, margin), (margin, margin), (0, 0)))
-    box = tuple(x + margin for x in box)
     planes = [np.asarray(Image.fromarray(plane).resize((size, size), shrink, box)) for plane in np.moveaxis(flat, -1, 0)]
-    flat = np.clip(np.stack(planes, -1), 0, 1)
+    return unmultiplied(np.clip(np.stack(planes, -1), 0, 1))
+
+
+def unmultiplied(flat: Float[np.ndarray, "*b 4"]) -> Float[np.ndarray, "*b 4"]:
+    """RGBA whose colours carry no alpha, of one whose colours do; black where it is transparent."""
     return np.concatenate([flat[..., :3] / np.maximum(flat[..., 3:], 1e-6), flat[..., 3:]], -1).clip(0, 1)

@@ -162,10 +162,10 @@ def load(folder: Path, part: str, module: nn.Module, dtype: DTypeLike, variant: 
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
 
 
-def resize(rgb: Float[Array, "b h w 3"], size: int) -> Float[Array, "b _ _ 3"]:
-    """Square images by bilinear interpolation, as PyTorch does it: without antialiasing."""
+def resize(rgb: Float[Array, "b h w 3"], size: int, antialias: bool = False) -> Float[Array, "b _ _ 3"]:
+    """Square images by bilinear interpolation; as PyTorch does it by default, without antialiasing."""
     shape = (len(rgb), size, size, 3)
-    return rgb if rgb.shape == shape else jax.image.resize(rgb, shape, "bilinear", antialias=False)
+    return rgb if rgb.shape == shape else jax.image.resize(rgb, shape, "bilinear", antialias=antialias)
 
 
 def vocabulary(folder: str | Path) -> frozenset[str] | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -32,7 +33,10 @@ def zero123(
     attention: str = "plain",
     remat: bool = False,
 ) -> PosedPrior:
-    """The prior of a folder with unet, vae, image_encoder and cc_projection. Arguments as those of `stable_diffusion`."""
+    """The prior of a folder with unet, vae, image_encoder and cc_projection. Arguments as those of `stable_diffusion`.
+
+    Pictures are brought to size by a bilinear resize with antialiasing; the published pipeline's is bicubic.
+    """
     encoder = modules.image_encoder(convert.read_config(Path(folder) / "image_encoder" / "config.json"))
     join = modules.linear(convert.read_config(Path(folder) / "cc_projection" / "config.json"))
     base = backbone(folder, {"image": encoder, "camera": join}, dtype, image_size, variant, attention, remat)
@@ -46,10 +50,12 @@ def zero123(
         return {}
 
     def look(weights: Any, rgb: Float[Array, "h w 3"], camera: Camera) -> dict[str, Any]:
-        mean, _ = modules.encode_moments(
-            base.vae, weights["vae"], 2 * resize(rgb[None], base.size) - 1
-        )  # not scaled, as published
-        seen = modules.encode_image(encoder, weights["image"], resize(rgb[None], encoder.config.image_size))
-        return {"image": mean[0], "embedding": seen[0], "camera": camera, "join": weights["camera"]["projection"]}
+        # Pictures are not renders: they may be much larger than what is asked for.
+        image = 2 * resize(rgb[None], base.size, antialias=True) - 1
+        # Latents without their scale, as published.
+        mean, _ = modules.encode_moments(base.vae, weights["vae"], image.astype(jax.tree.leaves(weights["vae"])[0].dtype))
+        seen = modules.encode_image(encoder, weights["image"], resize(rgb[None], encoder.config.image_size, antialias=True))
+        join = weights["camera"]["projection"]
+        return {"image": mean[0].astype(jnp.float32), "embedding": seen[0], "camera": camera, "join": join}
 
     return PosedPrior(Prior(base.init, embed, init_psi, base.encode, base.decode, base.predict), look)

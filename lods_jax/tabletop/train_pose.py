@@ -20,7 +20,7 @@ import optax
 from lods_jax.diffusion import T, add_noise, v_to_eps, velocity
 from lods_jax.generate import CLIP
 from lods_jax.io.image import grid, to_uint8, write_png
-from lods_jax.posed import relative_pose
+from lods_jax.posed import relative_pose, token
 from lods_jax.priors import convert, modules
 from lods_jax.sampling import ddim
 from lods_jax.tabletop.dataset import Renders, sample_renders
@@ -61,10 +61,9 @@ def networks() -> Networks:
 
 
 # --- loss ---------------------------------------------------------------------------------------------------------------
-def token(params: Any, picture: jax.Array, pose: jax.Array) -> jax.Array:
+def context_of(params: Any, picture: jax.Array, pose: jax.Array) -> jax.Array:
     """The context [b 1 w] of pictures [b h w 3] in [0, 1] and poses relative to theirs [b 4]."""
-    seen, join = modules.encode_image(networks().image, params["image"], picture), params["camera"]["projection"]
-    return (jnp.concatenate([seen, pose], -1) @ join["kernel"] + join["bias"][None])[:, None]
+    return token(params["camera"]["projection"], modules.encode_image(networks().image, params["image"], picture), pose)
 
 
 def loss(params, batch, key):
@@ -75,7 +74,7 @@ def loss(params, batch, key):
     t = jnp.minimum(T * u ** (2 / 3), T - 1).astype(jnp.int32)
     noise = jax.random.normal(k_noise, z.shape)
     sees = (jax.random.uniform(k_null, (len(z),)) > 0.1).astype(jnp.float32)
-    context = token(params, picture.astype(jnp.float32) / 255, pose) * sees[:, None, None]
+    context = context_of(params, picture.astype(jnp.float32) / 255, pose) * sees[:, None, None]
     z_t = jnp.concatenate([add_noise(z, noise, t), image * sees[:, None, None, None]], -1)
     v = modules.predict_noise(networks().unet, params["unet"], z_t, t, context)
     mse = jnp.mean((v - velocity(z, noise, t)) ** 2)
@@ -176,7 +175,7 @@ def sample(params: Any, picture: jax.Array, pose: jax.Array, image: jax.Array, k
         seen = jnp.concatenate([z_t, jnp.where(on, jnp.concatenate([image, image]), 0.0)], -1)
         return v_to_eps(modules.predict_noise(networks().unet, params["unet"], seen, t, cond.tokens), z_t, t)
 
-    context = token(params, picture, pose)
+    context = context_of(params, picture, pose)
     return ddim(predict, jax.random.normal(key, image.shape), context, jnp.zeros_like(context), s=s, steps=steps, clip=CLIP)
 
 
@@ -232,7 +231,7 @@ def report(folder: Path, n: int = 96) -> dict[str, float]:
         t = (jnp.arange(len(z)) * T // len(z)).astype(jnp.int32)
         noise = jax.random.normal(key, z.shape)
         seen = jnp.concatenate([add_noise(z, noise, t), image], -1)
-        v = modules.predict_noise(networks().unet, params["unet"], seen, t, token(params, picture, pose))
+        v = modules.predict_noise(networks().unet, params["unet"], seen, t, context_of(params, picture, pose))
         return jnp.mean((v - velocity(z, noise, t)) ** 2)
 
     mean = lambda *inputs: float(np.mean([losses(*inputs, key) for key in jax.random.split(jax.random.key(0), 4)]))  # noqa: E731

@@ -62,7 +62,7 @@ def test_its_folder_says_to_a_run_what_training_says(fit, batch, tmp_path):
     said = asking(lambda *args: prior.predict(weights, *args), {}, query, {"render": z}, rows, t)["y"]
 
     pose = jnp.array([[np.deg2rad(20), 1.0, 0.0, 0.0], [np.deg2rad(-20), -np.sin(np.pi / 3), 0.5, 0.2]], jnp.float32)
-    context = train_pose.token(params, jnp.stack([picture, picture]), pose)
+    context = train_pose.context_of(params, jnp.stack([picture, picture]), pose)
     seen = jnp.concatenate([z, jnp.stack([tables["image"]] * 2)], -1)
     expected = v_to_eps(modules.predict_noise(train_pose.networks().unet, params["unet"], seen, t, context), z, t)
     np.testing.assert_allclose(said, expected, atol=2e-4)
