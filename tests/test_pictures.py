@@ -15,7 +15,7 @@ from PIL import Image
 from lods_jax import pictures
 from lods_jax.cameras import TABLETOP, VIEWS, turntable
 from lods_jax.cli import main
-from lods_jax.config import Config, PictureConfig, PoseConfig, UserError
+from lods_jax.config import Config, PictureConfig, PoseConfig, UserError, load
 from lods_jax.io.image import read_rgba, unmultiplied, write_png
 from lods_jax.objectives import fit_loss, lods_embedding
 from lods_jax.priors.stable_diffusion import stable_diffusion
@@ -72,8 +72,6 @@ def test_a_run_goes_on_from_its_own_copies(run, picture, tmp_path):
 def test_a_changed_prompt_is_fitted_anew_and_damage_is_seen(run, tmp_path):
     folder = tmp_path / "changed"
     shutil.copytree(run, folder)
-    from lods_jax.config import load
-
     config = load(folder / "config.yaml")
     assert pictures.load_shift(folder, config) is not None
     assert pictures.load_shift(folder, replace(config, prompt="a thing")) is None
@@ -82,10 +80,7 @@ def test_a_changed_prompt_is_fitted_anew_and_damage_is_seen(run, tmp_path):
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(data)
-    assert (
-        pictures.load_shift(folder, config) is None
-        or (pictures.load_shift(run, config) == pictures.load_shift(folder, config)).all()
-    )
+    assert pictures.load_shift(folder, config) is None
     file.write_bytes(data[:100])
     assert pictures.load_shift(folder, config) is None
 
@@ -109,15 +104,15 @@ def test_depths_beside_the_picture_are_kept_and_count(tmp_path):
     ramp = np.linspace(0, 1, 96, dtype=np.float32)[None, :, None].repeat(96, 0).repeat(3, 2)
     write_png(depth, ramp)
     p = PictureConfig(file=str(file), frame="as-is", depth=(1.0, 1.0), depth_file=str(depth))
-    config, folder = Config(prompt="a green robot", picture=p), tmp_path / "run"
-    found = pictures.given(config, None, None, None)
+    config, folder, prior = Config(prompt="a green robot", picture=p), tmp_path / "run", stable_diffusion(SD)
+    found = pictures.given(config, None, prior, {})
     np.testing.assert_allclose(found.reference.picture.depth[40, :, 0], ramp[0, :, 0], atol=0.01)
     pictures.keep(folder, config, found)
     depth.unlink()
-    again = pictures.given(config, folder, None, None)
+    again = pictures.given(config, folder, prior, {})
     np.testing.assert_array_equal(again.reference.picture.depth, found.reference.picture.depth)
     with pytest.raises(UserError, match="goes with the picture as it is"):
-        pictures.given(replace(config, picture=replace(p, frame="fit")), None, None, None)
+        pictures.given(replace(config, picture=replace(p, frame="fit")), None, prior, {})
 
 
 def test_its_configuration_repeats_it(run, picture, tmp_path):
@@ -129,7 +124,6 @@ def pictures_final(folder):
     """The last state; the copy of the picture stands for the picture."""
     from lods_jax import build, checkpoint
     from lods_jax import run as runs
-    from lods_jax.config import load
 
     config = load(folder / "config.yaml")
     parts = build.build(config, folder)
@@ -160,7 +154,7 @@ def test_the_judge_names_the_object_and_the_side(tmp_path, azimuth, read):
 
 def test_what_is_given_is_not_read(tmp_path):
     file = shot(tmp_path / "robot.png", "a green robot", 0.0)
-    given = PictureConfig(file=str(file), azimuth=12.0, elevation=-3.0)
+    given = PictureConfig(file=str(file), azimuth=12.0, elevation=-3.0, invert=0)
     config, _ = pictures.settled(Config(prompt="a red mug", picture=given))
     assert config == Config(prompt="a red mug", picture=given)
 
