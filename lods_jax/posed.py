@@ -17,7 +17,7 @@ def by_pose(tables: dict[str, Any], camera: Camera) -> tuple[dict[str, Array], A
     return {"prompt": context, "null": jnp.zeros_like(context)}, partial(ask, image=many(tables["image"]))
 
 
-def token(join: dict[str, Array], embedding: Float[Array, "b p"], pose: Float[Array, "b 4"]) -> Float[Array, "b 1 w"]:
+def token(join: dict[str, Any], embedding: Float[Array, "b p"], pose: Float[Array, "b 4"]) -> Float[Array, "b 1 w"]:
     """The context of the U-Net: embeddings of pictures and poses relative to theirs, through the layer that joins them."""
     return (jnp.concatenate([embedding, pose], -1) @ join["kernel"] + join["bias"][None])[:, None]
 
