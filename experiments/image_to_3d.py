@@ -162,18 +162,25 @@ def table(rows: list[dict]) -> str:
 
 
 def show(rows: list[dict], out: Path) -> None:
-    """For each picture the truth from four sides, then a block for each row: the picture, and the same four sides."""
-    tiles, blank = [], np.ones((SIZE, SIZE, 3), np.float32)
-    for i in sorted({row["picture_number"] for row in rows if row["seed"] == 0}):
+    """The truth and then a line for each row of the table; for each picture the picture and the same four sides."""
+    blank = np.ones((5, SIZE, SIZE, 3), np.float32)
+    runs = {(row["row"], row["picture_number"]): read_run(Path(row["run"])) for row in rows if row["seed"] == 0}
+    lines = {name: [] for name in ("truth", *ROWS)}
+    for i in sorted({i for _, i in runs}):
         caption, proportions, camera = thing(i)
         four = jax.tree.map(lambda x: x[[0, 2, 4, 6]], others(camera))
-        tiles += [blank, *np.asarray(render_caption(caption, four, SIZE, variation=proportions))[..., :3]]
-        for row in (row for row in rows if row["picture_number"] == i and row["seed"] == 0):
-            ran = read_run(Path(row["run"]))
-            scene = restore_scene(ran)
+        truth = np.asarray(render_caption(caption, four, SIZE, variation=proportions))[..., :3]
+        lines["truth"].append(np.concatenate([blank[:1], truth]))
+        for name in ROWS:
+            if (name, i) not in runs:
+                lines[name].append(blank)
+                continue
+            ran = runs[name, i]
+            scene, kept = restore_scene(ran), read_rgba(ran.path / pictures.COPY)
             seen = shared_viewer(ran)(scene["theta"], scene["aux"], four)
-            tiles += [pictures.on(read_rgba(ran.path / pictures.COPY), 1.0), *seen.rgb]
-    write_png(out / "grid.png", grid(np.stack(tiles), 10), scale=2)
+            lines[name].append(np.concatenate([pictures.on(kept, 1.0)[None], seen.rgb]))
+    tiles = np.concatenate([np.concatenate(line) for line in lines.values()])
+    write_png(out / "grid.png", grid(tiles, len(tiles) // len(lines)), scale=1)
 
 
 def main() -> None:

@@ -228,7 +228,6 @@ def broken(folder, name):
         ("noise", ["--picture.depth", "1", "1"], "picture.depth needs picture.depth_file: an image of it"),
         ("noise", ["--particles", "2"], "a picture is of one object: leave particles at 1, got 2"),
         ("noise", ["--config", "gaussians-sds", "--prompt", "a red mug"], "nothing of this run looks at the picture"),
-        ("noise", ["--objective", "dds", "--prompt", "a red mug"], "which a 3D run does not have"),
     ],
 )
 def test_what_is_no_picture_of_an_object_is_one_line(tmp_path, capsys, name, flags, says):
