@@ -10,7 +10,7 @@ def fake_renders(key, part, size, split):
     """Two tiny images of every kind, so that nothing has to be traced."""
     kind = np.arange(24) % 12
     labels = np.stack([kind, kind % 8, kind % 3, kind % 4], 1)
-    return Renders(np.full((24, size, size, 3), part, np.uint8), labels, np.zeros(24), np.zeros(24))
+    return Renders(np.full((24, size, size, 3), part, np.uint8), labels, *np.zeros((3, 24)))
 
 
 def test_features_are_words_of_the_caption_and_the_cache_gives_the_same(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def renders():
     rng, kind = np.random.default_rng(0), np.arange(24) % 12
     rows = np.stack([kind, *(rng.integers(n, size=24) for n in (8, 3, 4))], 1)
     image = rows[:, 1, None, None, None] / 10 + rng.normal(scale=0.1, size=(24, 8, 8, 3))
-    return Renders((255 * image.clip(0, 1)).astype(np.uint8), rows, np.zeros(24), np.zeros(24))
+    return Renders((255 * image.clip(0, 1)).astype(np.uint8), rows, *np.zeros((3, 24)))
 
 
 # --- caption swap -----------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def no_renderer(monkeypatch):
 
     def fake(key, per_kind, size, *, split):
         nothing = np.zeros(0)
-        return Renders(np.asarray(jax.random.key_data(key)), np.array(list(per_kind.values())), nothing, nothing)
+        return Renders(np.asarray(jax.random.key_data(key)), np.array(list(per_kind.values())), nothing, nothing, nothing)
 
     monkeypatch.setattr(streams, "sample_renders", fake)
 
