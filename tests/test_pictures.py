@@ -115,6 +115,7 @@ def test_depths_beside_the_picture_are_kept_and_count(tmp_path):
         pictures.given(replace(config, picture=replace(p, frame="fit")), None, prior, {})
 
 
+@pytest.mark.slow
 def test_its_configuration_repeats_it(run, picture, tmp_path):
     assert main(["image-to-3d", str(picture), "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
     same(pictures_final(tmp_path / "again"), pictures_final(run))
@@ -179,7 +180,7 @@ def test_an_inversion_moves_all_views_alike_and_denoises_the_picture_better(pict
     prior = stable_diffusion(SD)
     weights = prior.init(jax.random.key(0))
     table = prior.embed(weights, [f"an object, {view} view" for view in VIEWS])
-    config = Config(picture=PictureConfig(file=str(picture), azimuth=180.0, invert=150, invert_lr=0.02))
+    config = Config(picture=PictureConfig(file=str(picture), azimuth=180.0, invert=60, invert_lr=0.03))
     rgba = pictures.picture_of(config)
     known = pictures.Picture(pictures.on(rgba, 1.0), rgba[..., 3:], pictures.camera_of(config))
     by = pictures.shift(config, prior, weights, table, known)
