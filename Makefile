@@ -9,7 +9,7 @@ demo: $(READY)
 	$(VENV)/bin/lods text-to-3d "a red mug"
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal  # neighbours stay together: they share fixtures and compiled steps
 
 slow-test: $(READY)
 	$(VENV)/bin/python -m pytest -n 2 -m slow

@@ -234,6 +234,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_the_first_tensor_that_is_not_finite_is_named(tmp_path):
     done = run_to_end(*TINY, "--out", str(tmp_path / "a"), code=NAN)
     said = "2 of the 2 updates up to step 4 were not finite and changed nothing: the first in step 3, in the fit loss"
