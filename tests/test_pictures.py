@@ -176,6 +176,7 @@ def test_the_camera_is_one_of_the_orbit():
     np.testing.assert_allclose(np.linalg.norm(near.c2w[0, :3, 3]), 0.5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_inversion_moves_all_views_alike_and_denoises_the_picture_better(picture):
     prior = stable_diffusion(SD)
     weights = prior.init(jax.random.key(0))

@@ -165,6 +165,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path):
     final(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_it_costs_the_run_where_that_is_asked_for_or_nothing_would_be_left(tmp_path):
     stopping = ["--checkpoint.every", "2", "--checkpoint.on-error", "stop", "--out", str(tmp_path / "stop")]
     done = run_to_end(*TINY, *stopping, code=f"FAILING = (2,)\n{FULL}")

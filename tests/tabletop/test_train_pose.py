@@ -33,6 +33,7 @@ def batch():
     return z, jnp.array([100, 800]), jax.random.normal(k[2], (2, 1, 64)), image
 
 
+@pytest.mark.slow
 def test_it_begins_as_the_prior_and_blind_to_the_picture(fit, batch):
     z, t, context, image = batch
     own = convert.to_flax(convert.read_state(TABLETOP, "unet"), modules.shapes(modules.unet(UNET)))
