@@ -29,14 +29,14 @@ from lods_jax.build import Parts
 from lods_jax.cameras import TABLETOP, orbit_camera, sample_orbit
 from lods_jax.cli import start_jax
 from lods_jax.config import Config, ObjectiveConfig
-from lods_jax.evaluate import restore_scene, shared_viewer, shown
+from lods_jax.evaluate import cell, restore_scene, shared_viewer
 from lods_jax.folder import append, read_run, rewind
 from lods_jax.io.files import replacing
 from lods_jax.io.image import grid, read_rgba, unmultiplied, write_png
 from lods_jax.representations import Static
 from lods_jax.tabletop.dataset import Caption, captions, render_caption
 from lods_jax.tabletop.judge import judge, load_judge
-from lods_jax.tabletop.metrics import bootstrap, interquartile_mean, janus_index
+from lods_jax.tabletop.metrics import janus_index
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS
 from lods_jax.types import Camera
 
@@ -143,11 +143,6 @@ def run_one(config: Config, i: int, seed: int, folder: Path) -> dict[str, float]
     if code:
         raise SystemExit(code)
     return figures(folder, i)
-
-
-def cell(x: np.ndarray) -> str:
-    low, high = bootstrap(x)
-    return f"{shown(interquartile_mean(x))} ({shown(low)} to {shown(high)})"
 
 
 def table(rows: list[dict]) -> str:

@@ -37,7 +37,7 @@ from lods_jax.cameras import TABLETOP
 from lods_jax.cli import start_jax
 from lods_jax.compare import compare
 from lods_jax.config import Config, ObjectiveConfig
-from lods_jax.evaluate import evaluate, plain, shown
+from lods_jax.evaluate import cell, evaluate, plain
 from lods_jax.folder import append, read_run, rewind, write_json
 from lods_jax.io.files import replacing
 from lods_jax.io.image import grid, to_uint8, write_png
@@ -45,7 +45,6 @@ from lods_jax.representations import Static
 from lods_jax.results import circle
 from lods_jax.tabletop.dataset import render_caption
 from lods_jax.tabletop.measure import FIGURES
-from lods_jax.tabletop.metrics import bootstrap, interquartile_mean
 
 TUNING = ("a red mug", "a green robot")
 PROMPTS = ("a blue chair", "an orange mushroom", "a red car", "a purple house", "a pink rocket")
@@ -178,14 +177,6 @@ def tune(prior: str, steps: int, out: Path) -> None:
             print(f"{method}, trial {i}: {trial}: KID {kids[-1]:.3f}")
         chosen[method] = {"trial": int(np.argmin(kids)), "kids": kids}
     write_json(out / "chosen.json", chosen)
-
-
-def cell(x: np.ndarray) -> str:
-    """Interquartile mean and its bootstrap interval; a dash where there is nothing."""
-    if not len(x):
-        return "-"
-    low, high = bootstrap(x)
-    return f"{shown(interquartile_mean(x))} ({shown(low)} to {shown(high)})"
 
 
 def table(rows: list[dict], methods: list[str]) -> str:

@@ -20,7 +20,7 @@ from lods_jax.config import TABLETOP, Config, UserError
 from lods_jax.io.hub import local
 from lods_jax.penalties import ERRORS, against_picture, weighted
 from lods_jax.perp_neg import by_azimuth
-from lods_jax.pictures import Given, given
+from lods_jax.pictures import Given, given, reads_tabletop
 from lods_jax.priors.convert import read_config
 from lods_jax.priors.exact import caption_gaussians, posterior_mean
 from lods_jax.priors.published import write_configs
@@ -222,7 +222,7 @@ def names_views(config: Config) -> bool:
     """Whether the prompts of a run name the view: not for an object of the tabletop world that looks alike from all sides."""
     if config.view_words != "auto":
         return config.view_words == "on"
-    if config.prior.name not in PRIORS and not (local(config.prior.name) / "vocabulary.json").exists():
+    if config.prior.name not in PRIORS and not reads_tabletop(config):
         return True  # a prior of the whole world
     try:
         return parse_caption(config.prompt).kind in COMPOSITE

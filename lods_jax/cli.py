@@ -312,7 +312,7 @@ def text_to_3d(args: TextTo3D) -> int:
     out = args.out or Path("outputs/text-to-3d", Path(args.prompts).stem if prompts else batch.slug(config.prompt))
     if args.distributed and prompts:
         raise UserError("--distributed makes one run of several processes: with --prompts pass --shard, a process for each share")
-    start_jax(None if config.parallel == "jit" else config.batch, distributed(config) if args.distributed else False)
+    start_run(config, args.distributed)
     from lods_jax import run
 
     if prompts:
@@ -333,7 +333,7 @@ def image_to_3d(args: ImageTo3D) -> int:
     folder = prior_folder(config.prior.name, config.prior.download)
     if config.prompt:
         check_prompt(config.prompt, folder, args.anyway)
-    start_jax(None if config.parallel == "jit" else config.batch, distributed(config) if args.distributed else False)
+    start_run(config, args.distributed)
     from lods_jax import build, cost, pictures, run
 
     config, said = pictures.settled(config)
@@ -380,19 +380,19 @@ def resume(args: Resume) -> int:
     if not file.is_file():
         raise UserError(f"{args.run} holds no run: {file} is missing")
     config = configs.check(configs.load(file))
-    start_jax(None if config.parallel == "jit" else config.batch, distributed(config) if args.distributed else False)
+    start_run(config, args.distributed)
     from lods_jax import run
 
     return run.resume(config, args.run, changed=args.changed)
 
 
-def distributed(config: Config) -> bool:
-    """True, unless the configuration asks for what only one process can do."""
-    if config.parallel in ("jit", "pmap"):
+def start_run(config: Config, distributed: bool) -> None:
+    """`start_jax` for a run; refuses what only one process can do where there are several."""
+    if distributed and config.parallel in ("jit", "pmap"):
         raise UserError(f"--distributed needs --parallel shard_map or auto, got {config.parallel}")
-    if config.reduce == "ordered":
+    if distributed and config.reduce == "ordered":
         raise UserError("--reduce ordered is for the devices of one process: pass --reduce sum, or leave --distributed out")
-    return True
+    start_jax(None if config.parallel == "jit" else config.batch, distributed)
 
 
 def view(args: View) -> None:

@@ -16,6 +16,7 @@ from lods_jax.representations import particles, represent
 from lods_jax.results import Viewer, viewer
 from lods_jax.tabletop.judge import SIZE
 from lods_jax.tabletop.measure import FIGURES, measure
+from lods_jax.tabletop.metrics import bootstrap, interquartile_mean
 
 COSTS = {
     "gaussians": "Gaussians at the end",
@@ -113,6 +114,14 @@ def shown(x: Any) -> str:
     if not number(x):
         return "-"
     return str(x) if isinstance(x, int) else f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
+
+
+def cell(x: np.ndarray) -> str:
+    """Interquartile mean of some runs and its bootstrap interval; a dash where there is nothing."""
+    if not len(x):
+        return "-"
+    low, high = bootstrap(x)
+    return f"{shown(interquartile_mean(x))} ({shown(low)} to {shown(high)})"
 
 
 def report(paths: Sequence[Path], out: Path | None) -> None:

@@ -21,7 +21,7 @@ from lods_jax.objectives import fit_loss, lods_embedding
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.zero123 import zero123
 from lods_jax.tabletop.dataset import render_caption
-from tests.toy import TINY, metrics, same
+from tests.toy import TINY, final, metrics, same
 
 DATA = Path(__file__).resolve().parent / "data"
 SD, POSED = DATA / "lods_parity" / "sd", DATA / "zero123"
@@ -66,7 +66,7 @@ def test_a_run_goes_on_from_its_own_copies(run, picture, tmp_path):
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace(str(picture), str(tmp_path / "gone.png")))
     assert main(["resume", str(folder)]) == 0
-    same(pictures_final(folder), pictures_final(run))
+    same(final(folder), final(run))
 
 
 def test_a_changed_prompt_is_fitted_anew_and_damage_is_seen(run, tmp_path):
@@ -118,20 +118,7 @@ def test_depths_beside_the_picture_are_kept_and_count(tmp_path):
 @pytest.mark.slow
 def test_its_configuration_repeats_it(run, picture, tmp_path):
     assert main(["image-to-3d", str(picture), "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
-    same(pictures_final(tmp_path / "again"), pictures_final(run))
-
-
-def pictures_final(folder):
-    """The last state; the copy of the picture stands for the picture."""
-    from lods_jax import build, checkpoint
-    from lods_jax import run as runs
-
-    config = load(folder / "config.yaml")
-    parts = build.build(config, folder)
-    like = jax.eval_shape(lambda: runs.first_state(config, parts))
-    state, _ = checkpoint.restore(folder / "checkpoints", like)
-    assert int(state.step) == 8
-    return state
+    same(final(tmp_path / "again"), final(run))
 
 
 # --- what a picture tells -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ TINY = [
 
 def final(folder, step=8):
     config = load(folder / "config.yaml")
-    state, _ = checkpoint.restore(folder / "checkpoints", jax.eval_shape(lambda: run.first_state(config, build(config))))
+    parts = build(config, folder)
+    state, _ = checkpoint.restore(folder / "checkpoints", jax.eval_shape(lambda: run.first_state(config, parts)))
     assert int(state.step) == step
     return state
 

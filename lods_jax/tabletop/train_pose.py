@@ -159,10 +159,15 @@ def resume_from(out: Path, tx: optax.GradientTransformation, prior: Path, seed: 
     if file.exists():
         fits, meta = load_checkpoint(file, {"pose": jax.eval_shape(lambda: new_fit(tx, prior, seed))})
         return fits["pose"], meta
-    shapes = {name: modules.shapes(module) for name, module in networks()._asdict().items()}
-    params = {name: convert.to_flax(convert.read_state(out, name), shape) for name, shape in shapes.items()}
+    params = averaged(out)
     meta = json.loads((out / "training.json").read_text())
     return start(jax.tree.map(jnp.asarray, params), tx, meta["samples"]), meta
+
+
+def averaged(folder: Path) -> dict[str, Any]:
+    """The parameters in a folder, by network."""
+    shapes = {name: modules.shapes(module) for name, module in networks()._asdict().items()}
+    return {name: convert.to_flax(convert.read_state(folder, name), shape) for name, shape in shapes.items()}
 
 
 @partial(jax.jit, static_argnames="steps")
@@ -215,8 +220,7 @@ def report(folder: Path, n: int = 96) -> dict[str, float]:
     By how much the loss rises with the picture of another object, or with a pose turned by 90 to 270 degrees, as a share of the
     loss with the right ones; and the shares of samples (s = 2) in which the judge reads kind, colour and view of the truth.
     """
-    shapes = {name: modules.shapes(module) for name, module in networks()._asdict().items()}
-    params = {name: convert.to_flax(convert.read_state(folder, name), shape) for name, shape in shapes.items()}
+    params = averaged(folder)
     vae = convert.to_flax(convert.read_state(folder, "vae"), modules.shapes(modules.vae(VAE)))
     p, rng = unseen_pairs(vae, n), np.random.default_rng(0)
     n = len(p.picture)
