@@ -363,13 +363,7 @@ def dry_run(config: Config, topology: str | None) -> None:
     start_jax(None if config.parallel == "jit" or topology else config.batch)
     from lods_jax import build, cost
 
-    devices = None
-    if topology:
-        import jax
-
-        jax.config.update("jax_platforms", "cpu")  # not the TPU that may be here
-        jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for an absent device cannot be read back
-        devices = cost.slice_of(topology)
+    devices = cost.slice_of(topology) if topology else None
     found = cost.estimate(config, build.sketch(config) if sketched else build.build(config), devices)
     print(cost.describe(found))
     cost.check_fits(config, found)

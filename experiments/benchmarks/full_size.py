@@ -89,8 +89,8 @@ def random_weights(shapes):
 
     def draw(path, x):
         if path[-1].key in ("scale", "bias"):
-            return jnp.full(x.shape, float(path[-1].key == "scale"))
-        return jnp.asarray(rng.standard_normal(x.shape, np.float32) / np.sqrt(np.prod(x.shape[:-1])))
+            return jnp.full(x.shape, float(path[-1].key == "scale"), x.dtype)
+        return jnp.asarray(rng.standard_normal(x.shape, np.float32) / np.sqrt(np.prod(x.shape[:-1])), x.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
