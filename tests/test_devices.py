@@ -20,8 +20,9 @@ import pytest
 
 from lods_jax import checkpoint, run
 from lods_jax.build import build
-from lods_jax.cli import main, parse
+from lods_jax.cli import main
 from lods_jax.config import dump
+from lods_jax.flags import parse
 from lods_jax.representations import Static
 from lods_jax.results import circle, look, viewer
 from lods_jax.train import parallelise

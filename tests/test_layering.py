@@ -38,7 +38,7 @@ ROWS = [
         "pictures",
         "schedules",
     }
-    | {"io", "cli", "__main__", "tabletop"},
+    | {"io", "flags", "cli", "__main__", "tabletop"},
 ]
 ROW = {part: i for i, row in enumerate(ROWS) for part in row}
 

@@ -19,8 +19,9 @@ import pytest
 
 from lods_jax import checkpoint, run
 from lods_jax.build import build
-from lods_jax.cli import main, parse
+from lods_jax.cli import main
 from lods_jax.config import dump
+from lods_jax.flags import parse
 from lods_jax.folder import locked
 from lods_jax.representations import Static
 from tests.toy import TINY, TOY, final, same

@@ -18,8 +18,9 @@ from PIL import Image
 
 from lods_jax import representations, run
 from lods_jax.build import build
-from lods_jax.cli import main, parse
+from lods_jax.cli import main
 from lods_jax.config import load
+from lods_jax.flags import parse
 from lods_jax.io.adapters import load_embedding, load_lora
 from lods_jax.io.ply import read_ply
 from tests.toy import TINY, TOY, final, metrics, same
