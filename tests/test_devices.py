@@ -23,12 +23,14 @@ from lods_jax.build import build
 from lods_jax.cli import main
 from lods_jax.config import dump
 from lods_jax.flags import parse
+from lods_jax.io.image import write_png
 from lods_jax.representations import Static
 from lods_jax.results import circle, look, viewer
 from lods_jax.train import parallelise
 from tests.toy import TINY, TOY, final, metrics
 
 ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "tests" / "data"
 pytestmark = pytest.mark.usefixtures("toy")
 SCENES = {
     "gaussians": ["--gaussians.refine.every", "0"],
@@ -211,6 +213,22 @@ def test_two_processes_make_the_same_20_steps_as_one(by_two, sgd, tmp_path):
     assert main([*TWENTY, "--out", str(tmp_path / "one")]) == 0
     one, two = leaves_of(tmp_path / "one"), leaves_of(by_two)
     print(f"two processes beside one: {near(one, two):.1e}")
+    assert near(one, two) < 1e-5
+
+
+@pytest.mark.slow
+def test_two_processes_make_of_a_picture_what_one_makes(sgd, tmp_path):
+    """With one embedding, which the first fits for both."""
+    y, x = np.mgrid[:64, :64] - 31.5
+    file = write_png(tmp_path / "disc.png", np.where((np.hypot(x, y) < 20)[..., None], [0.8, 0.1, 0.1], [1.0, 1.0, 1.0]))
+    priors = ["--prior", str(DATA / "lods_parity" / "sd"), "--pose-prior", str(DATA / "zero123"), "--picture.invert", "3"]
+    words = ["image-to-3d", str(file), *priors, *TWENTY[TWENTY.index("--steps") :], "--gaussians.refine.every", "0"]
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    shared = [*words, "--distributed", "--out", str(tmp_path / "two")]
+    for code, said, errors in ends(together(shared, shared, code=SGD_RUN)):
+        assert code == 0, errors[-3000:] + said
+    one, two = leaves_of(tmp_path / "one"), leaves_of(tmp_path / "two")
+    print(f"a picture by two processes beside one: {near(one, two):.1e}")
     assert near(one, two) < 1e-5
 
 
