@@ -300,10 +300,10 @@ def encode_each(prior: Prior, weights: Any, rgb: Array, keys: Key[Array, "b"], s
     """The latents of views [b ...], one key per view: the encoder's noise must not depend on who else is in the batch.
 
     Args:
-      slicing: one view after the other, which holds the activations of one at a time.
+      slicing: one view after the other, which holds the activations of one at a time; the backward pass makes them again.
     """
     one = lambda view: prior.encode(weights, view[0][None], view[1])[0]  # noqa: E731
-    return (partial(jax.lax.map, one) if slicing else jax.vmap(one))((rgb, keys))
+    return (partial(jax.lax.map, jax.checkpoint(one, prevent_cse=False)) if slicing else jax.vmap(one))((rgb, keys))
 
 
 def turns(schedule: tuple[int, int] | None, step: Array) -> tuple[Array | bool, Array | bool]:

@@ -9,6 +9,7 @@ alone, so that no folder of Stable Diffusion is needed. A row that is finished i
 """
 
 import argparse
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -18,19 +19,19 @@ from pathlib import Path
 
 from lods_jax import build, cost
 from lods_jax import config as configs
-from lods_jax.config import Config, ObjectiveConfig
+from lods_jax.config import Config, ObjectiveConfig, UserError
 from lods_jax.folder import append, rewind
 
 TOPOLOGY, GIB = "v5e:2x4", 2**30
 LORA, EMBEDDING, NERF = "sd21-gaussians-lods-lora", "sd21-gaussians-lods-embedding", "sd21-nerf-lods-lora"
 
 
-def preset(name: str, remat: bool = True, **changes) -> Callable[[], Config]:
-    """A preset without Perp-Neg, and with `changes`."""
+def preset(name: str, prior: dict | None = None, **changes) -> Callable[[], Config]:
+    """A preset without Perp-Neg, and with `changes` of its own and of its prior."""
 
     def made():
         config = replace(configs.load(name), prompt="a corgi", **({"perp_neg": False} | changes))
-        return replace(config, prior=replace(config.prior, remat=remat))
+        return replace(config, prior=replace(config.prior, **(prior or {})))
 
     return made
 
@@ -42,8 +43,9 @@ ROWS: dict[str, Callable[[], Config]] = {
     "Gaussians 512 px, LODS-embedding": preset(EMBEDDING),
     "Gaussians 512 px, LODS-LoRA": preset(LORA),
     "Gaussians 512 px, LODS-LoRA, Perp-Neg": preset(LORA, perp_neg=True),
-    "Gaussians 512 px, LODS-LoRA, no remat": preset(LORA, remat=False),
+    "Gaussians 512 px, LODS-LoRA, no remat": preset(LORA, {"remat": False}),
     "Gaussians 512 px, LODS-LoRA, four views": preset(LORA, batch=32),
+    "Gaussians 512 px, LODS-LoRA, four views, VAE sliced": preset(LORA, {"vae_slicing": True}, batch=32),
     "NeRF 256 px, LODS-LoRA": preset(NERF, batch=8),
 }
 
@@ -52,13 +54,20 @@ def compiled(name: str) -> dict:
     """One row, in a process of its own: what a compilation leaves behind is gone with it."""
     config, began, devices = ROWS[name](), time.monotonic(), cost.slice_of(TOPOLOGY)
     parts = (build.build if config.prior.name == "tabletop" else build.sketch)(config)
-    found = cost.estimate(config, parts, devices)
-    return {"row": name, "views": config.batch // found.devices, "seconds": time.monotonic() - began, **found._asdict()}
+    try:
+        found = cost.estimate(config, parts, devices)._asdict()
+    except UserError as error:
+        found = {"error": str(error)}
+    return {"row": name, "views": config.batch // len(devices), "seconds": time.monotonic() - began, **found}
 
 
 def table(rows: list[dict]) -> str:
     lines = ["| step | views a chip | weights and state, GiB | step, GiB | TFLOP | collectives | compiled in |", "|---" * 7 + "|"]
     for row in rows:
+        if "error" in row:
+            needs = re.search(r"\((\S+G)\)", row["error"])
+            lines.append(f"| {row['row']} | {row['views']} | | does not fit: {needs and needs[1]} | | | {row['seconds']:.0f} s |")
+            continue
         memory = f"{row['arguments'] / GIB:.2f} | {row['temporary'] / GIB:.2f} | {row['operations'] / 1e12:.2f}"
         calls = ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items())
         lines.append(f"| {row['row']} | {row['views']} | {memory} | {calls} | {row['seconds']:.0f} s |")

@@ -9,6 +9,7 @@ import pytest
 from lods_jax.diffusion import add_noise, velocity
 from lods_jax.priors import convert, modules, tokenizer
 from lods_jax.priors.stable_diffusion import resize, stable_diffusion, vocabulary
+from lods_jax.train import encode_each
 from lods_jax.types import Cond, Query
 
 
@@ -44,6 +45,23 @@ def test_fused_attention_and_remat_change_no_value_and_no_gradient(sd, prior, we
     np.testing.assert_allclose(eps[0], arrays["eps_cond"][0], atol=2e-5)  # where the adapter is off
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, plain)
     assert "remat" in str(jax.make_jaxpr(lambda: ask(other))())
+
+
+def test_slicing_of_the_encoder_holds_the_activations_of_one_view(prior, weights):
+    """In the gradient, where slices alone would be kept for the way back. More views need more memory by their own size at most."""
+    used = {}
+    for slicing in (False, True):
+        for b in (2, 8):
+
+            def pulled(rgb, slicing=slicing):
+                keys = jax.random.split(jax.random.key(0), len(rgb))
+                z, pull = jax.vjp(lambda rgb: encode_each(prior, weights, rgb, keys, slicing), rgb)
+                return pull(z)[0]
+
+            compiled = jax.jit(pulled).lower(jnp.zeros((b, 64, 64, 3))).compile()
+            used[slicing, b] = compiled.memory_analysis().temp_size_in_bytes
+    assert used[True, 8] < 0.4 * used[False, 8]
+    assert used[True, 8] - used[True, 2] < 0.1 * (used[False, 8] - used[False, 2])
 
 
 def test_float16_is_for_the_unet_alone(sd, arrays):

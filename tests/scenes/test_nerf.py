@@ -10,7 +10,7 @@ import pytest
 from lods_jax.cameras import orbit_camera, turntable
 from lods_jax.rendering.volume import absorb
 from lods_jax.scenes import nerf as module
-from lods_jax.scenes.nerf import Field, density, grown, init_field, look_up, nerf, normals, refresh
+from lods_jax.scenes.nerf import Field, density, grown, init_field, init_layers, look_up, nerf, normals, refresh
 
 FIELD = Field(levels=3, log2_rows=10, base=4, finest=16, hidden=16, cells=12)
 S, SIZE = 24, 12
@@ -61,6 +61,28 @@ def test_beyond_the_room_the_farthest_are_dropped(start):
     assert np.isfinite(few.rgb).all()
     assert float(few.opacity.sum()) < float(half.opacity.sum()) <= float(whole.opacity.sum()) + 1e-4
     assert (np.asarray(few.opacity) <= np.asarray(whole.opacity) + 1e-5).all()
+
+
+def test_samples_in_chunks_have_the_same_gradient_and_take_less_memory(start, monkeypatch):
+    theta, aux = start
+    theta = theta | {
+        name: init_layers(jax.random.key(3), (2 * FIELD.levels, 256, n)) for name, n in (("density", 1), ("color", 3))
+    }
+    scene = make(room=FULL, normal_eps=0.01)
+
+    def total(theta):
+        render = scene.render(theta, aux, turntable(1), KEYS[:1], {})
+        return sum(jnp.sum(jnp.sin(x)) for x in (render.rgb, render.opacity, render.extras["orientation"]))
+
+    def measured():
+        compiled = jax.jit(lambda theta: jax.value_and_grad(total)(theta)).lower(theta).compile()
+        return compiled(theta), compiled.memory_analysis().temp_size_in_bytes
+
+    whole, much = measured()
+    monkeypatch.setattr(module, "CHUNK", 100)  # which does not divide the room
+    chunked, little = measured()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()), chunked, whole)
+    assert little < 0.5 * much
 
 
 def test_one_ray_is_the_closed_loop_over_its_samples(start):
