@@ -118,7 +118,7 @@ def test_an_adapter_of_another_network_is_refused(prior, weights, psi, given):
     z, t, tokens, _ = given
     wrong = {"lora": psi["lora"] | {"no.such.layer": next(iter(psi["lora"].values()))}}
     with pytest.raises(ValueError, match=r"no\.such\.layer"):
-        prior.predict(weights, wrong, z, t, Cond(tokens, lora=jnp.ones(B)))
+        jax.eval_shape(prior.predict, weights, wrong, z, t, Cond(tokens, lora=jnp.ones(B)))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------------

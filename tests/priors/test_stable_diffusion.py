@@ -48,7 +48,7 @@ def test_fused_attention_and_remat_change_no_value_and_no_gradient(sd, prior, we
 
 
 def test_slicing_of_the_encoder_holds_the_activations_of_one_view(prior, weights):
-    """In the gradient, where slices alone would be kept for the way back. More views need more memory by their own size at most."""
+    """In the gradient too, for which slices alone would keep them all. More views need more memory by their own size at most."""
     used = {}
     for slicing in (False, True):
         for b in (2, 8):

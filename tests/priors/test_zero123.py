@@ -1,5 +1,6 @@
 """The prior of poses against PyTorch on a tiny random folder (tests/data/zero123/make.py), and the laws of what it is asked."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -39,17 +40,19 @@ def posed():
 def test_picture_token_and_noise_are_those_of_pytorch(posed, arrays):
     (prior, _), weights = posed
     encoder = modules.image_encoder(convert.read_config(DATA / "image_encoder" / "config.json"))
-    embedding = modules.encode_image(encoder, weights["image"], arrays["pixels"])
+    embedding = jax.jit(partial(modules.encode_image, encoder))(weights["image"], arrays["pixels"])
     np.testing.assert_allclose(embedding, arrays["embedding"], atol=2e-5)
     join = weights["camera"]["projection"]
     token = jnp.concatenate([arrays["embedding"], arrays["pose"]], -1) @ join["kernel"] + join["bias"][None]
     np.testing.assert_allclose(token[:, None], arrays["token"], atol=2e-5)
     cond = Cond(tokens=arrays["token"], image=arrays["mode"])
-    np.testing.assert_allclose(prior.predict(weights, {}, arrays["latents"], arrays["t"], cond), arrays["eps"], atol=2e-5)
+    eps = jax.jit(prior.predict)(weights, {}, arrays["latents"], arrays["t"], cond)
+    np.testing.assert_allclose(eps, arrays["eps"], atol=2e-5)
 
 
 def test_the_picture_enters_as_unscaled_latents_and_embedding(posed, arrays):
     (_, look), weights = posed
+    look = jax.jit(look)
     tables = look(weights, arrays["image01"][0], camera([0], [0], [2]))
     np.testing.assert_allclose(tables["image"], arrays["mode"][0], atol=2e-5)
     tables = look(weights, arrays["pixels"][1], camera([0], [0], [2]))
@@ -69,11 +72,11 @@ def test_a_pose_is_relative():
 def test_null_is_zeros_and_the_prompt_sees_the_picture(posed, arrays):
     (prior, look), weights = posed
     objective, eye, seen = shown(sds(3.0)), camera([0, 90], [0, 0], [2, 2]), []
-    rows, asking = by_pose(look(weights, arrays["image01"][0], camera([0], [0], [2])), eye)
+    rows, asking = by_pose(jax.jit(look)(weights, arrays["image01"][0], camera([0], [0], [2])), eye)
 
     def watch(psi, z_t, t, cond):
         seen.append(cond)
-        return prior.predict(weights, psi, z_t, t, cond)
+        return jax.jit(prior.predict)(weights, psi, z_t, t, cond)
 
     force = score(objective, watch, {}, {"render": arrays["latents"]}, rows, (20, 980), jax.random.split(KEY, 2), None, asking)
     (cond,) = seen

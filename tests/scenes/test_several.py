@@ -13,7 +13,6 @@ from lods_jax.scenes.several import merged, several, shared_out
 
 ONE = gaussians(height=16, width=16, intersections=512, capacity=32, count=32, size=0.2, background=lambda key: jnp.ones(3))
 N, B = 2, 6
-ONE_AT = lambda aux, camera, keys, theta, probe: ONE.render(theta, aux, camera, keys, probe)  # noqa: E731
 TWO = several(ONE, N)
 CAMERA, KEYS = turntable(B), jax.random.split(jax.random.key(1), B)
 
@@ -28,25 +27,29 @@ def test_views_are_shared_out_and_merged_in_their_order():
     np.testing.assert_array_equal(merged(shared_out(views, N)), views)
 
 
+def shown_and_pulled(scene, theta, aux, camera, keys, probe, thin=1):
+    """The render, the gradient of all that it shows, and the statistics after it; those of the probe times `thin`."""
+    render, pullback = jax.vjp(lambda theta, probe: scene.render(theta, aux, camera, keys, probe), theta, probe)
+    g_theta, g_probe = pullback(jax.tree.map(ones, render))
+    return render, g_theta, scene.observe(aux, jax.tree.map(lambda g: thin * g, g_probe), render)
+
+
+def ones(x):
+    return jnp.ones_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0)
+
+
 def test_view_i_shows_particle_i_modulo_n_and_pulls_at_no_other():
     theta, aux = TWO.init(jax.random.key(0))
-    probe = TWO.probe(aux, B)
-    render, pullback = jax.vjp(lambda theta, probe: TWO.render(theta, aux, CAMERA, KEYS, probe), theta, probe)
-    ones = jax.tree.map(
-        lambda x: jnp.ones_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0), render
-    )
-    g_theta, g_probe = pullback(ones)
-    after = TWO.observe(aux, g_probe, render)
     assert not np.array_equal(theta["means"][0], theta["means"][1])
+    render, g_theta, after = jax.jit(partial(shown_and_pulled, TWO))(theta, aux, CAMERA, KEYS, TWO.probe(aux, B))
+    # Statistics are as if the particle had the batch alone: its views' gradients are not thinned by the others.
+    alone = jax.jit(partial(shown_and_pulled, ONE, thin=N))
     for i in range(N):
         mine, views = of((theta, aux), i), of(shared_out((CAMERA, KEYS), N), i)
-        alone, pull = jax.vjp(partial(ONE_AT, mine[1], *views), mine[0], ONE.probe(mine[1], B // N))
-        g_alone, g_probe_alone = pull(of(shared_out(ones, N), i))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), of(shared_out(render, N), i), alone)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), of(g_theta, i), g_alone)
-        # Statistics are as if the particle had the batch alone: its views' gradients are not thinned by the others.
-        seen = ONE.observe(mine[1], jax.tree.map(lambda g: N * g, g_probe_alone), alone)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), of(after, i), seen)
+        seen, pulled, counted = alone(*mine, *views, ONE.probe(mine[1], B // N))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), of(shared_out(render, N), i), seen)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), of(g_theta, i), pulled)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), of(after, i), counted)
 
 
 def test_views_that_cannot_be_shared_out_are_refused():
