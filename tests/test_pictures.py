@@ -16,6 +16,7 @@ from lods_jax import pictures
 from lods_jax.cameras import TABLETOP, VIEWS, turntable
 from lods_jax.cli import main
 from lods_jax.config import Config, PictureConfig, PoseConfig, UserError, load
+from lods_jax.io.adapters import load_embedding
 from lods_jax.io.image import read_rgba, unmultiplied, write_png
 from lods_jax.objectives import fit_loss, lods_embedding
 from lods_jax.priors.stable_diffusion import stable_diffusion
@@ -47,6 +48,7 @@ def run(picture, tmp_path_factory):
 def test_a_run_leaves_the_picture_what_was_fitted_to_it_and_a_page_with_both(run):
     assert {"index.html", "video.mp4", "scene.ply", "picture.png", "prompt_embeds.safetensors"} <= {x.name for x in run.iterdir()}
     assert json.loads((run / "run.json").read_text())["pose_sha256"]
+    assert load_embedding(run / "negative_prompt_embeds.safetensors").shape == (77, 32)
     assert "the picture" in (run / "index.html").read_text()
     last = metrics(run)[-1]
     assert {"force", "force_pose", "picture_rgb", "picture_mask", "fit_gain"} <= last.keys()
