@@ -1,7 +1,7 @@
 """How long does a train step with Stable Diffusion 2.1 take at 512 px, and how near is it to what the device can do?
 
     python -m experiments.benchmarks.sd_step                # 3 objectives x batches of 1 and 4; needs 16 GiB of a GPU or TPU
-    python -m experiments.benchmarks.sd_step --batches 1 --rounds 1 --dtype float32                  # on a CPU: an hour, 16 GiB
+    python -m experiments.benchmarks.sd_step --batches 1 --rounds 1 --dtype float32 --objectives SDS            # on a CPU
     python -m experiments.benchmarks.sd_step --prior tabletop --resolution 64 --dtype float32        # what it prints, in minutes
 
 The step of `sd21-gaussians-lods-lora` whole: Gaussians, encoder, predictions, both updates; Perp-Neg is off. The weights are
@@ -63,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="stable-diffusion-2-1-base", help="or stable-diffusion-v1-5, or tabletop")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=[*OBJECTIVES])
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=10)
@@ -75,8 +76,8 @@ def main() -> None:
     print(f"{jax.devices()[0].device_kind}: {peak / 1e12:.1f} TFLOP a second in a matrix product of {args.dtype}")
     print("| step | views | ms | GiB | TFLOP | floor, ms | of the floor |\n" + "|---" * 7 + "|")
     for views in args.batches:
-        for name, objective in OBJECTIVES.items():
-            config = replace(base, objective=objective, batch=views)
+        for name in args.objectives:
+            config = replace(base, objective=OBJECTIVES[name], batch=views)
             parts = untrained(config, weights)
             weights, found = parts.weights, cost.estimate(config, parts)
             step = run.compiled(config, parts, parts.representation.plan(config, config.resolution, None))
