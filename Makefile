@@ -12,7 +12,7 @@ test: $(READY)
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal  # neighbours stay together: they share fixtures and compiled steps
 
 slow-test: $(READY)
-	$(VENV)/bin/python -m pytest -n 2 -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(VENV)/bin/python -m pytest -n 2 -m slow  # as users compile
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -33,7 +33,8 @@ class TextTo3D:
     dry_run: bool = False
     """Compile the step and tell parameters, memory and operations, and run nothing."""
     topology: str | None = None
-    """With --dry-run: a TPU slice that need not be there, v5e:2x4 (extra `tpu`)."""
+    """With --dry-run: a TPU slice that need not be there, v5e:2x4 (extra `tpu`). It is compiled with little effort: a run may
+    need less memory, or more."""
     distributed: bool = False
     """This process is one of several with the same command line, which split the views of each step: see the README."""
     anyway: bool = False

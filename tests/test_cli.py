@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lods_jax.cli import TABLETOP, main
+from lods_jax.cli import RUN, TABLETOP, main
+from lods_jax.flags import COMMANDS
 
 
 def refused(capsys, *argv) -> str:
@@ -17,6 +18,10 @@ def refused(capsys, *argv) -> str:
     assert out.out == ""
     assert out.err.count("\n") == 1
     return out.err
+
+
+def test_every_command_does_something():
+    assert set(RUN) == set(COMMANDS.values())
 
 
 def test_help_names_every_command_without_loading_jax():

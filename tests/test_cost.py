@@ -1,5 +1,6 @@
 """What a dry run tells, and what it refuses."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -82,20 +83,22 @@ def test_a_batch_that_devices_do_not_divide_is_refused():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("flags", "parameters"),
+    ("flags", "parameters", "most"),
     [
-        ([], "4,628,932"),
-        (["--config", "sd21-gaussians-lods-lora", "--prior", "stable-diffusion-2-1-base", "--no-perp-neg"], "865,910,724"),
+        ([], "4,628,932", 0.2),
+        (["--config", "sd21-gaussians-lods-lora", "--prior", "stable-diffusion-2-1-base", "--no-perp-neg"], "865,910,724", 4.0),
     ],
     ids=["tabletop", "stable-diffusion"],
 )
-def test_the_step_compiles_for_a_tpu_slice_that_is_not_there(flags, parameters, tmp_path):
+def test_the_step_compiles_for_a_tpu_slice_that_is_not_there(flags, parameters, most, tmp_path):
     """In a process of its own: the second takes 7 GiB."""
     pytest.importorskip("libtpu")
     command = [sys.executable, "-m", "lods_jax", "text-to-3d", "a red mug", *flags, "--batch", "8", "--dry-run"]
-    ended = subprocess.run([*command, "--topology", "v5e:2x4"], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    command += ["--topology", "v5e:2x4"]
+    ended = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert ended.returncode == 0, ended.stderr
     assert f"{'unet':<14}{parameters:>14} parameters" in ended.stdout
     assert "8 x TPU v5 lite" in ended.stdout
     assert "all-reduce" in ended.stdout
-    assert float(ended.stdout.split(" GiB per device")[0].split()[-1]) < 16  # what a chip has
+    assert float(ended.stdout.split(" GiB per device")[0].split()[-1]) < most

@@ -105,7 +105,7 @@ def normals(field: Field, theta: dict, x: Float[Array, "3 n"], eps: float) -> Fl
 def in_chunks(evaluate: Callable[[Array], Array], x: Float[Array, "3 n"]) -> Float[Array, "n d"]:
     """evaluate(x), CHUNK points after CHUNK points where there are more; the backward pass makes their activations again.
 
-    A point of the official field takes half a kilobyte of them, and half of 512 samples along 256 x 256 rays are 17 million.
+    A point of the official field takes a kilobyte of them or more, and half of 512 samples along 256 x 256 rays are 17 million.
     """
     if x.shape[1] <= CHUNK:
         return evaluate(x)

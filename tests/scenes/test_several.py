@@ -27,11 +27,11 @@ def test_views_are_shared_out_and_merged_in_their_order():
     np.testing.assert_array_equal(merged(shared_out(views, N)), views)
 
 
-def shown_and_pulled(scene, theta, aux, camera, keys, probe, thin=1):
-    """The render, the gradient of all that it shows, and the statistics after it; those of the probe times `thin`."""
+def shown_and_pulled(scene, theta, aux, camera, keys, probe, times=1):
+    """The render, the gradient of all that it shows, and the statistics after it, in which the probe's counts so many times."""
     render, pullback = jax.vjp(lambda theta, probe: scene.render(theta, aux, camera, keys, probe), theta, probe)
     g_theta, g_probe = pullback(jax.tree.map(ones, render))
-    return render, g_theta, scene.observe(aux, jax.tree.map(lambda g: thin * g, g_probe), render)
+    return render, g_theta, scene.observe(aux, jax.tree.map(lambda g: times * g, g_probe), render)
 
 
 def ones(x):
@@ -43,7 +43,7 @@ def test_view_i_shows_particle_i_modulo_n_and_pulls_at_no_other():
     assert not np.array_equal(theta["means"][0], theta["means"][1])
     render, g_theta, after = jax.jit(partial(shown_and_pulled, TWO))(theta, aux, CAMERA, KEYS, TWO.probe(aux, B))
     # Statistics are as if the particle had the batch alone: its views' gradients are not thinned by the others.
-    alone = jax.jit(partial(shown_and_pulled, ONE, thin=N))
+    alone = jax.jit(partial(shown_and_pulled, ONE, times=N))
     for i in range(N):
         mine, views = of((theta, aux), i), of(shared_out((CAMERA, KEYS), N), i)
         seen, pulled, counted = alone(*mine, *views, ONE.probe(mine[1], B // N))
