@@ -1,7 +1,7 @@
 """How long does a train step with Stable Diffusion 2.1 take at 512 px, and how near is it to what the device can do?
 
     python -m experiments.benchmarks.sd_step                # 3 objectives x batches of 1 and 4; needs 16 GiB of a GPU or TPU
-    python -m experiments.benchmarks.sd_step --batches 1 --rounds 1 --dtype float32 --objectives SDS            # on a CPU
+    python -m experiments.benchmarks.sd_step --batches 1 --rounds 1 --dtype float32 --objectives SDS   # a CPU: 9 GiB
     python -m experiments.benchmarks.sd_step --prior tabletop --resolution 64 --dtype float32        # what it prints, in minutes
 
 The step of `sd21-gaussians-lods-lora` whole: Gaussians, encoder, predictions, both updates; Perp-Neg is off. The weights are

@@ -47,6 +47,7 @@ ROWS: dict[str, Callable[[], Config]] = {
     "Gaussians 512 px, LODS-LoRA, four views, VAE sliced": preset(LORA, {"vae_slicing": True}, batch=32),
     "NeRF 256 px, LODS-LoRA": preset(NERF, batch=8),
     "NeRF 512 px, LODS-LoRA": preset(NERF, resolution=512, batch=8),
+    "NeRF 512 px, LODS-LoRA, Perp-Neg": preset(NERF, resolution=512, batch=8, perp_neg=True),
 }
 
 
