@@ -1,7 +1,7 @@
 """What a train step takes on a TPU slice that is not there: memory, operations, collectives. Nothing runs.
 
     pip install -e '.[tpu]'
-    python experiments/benchmarks/slices.py               # every row, a process each; 40 minutes on 2 cores, 7 GiB
+    python experiments/benchmarks/slices.py               # every row, a process each; 45 minutes on 2 cores, 7 GiB
     python experiments/benchmarks/slices.py --only LoRA   # rows whose name contains this
 
 The step is compiled ahead of time by libtpu, as `lods text-to-3d ... --dry-run --topology v5e:2x4` does. Weights are shapes
