@@ -21,7 +21,7 @@ from lods_jax import config as configs
 from lods_jax.config import Config, ObjectiveConfig, UserError
 from lods_jax.folder import append, rewind
 
-TOPOLOGY, GIB = "v5e:2x4", 2**30
+TOPOLOGY = "v5e:2x4"
 LORA, EMBEDDING, NERF = "sd21-gaussians-lods-lora", "sd21-gaussians-lods-embedding", "sd21-nerf-lods-lora"
 
 
@@ -68,7 +68,7 @@ def table(rows: list[dict]) -> str:
         if "error" in row:
             lines.append(f"| {row['row']} | {row['views']} | | {row['error']} | | | {row['seconds']:.0f} s |")
             continue
-        memory = f"{row['arguments'] / GIB:.2f} | {row['temporary'] / GIB:.2f} | {row['operations'] / 1e12:.2f}"
+        memory = f"{row['arguments'] / cost.GIB:.2f} | {row['temporary'] / cost.GIB:.2f} | {row['operations'] / 1e12:.2f}"
         calls = ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items())
         lines.append(f"| {row['row']} | {row['views']} | {memory} | {calls} | {row['seconds']:.0f} s |")
     return "\n".join(lines)
