@@ -31,15 +31,16 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from lods_jax.build import EXACT_PARTS, OBJECTIVES
-from lods_jax.cli import start_jax
-from lods_jax.diffusion import add_noise, score_weight
-from lods_jax.io.files import replacing
-from lods_jax.objectives import fit_loss, lods_lora
-from lods_jax.priors.exact import caption_gaussians, caption_moments
+from lods_jax.core.files import replacing
+from lods_jax.core.noise_schedule import add_noise, score_weight
+from lods_jax.core.types import Cond, Objective, Query
+from lods_jax.distillation.objectives import OBJECTIVES, lods_lora
+from lods_jax.distillation.scores import fit_loss
+from lods_jax.distillation.train_step import descend
+from lods_jax.priors.captioned_images import caption_gaussians, caption_moments
 from lods_jax.tabletop.captioned import captioned_renders
-from lods_jax.train import descend
-from lods_jax.types import Cond, Objective, Query
+from lods_jax.training.build import EXACT_PARTS
+from lods_jax.training.distributed import start_jax
 
 PROMPTS = {  # and what the images show now, for objectives with a source text
     "red mug front": "blue mug front",

@@ -22,16 +22,16 @@ import numpy as np
 import optax
 from generation_2d import truth
 
-from lods_jax.build import OBJECTIVES
-from lods_jax.cli import start_jax
-from lods_jax.config import TABLETOP
-from lods_jax.diffusion import add_noise
-from lods_jax.distil import Recipe, distil, fit_on, in_latents, latent_shape
-from lods_jax.generate import opened
-from lods_jax.io.files import replacing
-from lods_jax.objectives import ask
-from lods_jax.prompts import prompt_table
-from lods_jax.types import Query
+from lods_jax.core.files import replacing
+from lods_jax.core.noise_schedule import add_noise
+from lods_jax.core.paths import TABLETOP
+from lods_jax.core.types import Query
+from lods_jax.distillation.objectives import OBJECTIVES
+from lods_jax.distillation.prompts import prompt_table
+from lods_jax.distillation.scores import ask
+from lods_jax.priors.sampling import latent_shape, opened
+from lods_jax.training.distill_2d import Recipe, distil, fit_on, in_latents
+from lods_jax.training.distributed import start_jax
 
 PROMPT, IMAGES, STEPS, EVERY = "a red mug, front view", 32, 300, 20
 SCALES, TIMES = (1.0, 2.0, 7.5, 30.0, 100.0), np.linspace(20, 980, 13).round().astype(int)

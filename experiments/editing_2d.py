@@ -27,19 +27,21 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import binary_dilation
 
-from lods_jax.build import OBJECTIVES
-from lods_jax.cameras import VIEWS, sample_orbit
-from lods_jax.cli import start_jax
-from lods_jax.config import TABLETOP
-from lods_jax.evaluate import shown
-from lods_jax.folder import append, rewind
-from lods_jax.generate import Recipe, edited, opened
-from lods_jax.io.files import replacing
-from lods_jax.io.image import grid, write_png
+from lods_jax.core.cameras import VIEWS, sample_orbit
+from lods_jax.core.files import replacing
+from lods_jax.core.images import grid, write_png
+from lods_jax.core.paths import TABLETOP
+from lods_jax.distillation.objectives import OBJECTIVES
+from lods_jax.priors.sampling import opened
+from lods_jax.runs.evaluate import shown
+from lods_jax.runs.generate import edited
+from lods_jax.runs.run_directory import append, rewind
 from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
 from lods_jax.tabletop.judge import judge, load_judge
 from lods_jax.tabletop.metrics import bootstrap, interquartile_mean
 from lods_jax.tabletop.objects import COLORS, KINDS, PATTERNS
+from lods_jax.training.distill_2d import Recipe
+from lods_jax.training.distributed import start_jax
 
 EDITS = (
     ("a red mug, front view", "a blue mug, front view"),

@@ -25,16 +25,16 @@ import optax
 import tyro
 from scipy.ndimage import binary_dilation
 
-from lods_jax.cameras import sample_orbit
-from lods_jax.cli import start_jax
-from lods_jax.io.image import grid, write_png
-from lods_jax.refine import Rules, refine, relocate
+from lods_jax.core.cameras import sample_orbit
+from lods_jax.core.images import grid, write_png
+from lods_jax.core.types import Camera, Scene, TrainState
+from lods_jax.distillation.train_step import descend
+from lods_jax.scenes.densification import Rules, refine, relocate
 from lods_jax.scenes.gaussians import gaussians
 from lods_jax.scenes.nerf import TINY, nerf, refresh
 from lods_jax.tabletop.dataset import render_caption
 from lods_jax.tabletop.objects import COMPOSITE
-from lods_jax.train import descend
-from lods_jax.types import Camera, Scene, TrainState
+from lods_jax.training.distributed import start_jax
 
 GREY, TRAIN, UNSEEN, GROWN = 0.6, 48, 16, 4
 FIELD = TINY._replace(sharpness=10.0, blob=3.0)  # pictures pull steadily, and want a harder surface than scores do: 0.3 dB

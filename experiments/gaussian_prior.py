@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lods_jax.build import OBJECTIVES
-from lods_jax.cameras import sample_orbit
-from lods_jax.diffusion import ALPHA_BAR, score_weight
-from lods_jax.priors.analytic import gaussian
-from lods_jax.scenes.pixels import pixels
-from lods_jax.train import init_state, make_train_step, parallelise
-from lods_jax.types import Cond, Objective, Reference
+from lods_jax.core.cameras import sample_orbit
+from lods_jax.core.noise_schedule import ALPHA_BAR, score_weight
+from lods_jax.core.types import Cond, Objective, Reference
+from lods_jax.distillation.objectives import OBJECTIVES
+from lods_jax.distillation.parallel import parallelise
+from lods_jax.distillation.train_step import init_state, make_train_step
+from lods_jax.priors.gaussian import gaussian
+from lods_jax.scenes.images import pixels
 
 MEANS, SIGMA, BATCH = {"": 0.2, "y": 1.0, "now": 0.5}, 0.5, 16
 TEXTS = {"prompt": "y", "plain": "y", "null": "", "empty": "", "source": "now"}

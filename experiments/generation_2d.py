@@ -26,21 +26,21 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from lods_jax.build import OBJECTIVES
-from lods_jax.cameras import VIEWS, sample_orbit
-from lods_jax.cli import start_jax
-from lods_jax.config import TABLETOP
-from lods_jax.distil import Recipe, distil, in_latents, latent_shape
-from lods_jax.evaluate import shown
-from lods_jax.folder import append, rewind
-from lods_jax.generate import opened, text_to_image
-from lods_jax.io.files import replacing
-from lods_jax.io.image import grid, write_png
-from lods_jax.prompts import prompt_table
+from lods_jax.core.cameras import VIEWS, sample_orbit
+from lods_jax.core.files import replacing
+from lods_jax.core.images import grid, write_png
+from lods_jax.core.paths import TABLETOP
+from lods_jax.distillation.objectives import OBJECTIVES
+from lods_jax.distillation.prompts import prompt_table
+from lods_jax.priors.sampling import latent_shape, opened, text_to_image
+from lods_jax.runs.evaluate import shown
+from lods_jax.runs.run_directory import append, rewind
 from lods_jax.tabletop import metrics
 from lods_jax.tabletop.dataset import parse_caption, render_caption
 from lods_jax.tabletop.judge import judge, load_judge
 from lods_jax.tabletop.objects import COLORS, KINDS
+from lods_jax.training.distill_2d import Recipe, distil, in_latents
+from lods_jax.training.distributed import start_jax
 
 N = 8
 PROMPTS = ("a red mug, front view", "a green robot, front view")

@@ -24,21 +24,23 @@ import jax
 import numpy as np
 
 from lods_jax import config as configs
-from lods_jax import pictures, run
-from lods_jax.build import Parts
-from lods_jax.cameras import TABLETOP, orbit_camera, sample_orbit
-from lods_jax.cli import start_jax
 from lods_jax.config import Config, ObjectiveConfig
-from lods_jax.evaluate import cell, restore_scene, shared_viewer
-from lods_jax.folder import append, read_run, rewind
-from lods_jax.io.files import replacing
-from lods_jax.io.image import grid, read_rgba, unmultiplied, write_png
-from lods_jax.representations import Static
+from lods_jax.core.cameras import TABLETOP, orbit_camera, sample_orbit
+from lods_jax.core.files import replacing
+from lods_jax.core.images import grid, read_rgba, unmultiplied, write_png
+from lods_jax.core.types import Camera
+from lods_jax.runs import run
+from lods_jax.runs.evaluate import cell, shared_viewer
+from lods_jax.runs.restore import restore_scene
+from lods_jax.runs.run_directory import append, read_run, rewind
 from lods_jax.tabletop.dataset import Caption, captions, render_caption
 from lods_jax.tabletop.judge import judge, load_judge
 from lods_jax.tabletop.metrics import janus_index
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS
-from lods_jax.types import Camera
+from lods_jax.training import image_to_3d, loop
+from lods_jax.training.build import Parts
+from lods_jax.training.distributed import start_jax
+from lods_jax.training.scene_setups import Static
 
 SIZE = 64
 FIGURES = ("picture", "psnr", "iou", "kind", "color", "view", "janus", "seconds")
@@ -80,9 +82,9 @@ def figures(folder: Path, i: int) -> dict[str, float]:
     truth = np.asarray(render_caption(caption, eyes, SIZE, variation=proportions))
     read = judge(load_judge(), np.asarray(seen.rgb, np.float32))
     ours, true = seen.opacity[..., 0] > 0.5, truth[..., 3] > 0.5
-    kept = read_rgba(folder / pictures.COPY)
+    kept = read_rgba(folder / image_to_3d.COPY)
     return {
-        "picture": psnr(own.rgb[0], pictures.on(kept, 1.0)),
+        "picture": psnr(own.rgb[0], image_to_3d.on(kept, 1.0)),
         "psnr": float(np.mean([psnr(a, b) for a, b in zip(seen.rgb, truth[..., :3], strict=True)])),
         "iou": float(np.mean((ours & true).sum((1, 2)) / np.maximum((ours | true).sum((1, 2)), 1))),
         "kind": float(np.mean(read.kind == KINDS.index(caption.kind))),
@@ -124,7 +126,7 @@ def compile(config: Config, parts: Parts, static: Static) -> Callable:
     p = replace(config.picture, file="", azimuth=0.0, elevation=0.0, radius=None, fov_y=45.0)
     key = configs.dump(replace(config, prompt="", seed=0, picture=p)), static
     if key not in STEPS:
-        STEPS[key] = run.compiled(config, parts, static)
+        STEPS[key] = loop.compiled(config, parts, static)
     return STEPS[key]
 
 
@@ -139,7 +141,7 @@ def run_one(config: Config, i: int, seed: int, folder: Path) -> dict[str, float]
         azimuth, elevation, fov_y = (float(np.rad2deg(x[0])) for x in (camera.azimuth, camera.elevation, camera.fov_y))
         p = replace(config.picture, file=str(file), azimuth=azimuth, elevation=elevation, fov_y=fov_y, frame="as-is")
         p = replace(p, radius=float(camera.radius[0]))
-        code = run.start(pictures.settled(replace(config, picture=p, seed=seed))[0], folder, compile)
+        code = run.start(image_to_3d.settled(replace(config, picture=p, seed=seed))[0], folder, compile)
     if code:
         raise SystemExit(code)
     return figures(folder, i)
@@ -171,9 +173,9 @@ def show(rows: list[dict], out: Path) -> None:
                 lines[name].append(blank)
                 continue
             ran = runs[name, i]
-            scene, kept = restore_scene(ran), read_rgba(ran.path / pictures.COPY)
+            scene, kept = restore_scene(ran), read_rgba(ran.path / image_to_3d.COPY)
             seen = shared_viewer(ran)(scene["theta"], scene["aux"], four)
-            lines[name].append(np.concatenate([pictures.on(kept, 1.0)[None], seen.rgb]))
+            lines[name].append(np.concatenate([image_to_3d.on(kept, 1.0)[None], seen.rgb]))
     tiles = np.concatenate([np.concatenate(line) for line in lines.values()])
     write_png(out / "grid.png", grid(tiles, len(tiles) // len(lines)), scale=1)
 
@@ -187,7 +189,7 @@ def main() -> None:
     if args.examples:
         for name, (text, azimuth, elevation) in EXAMPLES.items():
             p = configs.PictureConfig(azimuth=azimuth, elevation=elevation)
-            take(text, 0.3, pictures.camera_of(Config(picture=p)), 256, Path("examples") / f"{name}.png")
+            take(text, 0.3, image_to_3d.camera_of(Config(picture=p)), 256, Path("examples") / f"{name}.png")
         return
     start_jax(4)
     out = args.out or Path("outputs/experiments/image_to_3d", "full" if args.full else "default")

@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lods_jax.cli import prior_folder, start_jax
-from lods_jax.diffusion import add_noise, eps_to_v, velocity
-from lods_jax.priors.exact import posterior, posterior_mean
+from lods_jax.cli.commands import prior_folder
+from lods_jax.core.noise_schedule import add_noise, eps_to_v, velocity
+from lods_jax.core.types import Cond
+from lods_jax.priors.captioned_images import posterior, posterior_mean
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.tabletop.captioned import captioned_renders
 from lods_jax.tabletop.dataset import parse_caption
-from lods_jax.types import Cond
+from lods_jax.training.distributed import start_jax
 
 TIMES = np.linspace(20, 999, 16).round().astype(int)
 BATCH, DRAWS = 48, 4

@@ -31,20 +31,21 @@ import numpy as np
 from PIL import Image
 
 from lods_jax import config as configs
-from lods_jax import run
-from lods_jax.build import Parts
-from lods_jax.cameras import TABLETOP
-from lods_jax.cli import start_jax
-from lods_jax.compare import compare
 from lods_jax.config import Config, ObjectiveConfig
-from lods_jax.evaluate import cell, evaluate, plain
-from lods_jax.folder import append, read_run, rewind, write_json
-from lods_jax.io.files import replacing
-from lods_jax.io.image import grid, to_uint8, write_png
-from lods_jax.representations import Static
-from lods_jax.results import circle
+from lods_jax.core.cameras import TABLETOP
+from lods_jax.core.files import replacing
+from lods_jax.core.images import grid, to_uint8, write_png
+from lods_jax.runs import run
+from lods_jax.runs.artifacts import circle
+from lods_jax.runs.compare import compare
+from lods_jax.runs.evaluate import cell, evaluate, plain
+from lods_jax.runs.run_directory import append, read_run, rewind, write_json
 from lods_jax.tabletop.dataset import render_caption
 from lods_jax.tabletop.measure import FIGURES
+from lods_jax.training import loop
+from lods_jax.training.build import Parts
+from lods_jax.training.distributed import start_jax
+from lods_jax.training.scene_setups import Static
 
 TUNING = ("a red mug", "a green robot")
 PROMPTS = ("a blue chair", "an orange mushroom", "a red car", "a purple house", "a pink rocket")
@@ -133,7 +134,7 @@ STEPS: dict = {}  # compiled steps, one for all runs that differ in prompt and s
 def compile(config: Config, parts: Parts, static: Static) -> Callable:
     key = configs.dump(replace(config, prompt="", seed=0)), static
     if key not in STEPS:
-        STEPS[key] = run.compiled(config, parts, static)
+        STEPS[key] = loop.compiled(config, parts, static)
     return STEPS[key]
 
 

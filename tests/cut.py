@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from lods_jax import checkpoint
+from lods_jax.training import checkpoint
 
 TRACEME, CONT_SYSCALL, SETOPTIONS, SYSCALL_INFO = 0, 24, 0x4200, 0x420E
 OPTIONS = 1 | 2 | 4 | 8 | 0x100000  # mark calls; follow forks, vforks and threads; die with the tracer

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
 
-from lods_jax import batch
-from lods_jax.config import Config, UserError, check, dump, load
-from lods_jax.folder import read_json, read_lines, read_run
-from lods_jax.io.adapters import load_embedding, load_lora
-from lods_jax.io.ply import read_ply, read_points, write_ply
-from lods_jax.priors.convert import read_config
-from lods_jax.priors.exact import read_image
+from lods_jax.config import Config, check, dump, load
+from lods_jax.core.errors import UserError
+from lods_jax.priors.adapter_files import load_embedding, load_lora
+from lods_jax.priors.captioned_images import read_image
+from lods_jax.priors.torch_weights import read_config
+from lods_jax.runs import batch
+from lods_jax.runs.run_directory import read_json, read_lines, read_run
+from lods_jax.scenes.ply import read_ply, read_points, write_ply
 
 EXAMPLES = 40  # of each reader; eleven readers make 440
 MOST = 64 << 20  # bytes that a reader may have at once

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from lods_jax.flags import parse
+from lods_jax.cli.flags import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -5,9 +5,9 @@ import json
 import jax
 import numpy as np
 
-from lods_jax import checkpoint, run
-from lods_jax.build import build
 from lods_jax.config import load
+from lods_jax.training import checkpoint, loop
+from lods_jax.training.build import build
 
 TINY = [
     "text-to-3d", "a thing", "--anyway", "--prior", "toy", "--steps", "8", "--batch", "2", "--resolution", "16",
@@ -20,7 +20,7 @@ TINY = [
 def final(folder, step=8):
     config = load(folder / "config.yaml")
     parts = build(config, folder)
-    state, _ = checkpoint.restore(folder / "checkpoints", jax.eval_shape(lambda: run.first_state(config, parts)))
+    state, _ = checkpoint.restore(folder / "checkpoints", jax.eval_shape(lambda: loop.first_state(config, parts)))
     assert int(state.step) == step
     return state
 
@@ -34,10 +34,12 @@ def same(a, b):
 
 
 TOY = """
-from lods_jax import build, cli
-from lods_jax.priors.analytic import gaussian
-from lods_jax.prompts import view_prompts
+from lods_jax import cli
+from lods_jax.cli import commands
+from lods_jax.distillation.prompts import view_prompts
+from lods_jax.priors.gaussian import gaussian
+from lods_jax.training import build
 means = {text: 0.3 + 0.2 * i for i, text in enumerate([*view_prompts("a thing"), "a thing", ""])}
 build.PRIORS = {**build.PRIORS, "toy": lambda config: gaussian(means, 0.5)}
-cli.CLOSED_FORM = (*cli.CLOSED_FORM, "toy")
+commands.CLOSED_FORM = (*commands.CLOSED_FORM, "toy")
 """

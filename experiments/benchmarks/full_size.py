@@ -17,18 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lods_jax.build import OBJECTIVES
-from lods_jax.cameras import sample_orbit
-from lods_jax.distil import in_latents
-from lods_jax.priors import modules
-from lods_jax.priors.convert import PARTS, read_config
-from lods_jax.priors.published import write_configs
+from lods_jax.core.cameras import sample_orbit
+from lods_jax.distillation.objectives import OBJECTIVES
+from lods_jax.distillation.parallel import joined
+from lods_jax.distillation.train_step import init_state, make_train_step
+from lods_jax.priors import flax_networks
+from lods_jax.priors.architectures import write_configs
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.scenes.particles import particles
-from lods_jax.train import init_state, joined, make_train_step
+from lods_jax.priors.torch_weights import PARTS, read_config
+from lods_jax.scenes.images import particles
+from lods_jax.training.distill_2d import in_latents
 
 NAMES = ("sds", "csd", "dds", "lods-embedding", "lods-lora", "vsd")
-MAKE = {"unet": modules.unet, "vae": modules.vae, "text": modules.text_encoder}
+MAKE = {"unet": flax_networks.unet, "vae": flax_networks.vae, "text": flax_networks.text_encoder}
 
 
 def step_of(prior, weights, name: str, start, shared: bool = False):
@@ -64,7 +65,7 @@ def main() -> None:
         root = write_configs(Path(folder), "stable-diffusion-2-1-base")
         networks = {part: MAKE[part](read_config(root / where / "config.json")) for part, (where, _) in PARTS.items()}
         prior = stable_diffusion(root, strict=False)
-    shapes = {part: modules.shapes(network) for part, network in networks.items()}
+    shapes = {part: flax_networks.shapes(network) for part, network in networks.items()}
     for part, tree in shapes.items():
         print(f"{part:<8}{sum(leaf.size for leaf in jax.tree.leaves(tree)):>14,} parameters")
     latents, image = (jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in ((64, 64, 4), (512, 512, 3)))

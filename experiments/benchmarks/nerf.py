@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lods_jax.cameras import turntable
+from lods_jax.core.cameras import turntable
 from lods_jax.scenes.nerf import OFFICIAL, TINY, Field, nerf
 
 EDGE, SHARES = 64, (1.0, 0.25, 0.1, 0.05)

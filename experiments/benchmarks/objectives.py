@@ -16,15 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lods_jax.build import OBJECTIVES
-from lods_jax.cameras import sample_orbit
-from lods_jax.config import TABLETOP
-from lods_jax.distil import in_latents, latent_shape
+from lods_jax.core.cameras import sample_orbit
+from lods_jax.core.paths import TABLETOP
+from lods_jax.core.types import Prior
+from lods_jax.distillation.objectives import OBJECTIVES
+from lods_jax.distillation.parallel import joined
+from lods_jax.distillation.prompts import prompt_table
+from lods_jax.distillation.train_step import init_state, make_train_step
+from lods_jax.priors.sampling import latent_shape
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.prompts import prompt_table
-from lods_jax.scenes.particles import particles
-from lods_jax.train import init_state, joined, make_train_step
-from lods_jax.types import Prior
+from lods_jax.scenes.images import particles
+from lods_jax.training.distill_2d import in_latents
 
 BATCH, ROUNDS = 4, 15
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from lods_jax.config import Config, dump
-from lods_jax.folder import read_run
-from lods_jax.io.page import write_page
-from lods_jax.io.ply import Y00, write_splat
+from lods_jax.runs.page import write_page
+from lods_jax.runs.run_directory import read_run
+from lods_jax.scenes.ply import Y00, write_splat
 from lods_jax.tabletop.metrics import surface_points
-from tests.io.browser import Browser
+from tests.runs.browser import Browser
 
 REPEATS, SECONDS = 5, 4.0
 

@@ -51,8 +51,8 @@ def measure(pixels: int, n: int, cores: int, views: int, seconds: float) -> dict
     import numpy as np
     from jax.sharding import Mesh, PartitionSpec
 
-    from lods_jax.cameras import turntable
-    from lods_jax.rendering.splat import rasterize
+    from lods_jax.core.cameras import turntable
+    from lods_jax.scenes.gaussian_rasterizer import rasterize
 
     rng = np.random.default_rng(0)
     direction = rng.normal(size=(n, 3))

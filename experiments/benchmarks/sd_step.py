@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.full_size import random_weights
-from lods_jax import build, cost, run
 from lods_jax import config as configs
-from lods_jax.cli import start_jax
 from lods_jax.config import Config, ObjectiveConfig
+from lods_jax.training import build, cost, loop
+from lods_jax.training.distributed import start_jax
 
 OBJECTIVES = {"SDS": ObjectiveConfig("sds", 100.0), "LODS-embedding": ObjectiveConfig("lods-embedding", 1000.0)}
 OBJECTIVES["LODS-LoRA"] = ObjectiveConfig("lods-lora", 1000.0, {"lora": 0.5})
@@ -79,8 +79,8 @@ def main() -> None:
             config = replace(base, objective=OBJECTIVES[name], batch=views)
             parts = untrained(config, weights)
             weights, found = parts.weights, cost.estimate(config, parts)
-            step = run.compiled(config, parts, parts.representation.plan(config, config.resolution, None))
-            held = [run.first_state(config, parts)]
+            step = loop.compiled(config, parts, parts.representation.plan(config, config.resolution, None))
+            held = [loop.first_state(config, parts)]
 
             def once(step=step, parts=parts, held=held):
                 held[0], metrics = step(held[0], parts.weights, parts.texts, None, jax.random.key(0))  # the state is donated

@@ -16,10 +16,11 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from lods_jax import build, cost
 from lods_jax import config as configs
-from lods_jax.config import Config, ObjectiveConfig, UserError
-from lods_jax.folder import append, rewind
+from lods_jax.config import Config, ObjectiveConfig
+from lods_jax.core.errors import UserError
+from lods_jax.runs.run_directory import append, rewind
+from lods_jax.training import build, cost
 
 TOPOLOGY = "v5e:2x4"
 LORA, EMBEDDING, NERF = "sd21-gaussians-lods-lora", "sd21-gaussians-lods-embedding", "sd21-nerf-lods-lora"

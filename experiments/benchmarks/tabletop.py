@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lods_jax.cli import TABLETOP, start_jax
+from lods_jax.core.paths import TABLETOP
 from lods_jax.tabletop import train_prior
 from lods_jax.tabletop.fitting import make_step, optimizer
 from lods_jax.tabletop.streams import fresh_renders
+from lods_jax.training.distributed import start_jax
 
 
 def per_second(f: Callable[[int], object], items: int, repeats: int = 5) -> float:

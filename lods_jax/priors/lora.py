@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key
 
-from lods_jax.priors.convert import torch_name
+from lods_jax.priors.torch_weights import torch_name
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 RANK = 4

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from lods_jax.diffusion import v_to_eps
-from lods_jax.priors import convert, lora, modules, tokenizer
-from lods_jax.types import Cond, Prior, Query
+from lods_jax.core.noise_schedule import v_to_eps
+from lods_jax.core.types import Cond, Prior, Query
+from lods_jax.priors import flax_networks, lora, tokenizer, torch_weights
 
 
 def stable_diffusion(
@@ -44,10 +44,10 @@ def stable_diffusion(
       remat: compute the transformer blocks again in the backward pass, which takes time and saves memory.
       untrained: random weights in place of those of the folder, which may then lack them: for sizes and costs.
     """
-    text = modules.text_encoder(convert.read_config(Path(folder) / "text_encoder" / "config.json"))
+    text = flax_networks.text_encoder(torch_weights.read_config(Path(folder) / "text_encoder" / "config.json"))
     base = backbone(folder, {"text": text}, dtype, image_size, variant, attention, remat, untrained)
     words = vocabulary(folder) if strict else None
-    encode_text = jax.jit(partial(modules.encode_text, text))
+    encode_text = jax.jit(partial(flax_networks.encode_text, text))
 
     def embed(weights: dict, texts: Sequence[str]) -> Float[Array, "k n w"]:
         for line in texts if words is not None else ():
@@ -100,9 +100,9 @@ def backbone(
         raise ValueError(f"attention must be plain or fused, got {attention!r}")
     vae_dtype = jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype
     folder = Path(folder)
-    configs = {part: convert.read_config(folder / part / "config.json") for part in ("unet", "vae")}
+    configs = {part: torch_weights.read_config(folder / part / "config.json") for part in ("unet", "vae")}
     prediction_type = read_schedule(folder)
-    unet, vae = modules.unet(configs["unet"], dtype), modules.vae(configs["vae"], vae_dtype)
+    unet, vae = flax_networks.unet(configs["unet"], dtype), flax_networks.vae(configs["vae"], vae_dtype)
     pictured = unet.in_channels != vae.latent_channels
     factor = 2 ** (len(vae.block_out_channels) - 1)
     # The fused kernel of a GPU takes half precision alone.
@@ -118,18 +118,18 @@ def backbone(
         networks = {"unet": (unet, dtype), "vae": (vae, vae_dtype), **others}
         if untrained:
             cast = lambda tree, to: jax.tree.map(lambda x: x.astype(to), tree)  # noqa: E731
-            return {part: cast(modules.init(module, key), to) for part, (module, to) in networks.items()}
+            return {part: cast(flax_networks.init(module, key), to) for part, (module, to) in networks.items()}
         return {part: load(folder, part, module, to, variant) for part, (module, to) in networks.items()}
 
     def encode(weights: dict, rgb: Float[Array, "b h w 3"], key: Key[Array, ""]) -> Float[Array, "b m n c"]:
         image = 2 * resize(rgb, size) - 1
-        moments = modules.encode_moments(vae, weights["vae"], image.astype(vae_dtype))
+        moments = flax_networks.encode_moments(vae, weights["vae"], image.astype(vae_dtype))
         mean, logvar = (moment.astype(jnp.float32) for moment in moments)
         z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
         return vae.scaling_factor * z
 
     def decode(weights: dict, z: Float[Array, "b m n c"]) -> Float[Array, "b h w 3"]:
-        image = modules.decode_image(vae, weights["vae"], (z / vae.scaling_factor).astype(vae_dtype))
+        image = flax_networks.decode_image(vae, weights["vae"], (z / vae.scaling_factor).astype(vae_dtype))
         return jnp.clip(image.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
 
     def predict(
@@ -142,12 +142,12 @@ def backbone(
             if getattr(cond, name) is not None and name not in psi:
                 raise ValueError(f"Cond.{name} needs psi[{name!r}], which init_psi makes for a fitted query that uses it")
         hit: set[str] = set()
-        paths = [modules.remat()] if remat else []
-        paths += [modules.fused_attention(kernel)] if attention == "fused" else []
+        paths = [flax_networks.remat()] if remat else []
+        paths += [flax_networks.fused_attention(kernel)] if attention == "fused" else []
         paths += [lora.side_path(psi["lora"], cond.lora, hit)] if cond.lora is not None else []
         paths += [lora.pose_path(psi["pose"], cond.pose, cond.pose_on)] if cond.pose is not None else []
         seen = jnp.concatenate([z_t, cond.image], -1) if pictured else z_t
-        out = modules.predict_noise(unet, weights["unet"], seen.astype(dtype), t, cond.tokens.astype(dtype), paths)
+        out = flax_networks.predict_noise(unet, weights["unet"], seen.astype(dtype), t, cond.tokens.astype(dtype), paths)
         if cond.lora is not None and (missed := sorted(psi["lora"].keys() - hit)):
             raise ValueError(f"the adapter has a layer that this U-Net does not have: {missed[0]}")
         out = out.astype(jnp.float32)
@@ -158,7 +158,7 @@ def backbone(
 
 def load(folder: Path, part: str, module: nn.Module, dtype: DTypeLike, variant: str | None = None) -> Any:
     """The parameters of one part of the folder, read from disk as `dtype`."""
-    params = convert.to_flax(convert.read_state(folder, part, variant), modules.shapes(module))
+    params = torch_weights.to_flax(torch_weights.read_state(folder, part, variant), flax_networks.shapes(module))
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
 
 
@@ -171,18 +171,18 @@ def resize(rgb: Float[Array, "b h w 3"], size: int, antialias: bool = False) -> 
 def vocabulary(folder: str | Path) -> frozenset[str] | None:
     """The words that the prior of a folder was trained on; None where no `vocabulary.json` limits them."""
     file = Path(folder) / "vocabulary.json"
-    return frozenset(convert.read_config(file)["words"]) if file.is_file() else None
+    return frozenset(torch_weights.read_config(file)["words"]) if file.is_file() else None
 
 
 def read_schedule(folder: Path) -> str:
     """The folder's prediction type; refuses any noise schedule but the one in `diffusion`."""
     file = folder / "scheduler" / "scheduler_config.json"
-    config = convert.read_config(file)
+    config = torch_weights.read_config(file)
     for name in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "trained_betas"):
-        if config.get(name, convert.SCHEDULER[name]) != convert.SCHEDULER[name]:
-            raise ValueError(f"{file}: {name} must be {convert.SCHEDULER[name]}, got {config[name]}")
+        if config.get(name, torch_weights.SCHEDULER[name]) != torch_weights.SCHEDULER[name]:
+            raise ValueError(f"{file}: {name} must be {torch_weights.SCHEDULER[name]}, got {config[name]}")
     prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in convert.PREDICTION_TYPES:
-        allowed = " or ".join(convert.PREDICTION_TYPES)
+    if prediction_type not in torch_weights.PREDICTION_TYPES:
+        allowed = " or ".join(torch_weights.PREDICTION_TYPES)
         raise ValueError(f"{file}: prediction_type must be {allowed}, got {prediction_type!r}")
     return prediction_type

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lods_jax.priors import convert, modules
+from lods_jax.core.types import Camera, Prior
+from lods_jax.priors import flax_networks, torch_weights
 from lods_jax.priors.stable_diffusion import backbone, resize
-from lods_jax.types import Camera, Prior
 
 
 class PosedPrior(NamedTuple):
@@ -37,8 +37,8 @@ def zero123(
 
     Pictures are brought to size by a bilinear resize with antialiasing; the published pipeline's is bicubic.
     """
-    encoder = modules.image_encoder(convert.read_config(Path(folder) / "image_encoder" / "config.json"))
-    join = modules.linear(convert.read_config(Path(folder) / "cc_projection" / "config.json"))
+    encoder = flax_networks.image_encoder(torch_weights.read_config(Path(folder) / "image_encoder" / "config.json"))
+    join = flax_networks.linear(torch_weights.read_config(Path(folder) / "cc_projection" / "config.json"))
     base = backbone(folder, {"image": encoder, "camera": join}, dtype, image_size, variant, attention, remat)
 
     def embed(weights: Any, texts: Any) -> Any:
@@ -53,9 +53,14 @@ def zero123(
         # Pictures are not renders: they may be much larger than what is asked for.
         image = 2 * resize(rgb[None], base.size, antialias=True) - 1
         # Latents without their scale, as published.
-        mean, _ = modules.encode_moments(base.vae, weights["vae"], image.astype(jax.tree.leaves(weights["vae"])[0].dtype))
-        seen = modules.encode_image(encoder, weights["image"], resize(rgb[None], encoder.config.image_size, antialias=True))
+        mean, _ = flax_networks.encode_moments(base.vae, weights["vae"], image.astype(jax.tree.leaves(weights["vae"])[0].dtype))
+        seen = flax_networks.encode_image(encoder, weights["image"], resize(rgb[None], encoder.config.image_size, antialias=True))
         join = weights["camera"]["projection"]
         return {"image": mean[0].astype(jnp.float32), "embedding": seen[0], "camera": camera, "join": join}
 
     return PosedPrior(Prior(base.init, embed, init_psi, base.encode, base.decode, base.predict), look)
+
+
+def token(join: dict[str, Any], embedding: Float[Array, "b p"], pose: Float[Array, "b 4"]) -> Float[Array, "b 1 w"]:
+    """The context of the U-Net: embeddings of pictures and poses relative to theirs, through the layer that joins them."""
+    return (jnp.concatenate([embedding, pose], -1) @ join["kernel"] + join["bias"][None])[:, None]

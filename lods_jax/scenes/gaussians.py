@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from scipy.spatial import cKDTree
 
-from lods_jax.rendering.splat import rasterize
-from lods_jax.types import Camera, Render, Scene
+from lods_jax.core.types import Camera, Render, Scene
+from lods_jax.scenes.gaussian_rasterizer import rasterize
 
 Y00 = 0.28209479177387814  # the constant spherical harmonic: rgb = 1/2 + Y00 sh_0
 Start = dict[str, Float[Array, "m ..."]]  # the first m Gaussians: means, and any other leaf of theta

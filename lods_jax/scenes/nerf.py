@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from lods_jax.cameras import rays
-from lods_jax.rendering.hashgrid import encode, resolutions
-from lods_jax.rendering.volume import absorb, before, distortion, moments
+from lods_jax.core.cameras import rays
+from lods_jax.core.types import Camera, Render, Scene
 from lods_jax.scenes.gaussians import white_or_grey
-from lods_jax.types import Camera, Render, Scene
+from lods_jax.scenes.hash_encoding import encode, resolutions
+from lods_jax.scenes.volume_rendering import absorb, before, distortion, moments
 
 HIDDEN = 7.0  # optical depth: a thousandth of the light comes from beyond it
 NEAR = 0.05  # world units before the camera, where nothing is seen

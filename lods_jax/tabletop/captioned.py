@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from lods_jax.io.files import replacing
+from lods_jax.core.files import replacing
 from lods_jax.tabletop.dataset import VIEWS, WORDS
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
 from lods_jax.tabletop.streams import fresh_renders

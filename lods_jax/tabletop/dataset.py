@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from lods_jax.cameras import TABLETOP, VIEWS, Orbit, sample_orbit
+from lods_jax.core.cameras import TABLETOP, VIEWS, Orbit, sample_orbit
+from lods_jax.core.types import Camera
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS, render_objects
-from lods_jax.types import Camera
 
 WORDS = ("a", "an", ",", "view", *VIEWS, *PATTERNS[1:], *COLORS, *KINDS)
 

@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lods_jax import generate
-from lods_jax.cameras import VIEWS
-from lods_jax.diffusion import add_noise, eps_to_v, velocity
-from lods_jax.io.image import grid, write_png
+from lods_jax.core.cameras import VIEWS
+from lods_jax.core.images import grid, write_png
+from lods_jax.core.noise_schedule import add_noise, eps_to_v, velocity
+from lods_jax.core.types import Cond, Prior
+from lods_jax.priors import sampling as generate
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.tabletop.dataset import Caption, Renders, caption_of, captions
 from lods_jax.tabletop.judge import Verdict, accuracy_on_renders, judge, load_judge
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
 from lods_jax.tabletop.streams import fresh_renders
-from lods_jax.types import Cond, Prior
 
 SCALE, STEPS = 4.0, 30  # guidance scale and DDIM steps of every sample that is judged
 SEEDS = 96

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from lods_jax.io.files import replacing
+from lods_jax.core.files import replacing
 
 
 class Recipe(NamedTuple):

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, Int, Key
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from lods_jax.cameras import VIEWS
-from lods_jax.diffusion import add_noise
-from lods_jax.io.files import replacing
+from lods_jax.core.cameras import VIEWS
+from lods_jax.core.files import replacing
+from lods_jax.core.noise_schedule import add_noise
 from lods_jax.tabletop.dataset import boundary_distance
 from lods_jax.tabletop.fitting import Recipe, optimizer, sit, start
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS

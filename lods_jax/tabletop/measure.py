@@ -11,12 +11,12 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from lods_jax.cameras import TABLETOP, rays, turntable
+from lods_jax.core.cameras import TABLETOP, rays, turntable
+from lods_jax.core.types import Camera, Render
 from lods_jax.tabletop import metrics
 from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
 from lods_jax.tabletop.judge import SIZE, judge, load_judge
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
-from lods_jax.types import Camera, Render
 
 AZIMUTHS, ELEVATIONS = 12, (10.0, 35.0)
 PROPORTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)

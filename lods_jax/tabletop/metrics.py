@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lods_jax.cameras import VIEWS, orbit_camera, rays
+from lods_jax.core.cameras import VIEWS, orbit_camera, rays
+from lods_jax.core.types import Camera
 from lods_jax.tabletop.judge import NONE, Verdict
 from lods_jax.tabletop.objects import BOUND, signed_distance, trace
-from lods_jax.types import Camera
 
 MIDDLE = np.full(4, 0.5, np.float32)  # the proportions of `dataset.render_caption`
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lods_jax.cameras import rays
-from lods_jax.types import Camera
+from lods_jax.core.cameras import rays
+from lods_jax.core.types import Camera
 
 BOUND = 0.8
 COLORS = {

@@ -17,19 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lods_jax.diffusion import T, add_noise, v_to_eps, velocity
-from lods_jax.generate import CLIP
-from lods_jax.io.image import grid, to_uint8, write_png
-from lods_jax.posed import relative_pose, token
-from lods_jax.priors import convert, modules
-from lods_jax.sampling import ddim
+from lods_jax.core.cameras import relative_pose
+from lods_jax.core.images import grid, to_uint8, write_png
+from lods_jax.core.noise_schedule import T, add_noise, v_to_eps, velocity
+from lods_jax.core.types import Camera
+from lods_jax.priors import flax_networks as modules
+from lods_jax.priors import torch_weights as convert
+from lods_jax.priors.ddim import ddim
+from lods_jax.priors.sampling import CLIP
+from lods_jax.priors.zero123 import token
 from lods_jax.tabletop.dataset import Renders, sample_renders
 from lods_jax.tabletop.fitting import Fit, Recipe, load_checkpoint, optimizer, save_checkpoint, sit, start
 from lods_jax.tabletop.judge import judge, load_judge
 from lods_jax.tabletop.objects import COMPOSITE, KINDS
 from lods_jax.tabletop.streams import PER_KIND, pool_batches
 from lods_jax.tabletop.train_prior import SIZE, UNET, VAE, decode, encode, in_chunks
-from lods_jax.types import Camera
 
 VIEWS = 4  # images of an object; those at even places are on white, and serve as pictures
 COPIES = 6  # objects of a kind in a part of the stream, times PER_KIND

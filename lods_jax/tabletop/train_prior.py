@@ -23,11 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lods_jax.diffusion import T, add_noise, v_to_eps, velocity
-from lods_jax.generate import CLIP
-from lods_jax.io.image import grid, write_png
-from lods_jax.priors import convert, modules, tokenizer
-from lods_jax.sampling import ddim
+from lods_jax.core.images import grid, write_png
+from lods_jax.core.noise_schedule import T, add_noise, v_to_eps, velocity
+from lods_jax.priors import flax_networks as modules
+from lods_jax.priors import tokenizer
+from lods_jax.priors import torch_weights as convert
+from lods_jax.priors.ddim import ddim
+from lods_jax.priors.sampling import CLIP
 from lods_jax.tabletop.dataset import COLORS, KINDS, PATTERNS, VIEWS, WORDS, Caption, captions
 from lods_jax.tabletop.fitting import Fit, Recipe, load_checkpoint, optimizer, save_checkpoint, sit, start
 from lods_jax.tabletop.objects import COMPOSITE

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.build import OBJECTIVES
-from lods_jax.diffusion import add_noise, score_weight
-from lods_jax.objectives import csd, dds, lods_lora, sds
+from lods_jax.core.noise_schedule import add_noise, score_weight
+from lods_jax.distillation.objectives import OBJECTIVES, csd, dds, lods_lora, sds
 
 D, N = 3, 4000
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lods_jax.build import OBJECTIVES
-from lods_jax.objectives import csd, dds, lods_embedding, lods_lora, sds, sds_bridge, vsd
+from lods_jax.distillation.objectives import OBJECTIVES, csd, dds, lods_embedding, lods_lora, sds, sds_bridge, vsd
 
 PATH = Path(__file__).resolve().parents[2] / "experiments" / "gaussian_prior.py"
 spec = importlib.util.spec_from_file_location("gaussian_prior", PATH)

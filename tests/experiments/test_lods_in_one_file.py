@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from lods_jax.cameras import VIEWS, orbit_camera
-from lods_jax.objectives import lods_embedding, sds
-from lods_jax.train import init_state, make_train_step, parallelise
-from lods_jax.types import Prior, Render, Scene
+from lods_jax.core.cameras import VIEWS, orbit_camera
+from lods_jax.core.types import Prior, Render, Scene
+from lods_jax.distillation.objectives import lods_embedding, sds
+from lods_jax.distillation.parallel import parallelise
+from lods_jax.distillation.train_step import init_state, make_train_step
 
 PATH = Path(__file__).resolve().parents[2] / "experiments" / "lods_in_one_file.py"
 spec = importlib.util.spec_from_file_location("lods_in_one_file", PATH)

@@ -9,10 +9,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from lods_jax.io.adapters import load_embedding, load_lora, save_embedding, save_lora
+from lods_jax.core.types import Cond, Query
 from lods_jax.priors import lora
+from lods_jax.priors.adapter_files import load_embedding, load_lora, save_embedding, save_lora
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.types import Cond, Query
 
 B = 3
 FITTED = [Query("null", lora=0.5), Query("plain", lora=1.0, pose=True), Query("learned")]

@@ -6,17 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.diffusion import add_noise, velocity
-from lods_jax.priors import convert, modules, tokenizer
+from lods_jax.core.noise_schedule import add_noise, velocity
+from lods_jax.core.types import Cond, Query
+from lods_jax.distillation.train_step import encode_each
+from lods_jax.priors import flax_networks, tokenizer, torch_weights
 from lods_jax.priors.stable_diffusion import resize, stable_diffusion, vocabulary
-from lods_jax.train import encode_each
-from lods_jax.types import Cond, Query
 
 
 def changed(sd, to, file, **changes):
     """A copy of the folder in which the config `file` has `changes`."""
     shutil.copytree(sd, to)
-    (to / file).write_text(json.dumps(convert.read_config(sd / file) | changes))
+    (to / file).write_text(json.dumps(torch_weights.read_config(sd / file) | changes))
     return to
 
 
@@ -115,7 +115,7 @@ def test_a_predicted_velocity_becomes_the_noise(sd, tmp_path, arrays, monkeypatc
     """A network that knows the true velocity is a perfect denoiser."""
     folder = changed(sd, tmp_path / "sd", "scheduler/scheduler_config.json", prediction_type="v_prediction")
     z, noise, t = arrays["latents"], arrays["noise"], arrays["t"]
-    monkeypatch.setattr(modules, "predict_noise", lambda *_: velocity(z, noise, t))
+    monkeypatch.setattr(flax_networks, "predict_noise", lambda *_: velocity(z, noise, t))
     eps = stable_diffusion(folder).predict({"unet": {}}, {}, add_noise(z, noise, t), t, Cond(arrays["emb_cond_vd"]))
     np.testing.assert_allclose(eps, noise, atol=1e-5)
 

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.cameras import orbit_camera
-from lods_jax.objectives import score, sds
-from lods_jax.posed import by_pose, relative_pose, shown
-from lods_jax.priors import convert, modules
+from lods_jax.core.cameras import orbit_camera, relative_pose
+from lods_jax.core.types import Cond, Query
+from lods_jax.distillation.objectives import sds
+from lods_jax.distillation.scores import score
+from lods_jax.priors import flax_networks, torch_weights
 from lods_jax.priors.zero123 import zero123
-from lods_jax.types import Cond, Query
+from lods_jax.training.image_to_3d import by_pose, shown
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "zero123"
 KEY = jax.random.key(0)
@@ -39,8 +40,8 @@ def posed():
 
 def test_picture_token_and_noise_are_those_of_pytorch(posed, arrays):
     (prior, _), weights = posed
-    encoder = modules.image_encoder(convert.read_config(DATA / "image_encoder" / "config.json"))
-    embedding = jax.jit(partial(modules.encode_image, encoder))(weights["image"], arrays["pixels"])
+    encoder = flax_networks.image_encoder(torch_weights.read_config(DATA / "image_encoder" / "config.json"))
+    embedding = jax.jit(partial(flax_networks.encode_image, encoder))(weights["image"], arrays["pixels"])
     np.testing.assert_allclose(embedding, arrays["embedding"], atol=2e-5)
     join = weights["camera"]["projection"]
     token = jnp.concatenate([arrays["embedding"], arrays["pose"]], -1) @ join["kernel"] + join["bias"][None]

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.cameras import turntable
-from lods_jax.io.ply import read_points, write_ply
+from lods_jax.core.cameras import turntable
 from lods_jax.scenes.gaussians import ball, from_points, gaussians, shell
+from lods_jax.scenes.ply import read_points, write_ply
 
 SCENE = gaussians(height=16, width=16, intersections=1024, capacity=64, count=48)
 THETA, AUX = SCENE.init(jax.random.key(0))

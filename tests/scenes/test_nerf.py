@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.cameras import orbit_camera, turntable
-from lods_jax.rendering.volume import absorb
+from lods_jax.core.cameras import orbit_camera, turntable
 from lods_jax.scenes import nerf as module
 from lods_jax.scenes.nerf import Field, density, grown, init_field, init_layers, look_up, nerf, normals, refresh
+from lods_jax.scenes.volume_rendering import absorb
 
 FIELD = Field(levels=3, log2_rows=10, base=4, finest=16, hidden=16, cells=12)
 S, SIZE = 24, 12

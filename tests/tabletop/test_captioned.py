@@ -1,6 +1,6 @@
 import numpy as np
 
-from lods_jax.priors.exact import posterior_mean
+from lods_jax.priors.captioned_images import posterior_mean
 from lods_jax.tabletop import captioned
 from lods_jax.tabletop.dataset import Renders
 from lods_jax.tabletop.objects import COMPOSITE

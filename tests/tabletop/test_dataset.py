@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lods_jax.cameras import TABLETOP, VIEWS, turntable, view_of
+from lods_jax.core.cameras import TABLETOP, VIEWS, turntable, view_of
 from lods_jax.priors.tokenizer import from_words, tokenize
 from lods_jax.tabletop import dataset
 from lods_jax.tabletop.dataset import (

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lods_jax.cameras import VIEWS
-from lods_jax.priors.analytic import gaussian
+from lods_jax.core.cameras import VIEWS
+from lods_jax.priors.gaussian import gaussian
 from lods_jax.tabletop import evaluate
 from lods_jax.tabletop.dataset import COLORS, KINDS, PATTERNS, Caption, Renders, caption_of, held_out, parse_caption
 from lods_jax.tabletop.judge import Verdict

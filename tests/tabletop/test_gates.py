@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lods_jax.cli import TABLETOP, main
+from lods_jax.cli import main
+from lods_jax.core.paths import TABLETOP
 from lods_jax.tabletop import evaluate
 
 pytestmark = pytest.mark.slow

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from lods_jax.cameras import VIEWS
+from lods_jax.core.cameras import VIEWS
+from lods_jax.core.types import Render
 from lods_jax.tabletop.dataset import parse_caption, render_caption
 from lods_jax.tabletop.measure import FIGURES, eyes, measure, visible_points
 from lods_jax.tabletop.metrics import _first_hits, surface_points
-from lods_jax.types import Render
 
 POINTS, MASS = np.zeros((1, 3), np.float32), np.ones(1, np.float32)
 

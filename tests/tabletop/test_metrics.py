@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lods_jax.cameras import VIEWS
+from lods_jax.core.cameras import VIEWS
 from lods_jax.tabletop.judge import NONE, Verdict
 from lods_jax.tabletop.metrics import (
     bootstrap,

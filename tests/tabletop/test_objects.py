@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from lods_jax import cameras
-from lods_jax.cameras import orbit_camera, turntable
+from lods_jax.core import cameras
+from lods_jax.core.cameras import orbit_camera, turntable
 from lods_jax.tabletop import objects
 from lods_jax.tabletop.objects import BOUND, COLORS, COMPOSITE, KINDS, PATTERNS
 

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.cameras import orbit_camera
-from lods_jax.config import TABLETOP
-from lods_jax.diffusion import v_to_eps
-from lods_jax.posed import by_pose
-from lods_jax.priors import convert, modules
+from lods_jax.core.cameras import orbit_camera
+from lods_jax.core.noise_schedule import v_to_eps
+from lods_jax.core.paths import TABLETOP
+from lods_jax.core.types import Cond, Query
+from lods_jax.priors import flax_networks, torch_weights
 from lods_jax.priors.zero123 import zero123
 from lods_jax.tabletop import train_pose
 from lods_jax.tabletop.dataset import sample_renders
 from lods_jax.tabletop.fitting import optimizer
 from lods_jax.tabletop.train_prior import UNET, VAE
-from lods_jax.types import Cond, Query
+from lods_jax.training.image_to_3d import by_pose
 
 KEY = jax.random.key(0)
 
@@ -38,21 +38,23 @@ def batch():
 @pytest.mark.slow
 def test_it_begins_as_the_prior_and_blind_to_the_picture(fit, batch):
     z, t, context, image = batch
-    own = convert.to_flax(convert.read_state(TABLETOP, "unet"), modules.shapes(modules.unet(UNET)))
-    expected = modules.predict_noise(modules.unet(UNET), own, z, t, context)
-    begun = modules.predict_noise(train_pose.networks().unet, fit.params["unet"], jnp.concatenate([z, image], -1), t, context)
+    own = torch_weights.to_flax(torch_weights.read_state(TABLETOP, "unet"), flax_networks.shapes(flax_networks.unet(UNET)))
+    expected = flax_networks.predict_noise(flax_networks.unet(UNET), own, z, t, context)
+    begun = flax_networks.predict_noise(
+        train_pose.networks().unet, fit.params["unet"], jnp.concatenate([z, image], -1), t, context
+    )
     np.testing.assert_allclose(begun, expected, atol=1e-5)
 
 
 def test_its_folder_says_to_a_run_what_training_says(fit, batch, tmp_path):
     z, t, _, _ = batch
-    vae = convert.to_flax(convert.read_state(TABLETOP, "vae"), modules.shapes(modules.vae(VAE)))
+    vae = torch_weights.to_flax(torch_weights.read_state(TABLETOP, "vae"), flax_networks.shapes(flax_networks.vae(VAE)))
     # Float16 on disk: the weights that training is compared with are those that come back.
     params = jax.tree.map(lambda x: np.asarray(x, np.float16).astype(np.float32), fit.params)
     params["unet"]["conv_in"]["kernel"][:, :, 4:] = 0.05  # no longer blind
     params["unet"]["conv_in"]["kernel"] = params["unet"]["conv_in"]["kernel"].astype(np.float16).astype(np.float32)
     configs = {"vae": VAE, "unet": train_pose.POSED_UNET, "image": train_pose.IMAGE, "camera": train_pose.CAMERA}
-    convert.save_folder(tmp_path / "pose", configs, {"vae": vae} | params, {}, prediction_type="v_prediction")
+    torch_weights.save_folder(tmp_path / "pose", configs, {"vae": vae} | params, {}, prediction_type="v_prediction")
     prior, look = zero123(tmp_path / "pose")
     weights = prior.init(KEY)
     angles = lambda *x: jnp.deg2rad(jnp.array(x))  # noqa: E731
@@ -67,7 +69,7 @@ def test_its_folder_says_to_a_run_what_training_says(fit, batch, tmp_path):
     pose = jnp.array([[np.deg2rad(20), 1.0, 0.0, 0.0], [np.deg2rad(-20), -np.sin(np.pi / 3), 0.5, 0.2]], jnp.float32)
     context = train_pose.context_of(params, jnp.stack([picture, picture]), pose)
     seen = jnp.concatenate([z, jnp.stack([tables["image"]] * 2)], -1)
-    v = jax.jit(partial(modules.predict_noise, train_pose.networks().unet))(params["unet"], seen, t, context)
+    v = jax.jit(partial(flax_networks.predict_noise, train_pose.networks().unet))(params["unet"], seen, t, context)
     np.testing.assert_allclose(said, v_to_eps(v, z, t), atol=2e-4)
     blind = predict(weights, {}, z, t, Cond(rows["prompt"], image=0 * seen[..., :4]))
     assert float(jnp.abs(blind - said).max()) > 1e-2

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.priors import convert, modules
+from lods_jax.priors import flax_networks, torch_weights
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.tabletop import train_prior
 from lods_jax.tabletop.dataset import WORDS, caption_of
@@ -15,7 +15,7 @@ from lods_jax.tabletop.objects import COMPOSITE, KINDS
 
 @pytest.fixture(scope="module")
 def vae():
-    return modules.init(train_prior.networks().vae, jax.random.key(0))
+    return flax_networks.init(train_prior.networks().vae, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_training_captions_say_what_is_shown():
 def texts_of_table():
     from itertools import product
 
-    from lods_jax.cameras import VIEWS
+    from lods_jax.core.cameras import VIEWS
     from lods_jax.tabletop.dataset import Caption
     from lods_jax.tabletop.objects import COLORS, PATTERNS
 
@@ -100,8 +100,8 @@ def test_a_checkpoint_restores_bit_for_bit_and_tells_what_is_missing(tmp_path, v
 def test_a_folder_alone_is_enough_to_go_on(tmp_path, vae):
     """Float16 on disk: weights come back rounded, optimizers fresh, and the count of samples goes on."""
     tx = optimizer("adamw")
-    unet = jax.tree.map(lambda x: 0.01 * jnp.ones(x.shape), modules.shapes(train_prior.networks().unet))
-    text = jax.tree.map(lambda x: 0.01 * jnp.ones(x.shape), modules.shapes(train_prior.networks().text))
+    unet = jax.tree.map(lambda x: 0.01 * jnp.ones(x.shape), flax_networks.shapes(train_prior.networks().unet))
+    text = jax.tree.map(lambda x: 0.01 * jnp.ones(x.shape), flax_networks.shapes(train_prior.networks().text))
     fits = {"vae": start(vae, tx, 5), "unet": start({"unet": unet, "text": text}, tx, 9)}
     train_prior.write_folder(tmp_path / "prior", fits, {"sittings": 1, "seconds": {"vae": 1.0, "unet": 2.0}})
     back, meta = train_prior.resume_from(tmp_path / "prior", tx, seed=0)
@@ -110,7 +110,7 @@ def test_a_folder_alone_is_enough_to_go_on(tmp_path, vae):
     prior = stable_diffusion(tmp_path / "prior")
     assert prior.embed(prior.init(jax.random.key(0)), ["a red mug, side view"]).shape == (1, 12, 64)
     assert sum(f.stat().st_size for f in (tmp_path / "prior").rglob("*.safetensors")) < 16 * 2**20
-    assert convert.read_config(tmp_path / "prior" / "vocabulary.json")["words"] == list(WORDS)
+    assert torch_weights.read_config(tmp_path / "prior" / "vocabulary.json")["words"] == list(WORDS)
 
 
 def test_bad_sittings_are_refused_in_one_line(tmp_path):

@@ -1,0 +1,327 @@
+"""What each command does; their flags are in `flags`. Loads no jax before a command has checked its arguments, so that help and
+refusals come at once.
+"""
+
+import difflib
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lods_jax import config as configs
+from lods_jax.cli import flags
+from lods_jax.config import Config
+from lods_jax.core.errors import UserError
+from lods_jax.core.paths import TABLETOP
+from lods_jax.runs import batch
+
+CLOSED_FORM = ("exact", "exact-gaussians")  # priors of the tabletop world without a folder
+
+
+def text_to_3d(args: flags.TextTo3D) -> int:
+    config, prompts = configs.check(args.settings), batch.read_prompts(args.prompts) if args.prompts else []
+    if prompts and config.prompt.startswith("lib:"):
+        config, prompts = replace(config, prompt=batch.pick(prompts, config.prompt)), []
+    elif prompts and config.prompt:
+        raise UserError("give a prompt or --prompts, not both; lib:WORDS picks one of the file")
+    if args.print_config:
+        print(configs.dump(config), end="")
+        return 0
+    if args.topology and not args.dry_run:
+        raise UserError("--topology needs --dry-run: nothing can run on a slice that is not there")
+    if args.shard and not args.prompts:
+        raise UserError("--shard needs --prompts: it is a share of them")
+    if args.dry_run:
+        dry_run(config, args.topology)
+        return 0
+    closed = config.prior.name in CLOSED_FORM
+    folder = TABLETOP if closed else prior_folder(config.prior.name, config.prior.download)
+    for prompt in prompts or [config.prompt]:
+        check_prompt(prompt, folder, args.anyway)
+    out = args.out or Path("outputs/text-to-3d", Path(args.prompts).stem if prompts else batch.slug(config.prompt))
+    if args.distributed and prompts:
+        raise UserError("--distributed makes one run of several processes: with --prompts pass --shard, a process for each share")
+    start_run(config, args.distributed)
+    from lods_jax.runs import run
+
+    if prompts:
+        jobs = batch.folders(prompts, out)
+        return batch.run_all(config, batch.share(jobs, args.shard) if args.shard else jobs)
+    return run.start(config, args.out or out / datetime.now().strftime("%Y%m%d-%H%M%S"))
+
+
+def image_to_3d(args: flags.ImageTo3D) -> int:
+    config = Config(**vars(args.settings))
+    files = {f"{name}_file": getattr(config.picture, f"{name}_file") for name in ("depth", "normal")}
+    files = {name: str(Path(file).absolute()) for name, file in files.items() if file} | {"file": str(args.image.absolute())}
+    config = configs.check(replace(config, picture=replace(config.picture, **files)))
+    if not args.image.is_file():
+        raise UserError(f"there is no picture {args.image}: lods image-to-3d PICTURE takes a PNG, say")
+    if config.prior.name in CLOSED_FORM:
+        raise UserError(f"image-to-3d needs a prior that encodes pictures, got {config.prior.name}: pass tabletop or a folder")
+    folder = prior_folder(config.prior.name, config.prior.download)
+    if config.prompt:
+        check_prompt(config.prompt, folder, args.anyway)
+    start_run(config, args.distributed)
+    from lods_jax.runs import run
+    from lods_jax.training import build, cost, image_to_3d
+
+    config, said = image_to_3d.settled(config)
+    configs.check(config)
+    p = config.picture
+    if args.print_config:
+        print(configs.dump(config), end="")
+        return 0
+    words = [said, f"camera at azimuth {p.azimuth:g}, elevation {p.elevation:g}", f"prompt {config.prompt!r}"]
+    run.say("picture", ", ".join(word for word in words if word))
+    if args.dry_run:
+        found = cost.estimate(config, build.build(config))
+        print(cost.describe(found))
+        cost.check_fits(config, found)
+        return 0
+    out = args.out or Path("outputs/image-to-3d", batch.slug(args.image.stem), datetime.now().strftime("%Y%m%d-%H%M%S"))
+    return run.start(config, out)
+
+
+def dry_run(config: Config, topology: str | None) -> None:
+    """What a step would take, for a folder, the tabletop prior, or a published architecture by its name."""
+    from lods_jax.priors.architectures import CONFIGS
+
+    sketched = config.prior.name in CONFIGS and not Path(config.prior.name).is_dir()
+    if not sketched and config.prior.name not in CLOSED_FORM:
+        prior_folder(config.prior.name)
+    from lods_jax.training.distributed import start_jax
+
+    start_jax(None if config.parallel == "jit" or topology else config.batch)
+    from lods_jax.training import build, cost
+
+    devices = cost.slice_of(topology) if topology else None
+    found = cost.estimate(config, build.sketch(config) if sketched else build.build(config), devices)
+    print(cost.describe(found))
+    cost.check_fits(config, found)
+
+
+def resume(args: flags.Resume) -> int:
+    file = args.run / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{args.run} holds no run: {file} is missing")
+    config = configs.check(configs.load(file))
+    start_run(config, args.distributed)
+    from lods_jax.runs import run
+
+    return run.resume(config, args.run, changed=args.changed)
+
+
+def start_run(config: Config, distributed: bool) -> None:
+    """`start_jax` for a run; refuses what only one process can do where there are several."""
+    if distributed and config.parallel in ("jit", "pmap"):
+        raise UserError(f"--distributed needs --parallel shard_map or auto, got {config.parallel}")
+    if distributed and config.reduce == "ordered":
+        raise UserError("--reduce ordered is for the devices of one process: pass --reduce sum, or leave --distributed out")
+    from lods_jax.training.distributed import start_jax
+
+    start_jax(None if config.parallel == "jit" else config.batch, distributed)
+
+
+def view(args: flags.View) -> None:
+    from lods_jax.runs import view
+
+    view.view(args.run, args.port)
+
+
+def compare(args: flags.Compare) -> None:
+    from lods_jax.training.distributed import start_jax
+
+    start_jax()
+    from lods_jax.runs import compare
+
+    for line in compare.compare(some(args.runs), args.out):
+        print(f"missing: {line}")
+    print(f"{args.out}: {len(args.runs)} runs side by side")
+
+
+def evaluate(args: flags.Evaluate) -> None:
+    from lods_jax.training.distributed import start_jax
+
+    start_jax()
+    from lods_jax.runs import evaluate
+
+    evaluate.report(some(args.runs), args.json)
+
+
+def export(args: flags.Export) -> None:
+    from lods_jax.training.distributed import start_jax
+
+    start_jax()
+    from lods_jax.runs import export
+    from lods_jax.runs.run_directory import read_run
+
+    print(export.export(read_run(args.run), args.to, args.out, args.faces, args.texture, args.particle))
+
+
+def some(runs: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The runs of a command, if there are any."""
+    if not runs:
+        raise UserError("name at least one run folder: outputs/latest, say")
+    return runs
+
+
+def info(args: flags.Info) -> None:
+    import jax
+
+    from lods_jax.core.videos import ffmpeg_path
+    from lods_jax.priors import hub
+    from lods_jax.runs import provenance
+
+    for name, value in provenance.describe()["versions"].items():
+        print(f"{name:<17}{value}")
+    for device in jax.devices():
+        print(f"{'device':<17}{device.platform}: {device.device_kind}")
+    if hidden := provenance.hidden_gpu():
+        print(f"{'GPU':<17}{hidden}")
+    print(f"{'ffmpeg':<17}{ffmpeg_path()}")
+    print(f"{'prior':<17}tabletop: {hub.family(TABLETOP)}, SHA-256 of the U-Net {hub.unet_hash(TABLETOP)[:16]}")
+    print(f"{'prior':<17}{', '.join(CLOSED_FORM)}: closed forms over renders of the tabletop world")
+
+
+def text_to_image(args: flags.TextToImage) -> None:
+    folder = prior_folder(args.prior)
+    check_prompt(args.prompt, folder, args.anyway)
+    steps = args.steps if args.steps is not None else 500 if args.objective else 30
+    check_sizes(args.n, steps, most=10**6 if args.objective else 1000)
+    from lods_jax.training.distributed import start_jax
+
+    start_jax()
+    from lods_jax.priors import sampling
+    from lods_jax.runs import generate
+    from lods_jax.training import distill_2d
+
+    if args.objective:
+        recipe = distill_2d.Recipe(steps, args.lr, args.psi_lr)
+        objective = objective_of(args.objective, args.guidance_scale)
+        frames = generate.distilled(
+            folder, objective, args.prompt, args.n, recipe, args.seed, args.negative_prompt, args.space, not args.anyway
+        )
+        generate.write_film(args.out, frames)
+        print(f"{args.out}: {args.n} images of {args.prompt!r} under {args.objective}, seed {args.seed}")
+        return
+    s = 4.0 if args.guidance_scale is None else args.guidance_scale
+    rgb = sampling.text_to_image(folder, args.prompt, args.n, args.seed, s, steps, args.negative_prompt, strict=not args.anyway)
+    generate.write_images(args.out, rgb)
+    print(f"{args.out}: {args.n} samples of {args.prompt!r}, seeds {args.seed} to {args.seed + args.n - 1}")
+
+
+def edit_image(args: flags.EditImage) -> None:
+    folder = prior_folder(args.prior)
+    for prompt in (args.source, args.target):
+        check_prompt(prompt, folder, args.anyway)
+    check_sizes(args.n, args.steps, most=10**6)
+    if not args.image.is_file():
+        raise UserError(f"there is no image {args.image}")
+    from lods_jax.training.distributed import start_jax
+
+    start_jax()
+    from lods_jax.priors import sampling
+    from lods_jax.priors.captioned_images import read_image
+    from lods_jax.runs import generate
+    from lods_jax.training import distill_2d
+
+    image = read_image(args.image, sampling.image_size(folder))
+    recipe = distill_2d.Recipe(args.steps, args.lr, args.psi_lr, fit_first=args.fit_first)
+    frames = generate.edited(
+        folder,
+        objective_of(args.objective, args.guidance_scale),
+        image,
+        args.source,
+        args.target,
+        args.n,
+        recipe,
+        args.seed,
+        args.negative_prompt,
+        not args.anyway,
+    )
+    generate.write_film(args.out, frames, image)
+    print(f"{args.out}: {args.image}, then {args.n} edits to {args.target!r} under {args.objective}, seed {args.seed}")
+
+
+def objective_of(name: str, s: float | None) -> Any:
+    """The named objective at a guidance scale, or at its own."""
+    from lods_jax.distillation.objectives import make_objective
+
+    return make_objective(name, s)
+
+
+def check_sizes(n: int, steps: int, most: int) -> None:
+    if not (1 <= n <= 1024 and 1 <= steps <= most):
+        raise UserError(f"--n must be in 1..1024 and --steps in 1..{most}, got {n} and {steps}")
+
+
+def train_prior(args: flags.TrainPrior) -> None:
+    from lods_jax.training.distributed import start_jax
+
+    start_jax()
+    from lods_jax.tabletop import evaluate, judge, train_pose, train_prior
+
+    minutes = (0 if args.evaluate else 60) if args.minutes is None else args.minutes
+    out = args.out or (Path("outputs/prior") if minutes else TABLETOP)
+    if minutes:
+        if args.part == "judge":
+            judge.train_judge(out / "judge.safetensors", minutes, resume=args.resume, seed=args.seed)
+        elif args.part == "pose":
+            prior = out if (out / "model_index.json").is_file() else TABLETOP
+            train_pose.train(out / "pose", minutes, prior, resume=args.resume, name=args.optimizer, seed=args.seed)
+        else:
+            train_prior.train(out, minutes, resume=args.resume, part=args.part, name=args.optimizer, seed=args.seed)
+    if args.evaluate and args.part == "pose":
+        train_pose.report(out / "pose")
+    elif args.evaluate:
+        evaluate.report(out, Path("outputs/prior") if out == TABLETOP else out)
+
+
+def prior_folder(name: str, download: bool = False) -> Path:
+    """The folder of --prior; refuses what is not there."""
+    from lods_jax.priors.hub import local
+
+    folder = local(name, download)
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"no prior at {folder}: --prior takes tabletop, {', '.join(CLOSED_FORM)}, a Stable Diffusion folder in diffusers "
+            "layout with safetensors, or the id of a repository in the local Hugging Face cache (text-to-3d fetches it with "
+            "--prior.download)"
+        )
+    return folder
+
+
+def check_prompt(prompt: str, folder: Path, anyway: bool) -> None:
+    """Refuses an empty prompt, and words that the prior has never seen; names the nearest prompts that it knows."""
+    if not prompt.strip() or "\0" in prompt or len(prompt) > 2000:
+        raise UserError(f"the prompt must be 1 to 2000 characters of text, got {len(prompt)}")
+    import json
+
+    from lods_jax.priors.tokenizer import unknown_words
+
+    file = folder / "vocabulary.json"
+    if anyway or not file.is_file():
+        return
+    known = json.loads(file.read_text())
+    if unknown := unknown_words(prompt, known["words"]):
+        nearest = difflib.get_close_matches(prompt.lower(), known["prompts"], n=3, cutoff=0.0)
+        raise UserError(
+            f"this prior has never seen the words {', '.join(unknown)}; the nearest prompts that it knows are "
+            f"{'; '.join(map(repr, nearest))}. Pass --prior DIR with a Stable Diffusion folder for free text, or --anyway"
+        )
+
+
+RUN = {
+    flags.TextTo3D: text_to_3d,
+    flags.Resume: resume,
+    flags.View: view,
+    flags.Compare: compare,
+    flags.Evaluate: evaluate,
+    flags.Export: export,
+    flags.Info: info,
+    flags.TextToImage: text_to_image,
+    flags.EditImage: edit_image,
+    flags.TrainPrior: train_prior,
+    flags.ImageTo3D: image_to_3d,
+}

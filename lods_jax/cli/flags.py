@@ -1,0 +1,267 @@
+"""The commands of the command line, their flags, and how a line of words becomes one of them."""
+
+import difflib
+import re
+from dataclasses import dataclass, field, fields, replace
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from lods_jax import config as configs
+from lods_jax.config import Config, ObjectiveConfig
+from lods_jax.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class TextTo3D:
+    """Distils a prompt into a 3D object: a turning video, stills, and a PLY of Gaussian splats."""
+
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    config: str | None = None
+    """A YAML file, or a shipped preset: `gaussians-lods-embedding` (also what runs without it), `gaussians-sds`, ..."""
+    out: Path | None = None
+    """Folder of the run; by default outputs/text-to-3d/PROMPT/TIME, with a link outputs/latest."""
+    prompts: str | None = None
+    """A file of prompts, one a line or JSON, or the shipped set `tabletop`: a run folder for each below --out. With the PROMPT
+    lib:WORDS, the one prompt of the file that has these words."""
+    shard: str | None = None
+    """With --prompts: I/N runs every N-th prompt from the I-th on, for arrays of jobs."""
+    print_config: bool = False
+    """Print the resolved configuration as YAML, and run nothing."""
+    dry_run: bool = False
+    """Compile the step and tell parameters, memory and operations, and run nothing."""
+    topology: str | None = None
+    """With --dry-run: a TPU slice that need not be there, v5e:2x4 (extra `tpu`). It is compiled with little effort: a run may
+    need less memory, or more."""
+    distributed: bool = False
+    """This process is one of several with the same command line, which split the views of each step: see the README."""
+    anyway: bool = False
+    """Go on with words that the prior has never seen."""
+
+
+@dataclass(frozen=True)
+class PictureRun(Config):
+    prompt: str = ""  # type: ignore[assignment]
+    """What the picture shows. Without it the tabletop judge reads it, and the prompt's embedding is fitted to it."""
+
+
+@dataclass(frozen=True)
+class ImageTo3D:
+    """Distils the object of a picture into 3D: a PNG with alpha, or a picture on a plain background, which is removed."""
+
+    image: tyro.conf.Positional[Path] = Path()
+    settings: Annotated[PictureRun, tyro.conf.arg(name="")] = field(default_factory=PictureRun)
+    config: str | None = None
+    """A YAML file, or a shipped preset: `image-gaussians-lods-embedding` (also what runs without it), ..."""
+    out: Path | None = None
+    """Folder of the run; by default outputs/image-to-3d/PICTURE/TIME, with a link outputs/latest."""
+    print_config: bool = False
+    """Print the resolved configuration as YAML, and run nothing."""
+    dry_run: bool = False
+    """Compile the step and tell parameters, memory and operations, and run nothing."""
+    distributed: bool = False
+    """This process is one of several with the same command line, as for text-to-3d."""
+    anyway: bool = False
+    """Go on with words that the prior has never seen."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continues a run that was stopped or killed, bit for bit, from its newest checkpoint."""
+
+    run: tyro.conf.Positional[Path]
+    changed: bool = False
+    """Go on although config.yaml has changed since the checkpoint."""
+    distributed: bool = False
+    """This process is one of several; a run may go on with another number of them."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Shows the splats of a run in a browser on this machine, also while it trains (extra `viewer`)."""
+
+    run: tyro.conf.Positional[Path]
+    port: int = 8080
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Writes one page with runs side by side, and the true object beside them where the world is tabletop."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    out: Path = Path("outputs/compare.html")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measures runs against the true objects of the tabletop world: a table, and JSON."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    json: Path | None = None
+    """Where the figures go as JSON, a row for each run."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Writes the scene of a run for other programs: a mesh (extra `mesh`), splats, or videos."""
+
+    run: tyro.conf.Positional[Path]
+    to: Literal["glb", "obj", "ply", "splat", "mp4"] = "glb"
+    """glb, obj: a mesh with a baked texture, y up. ply: a mesh with colours at its vertices. splat: scene.splat, and scene.ply of
+    splats. mp4: turntables of colour, depth and normals."""
+    out: Path | None = None
+    """A folder; by default that of the run."""
+    faces: int = 10_000
+    """Of the mesh at most."""
+    texture: int = 512
+    """Edge of the texture, pixels."""
+    particle: int = 0
+    """Which of several particles."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Tells devices, ffmpeg, priors and versions."""
+
+
+@dataclass(frozen=True)
+class TextToImage:
+    """Images of a prompt: samples of a diffusion prior, or distilled from it under an objective."""
+
+    prompt: tyro.conf.Positional[str]
+    prior: str = "tabletop"
+    """`tabletop`, or a Stable Diffusion folder in diffusers layout."""
+    out: Path = Path("outputs/text-to-image.png")
+    n: int = 8
+    """Number of samples, with seeds seed, seed + 1, ..."""
+    seed: int = 0
+    objective: str | None = None
+    """Distil under this objective, and write a video of it beside the PNG. Without it: DDIM samples."""
+    guidance_scale: float | None = None
+    """By default 4 for samples, and the objective's own."""
+    steps: int | None = None
+    """By default 30 for samples and 500 for an objective."""
+    negative_prompt: str = ""
+    space: Literal["latents", "pixels"] = "latents"
+    """What an objective moves."""
+    lr: float = 0.05
+    psi_lr: float | None = None
+    """Learning rate of an objective's learned branch; by default 0.03 for an embedding and 0.003 for an adapter."""
+    anyway: bool = False
+    """Go on with words that the prior has never seen."""
+
+
+@dataclass(frozen=True)
+class EditImage:
+    """Edits an image by distillation, from what it shows to what it is to show."""
+
+    image: tyro.conf.Positional[Path]
+    source: str
+    """What the image shows: "a red mug"."""
+    target: str
+    """What it is to show: "a blue mug"."""
+    prior: str = "tabletop"
+    objective: str = "dds"
+    """`dds`, or `lods-embedding`, whose unconditional branch is first fitted to the image (`--fit-first`)."""
+    out: Path = Path("outputs/edit-image.png")
+    n: int = 4
+    """Number of edits, which differ in their noise alone."""
+    seed: int = 0
+    guidance_scale: float | None = None
+    steps: int = 200
+    fit_first: int = 200
+    """Steps of the learned branch alone, before the image moves."""
+    lr: float = 0.05
+    psi_lr: float | None = None
+    """Learning rate of an objective's learned branch; by default 0.03 for an embedding and 0.003 for an adapter."""
+    negative_prompt: str = ""
+    anyway: bool = False
+    """Go on with words that the prior has never seen."""
+
+
+@dataclass(frozen=True)
+class TrainPrior:
+    """Trains the tabletop prior and its judge from endless renders, or measures the gates of trained weights."""
+
+    out: Path | None = None
+    """Folder of the prior; by default outputs/prior, and the shipped weights for --evaluate alone."""
+    minutes: float | None = None
+    """Length of this sitting. Without it: 60, or none with --evaluate."""
+    resume: bool = False
+    """Go on with what --out holds: its checkpoint, or else the weights of the folder."""
+    part: Literal["all", "vae", "unet", "pose", "judge"] = "all"
+    """The prior's autoencoder, its U-Net, or both; the prior of poses for image-to-3d, which begins as the prior and lies in
+    OUT/pose; or the judge."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    seed: int = 0
+    evaluate: bool = False
+    """Measure the gates, print them, and write gates.json, samples.png and renders.png into --out."""
+
+
+COMMANDS = {
+    "text-to-3d": TextTo3D,
+    "image-to-3d": ImageTo3D,
+    "resume": Resume,
+    "view": View,
+    "compare": Compare,
+    "evaluate": Evaluate,
+    "export": Export,
+    "info": Info,
+    "text-to-image": TextToImage,
+    "edit-image": EditImage,
+    "train-prior": TrainPrior,
+}
+DEFAULT_PRESETS = {"gaussians": "gaussians-lods-embedding", "nerf": "nerf-lods-embedding"}  # by --scene; of pictures image-...
+
+
+def parse(argv: list[str]) -> Any:
+    """The command of a command line. Defaults < --config < flags."""
+    check_flags(argv)
+    defaults: dict[str, Any] = {}
+    if argv[:1] == ["text-to-3d"]:
+        defaults["text-to-3d"] = TextTo3D(preset(argv))
+    elif argv[:1] == ["image-to-3d"]:
+        defaults["image-to-3d"] = ImageTo3D(settings=PictureRun(**vars(preset(argv, "image-"))))
+    named = {name: {"name": name} | ({"default": defaults[name]} if name in defaults else {}) for name in COMMANDS}
+    kinds = [Annotated[kind, tyro.conf.subcommand(**named[name])] for name, kind in COMMANDS.items()]
+    return tyro.cli(reduce(or_, kinds), prog="lods", args=argv, description="Score-distillation 3D generation in JAX.")
+
+
+def preset(argv: list[str], task: str = "") -> Config:
+    """What flags start from: the file of --config, with an objective that is named by a flag in place of the file's, whole."""
+    by_scene = DEFAULT_PRESETS.get(given(argv, "--scene") or "gaussians", "gaussians-lods-embedding")
+    start = configs.load(given(argv, "--config") or task + by_scene)
+    name = given(argv, "--objective") or given(argv, "--objective.name") or start.objective.name
+    return start if name == start.objective.name else replace(start, objective=ObjectiveConfig(name))
+
+
+def given(argv: list[str], flag: str) -> str | None:
+    """The value of a flag: `--flag VALUE` or `--flag=VALUE`."""
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return None
+
+
+def check_flags(argv: list[str]) -> None:
+    """Refuses a flag that the command does not have, and names the nearest that it has."""
+    command = COMMANDS.get(argv[0]) if argv else None
+    if command is None:
+        return
+    known = [f"--{item.name}" for item in fields(command) if item.name != "settings"] + ["--help"]
+    if command in (TextTo3D, ImageTo3D):
+        known += [f"--{name}" for name in configs.keys(Config) if name != "prompt"]
+        known += ["--prior", "--objective", "--guidance-scale"]
+    if command is ImageTo3D:
+        known += ["--prompt", "--azimuth", "--elevation", "--fov", "--radius", "--pose-prior"]
+    flags = [name.replace("_", "-") for name in known]
+    for word in argv[1:]:
+        flag = word.partition("=")[0].replace("_", "-")
+        if re.match(r"--[a-z]", flag) and flag not in flags and flag.replace("--no-", "--") not in flags:
+            nearest = difflib.get_close_matches(flag, flags, n=1, cutoff=0.0)[0]
+            raise UserError(f"{argv[0]} has no {word.partition('=')[0]}; the nearest is {nearest}")

@@ -1,0 +1,32 @@
+"""The configuration of a run: `schema` says what there is, `loading` reads and writes it, `validation` refuses what cannot be.
+
+Defaults < YAML < flags. No file here loads jax: `lods --help` answers at once.
+"""
+
+from lods_jax.config.loading import FREE, MOST_BYTES, differences, dump, find, from_mapping, keys, leaves, load, parse_yaml
+from lods_jax.config.schema import (
+    CameraConfig,
+    CheckpointConfig,
+    Config,
+    GaussianConfig,
+    GaussianRates,
+    NerfConfig,
+    NerfRates,
+    ObjectiveConfig,
+    OptimizerConfig,
+    OutputConfig,
+    PenaltyConfig,
+    PictureConfig,
+    PoseConfig,
+    PriorConfig,
+    RefineConfig,
+    TimestepConfig,
+)
+from lods_jax.config.validation import check
+
+__all__ = [
+    "FREE", "MOST_BYTES", "CameraConfig", "CheckpointConfig", "Config", "GaussianConfig", "GaussianRates", "NerfConfig",
+    "NerfRates", "ObjectiveConfig", "OptimizerConfig", "OutputConfig", "PenaltyConfig", "PictureConfig", "PoseConfig",
+    "PriorConfig", "RefineConfig", "TimestepConfig", "check", "differences", "dump", "find", "from_mapping", "keys", "leaves",
+    "load", "parse_yaml",
+]  # fmt: skip

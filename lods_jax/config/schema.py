@@ -1,0 +1,295 @@
+"""The configuration of a run: frozen dataclasses are the schema, YAML files are presets, flags come last.
+
+Defaults < YAML < flags. Lengths are fractions of a run, so that `--steps` scales every schedule. A pair (a, b) is a value of
+the two phases of a run: a before `switch`, b from there on. This file loads no jax: `lods --help` answers at once.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+
+def bounded(default: Any, low: float | int, high: float | int) -> Any:
+    """A field whose numbers must lie in [low, high]."""
+    return field(default=default, metadata={"range": (low, high)})
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    name: Annotated[str, arg(aliases=["--prior"])] = "tabletop"
+    """`tabletop`, `exact` (posterior mean over renders of the tabletop world), `exact-gaussians` (one Gaussian per caption), a
+    Stable Diffusion folder in diffusers layout, or the id of a repository in the local Hugging Face cache."""
+    download: bool = False
+    """Fetch what the cache lacks of the repository of that id."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of U-Net and VAE; their results are float32 in any case, and so is a VAE beside a float16 U-Net. float16 is for
+    objectives that learn nothing of the prior."""
+    attention: Literal["plain", "fused"] = "plain"
+    """fused is one kernel on a GPU; both give the same values."""
+    remat: bool = False
+    """Compute transformer blocks again in the backward pass: less memory, more time."""
+    vae_slicing: bool = False
+    """Encode one view after the other: less memory, more time."""
+    rank: int = bounded(4, 1, 1024)
+    """Of the LoRA that `vsd` and `lods-lora` learn."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    name: Annotated[str, arg(aliases=["--objective"])] = "lods-embedding"
+    """`sds`, `csd`, `lods-embedding`, or `package.module:factory` of your own."""
+    s: Annotated[float | None, arg(aliases=["--guidance-scale"])] = bounded(None, 0.0, math.inf)
+    """Guidance scale; None leaves the objective's own default. LODS takes inf."""
+    options: dict[str, float] = field(default_factory=dict)
+    """Whatever else the objective's factory takes, by name."""
+    fit_shares_noise: bool = False
+    """Score and fit share timestep and noise: a third fewer predictions, and no longer what the papers do."""
+    schedule: tuple[int, int] | None = bounded(None, 1, 10**6)
+    """Steps of the scene alone, then of the learned branch alone, in turn; both count as steps. None: both in every step."""
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """The distribution of training cameras (`cameras.Orbit`), degrees. The default is what the tabletop prior was trained on."""
+
+    elevation: tuple[float, float] = bounded((-5.0, 45.0), -90, 90)
+    fov_y: tuple[float, float] = bounded((40.0, 50.0), 1, 170)
+    radius: tuple[float, float] | None = bounded(None, 1e-3, 1e3)
+    """Distance to the origin; either this or `extent`."""
+    extent: tuple[float, float] | None = bounded((0.76, 0.88), 1e-3, 1e3)
+    """Half-height of the visible plane through the origin."""
+    overhead: float = bounded(0.12, 0, 1)
+    """Share of cameras drawn from `overhead_elevation` instead."""
+    overhead_elevation: tuple[float, float] = bounded((62.0, 88.0), -90, 90)
+    front: float = bounded(45.0, 0, 90)
+    above: float = bounded(60.0, 0, 90)
+    elevation_draw: Literal["sphere", "threestudio"] = "sphere"
+    """Uniform over the sphere, or as threestudio and the official LODS draw it (`cameras.threestudio_elevation`)."""
+
+
+@dataclass(frozen=True)
+class TimestepConfig:
+    """The window of diffusion timesteps of the score, as fractions of 1000."""
+
+    min: tuple[float, float] = bounded((0.02, 0.02), 0, 0.999)
+    max: tuple[float, float] = bounded((0.98, 0.55), 0, 0.999)
+
+
+@dataclass(frozen=True)
+class PenaltyConfig:
+    """Weights of the penalties on renders, on the scale of LODS."""
+
+    sparsity: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    opaque: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    z_variance: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    """This and the next two: of a NeRF alone."""
+    distortion: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    orientation: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+
+
+@dataclass(frozen=True)
+class PictureConfig:
+    """The picture of an `image-to-3d` run, the camera that took it, and what it counts; a run without a file has none."""
+
+    file: str = ""
+    azimuth: Annotated[float | None, arg(aliases=["--azimuth"])] = bounded(None, -360, 360)
+    """Of the camera, degrees: 0 sees the front, 90 the object's left. None: what the tabletop judge reads, else 0."""
+    elevation: Annotated[float | None, arg(aliases=["--elevation"])] = bounded(None, -90, 90)
+    """Degrees above the horizon. None: 15, or 75 where the judge reads a view from above."""
+    fov_y: Annotated[float, arg(aliases=["--fov"])] = bounded(45.0, 1, 170)
+    radius: Annotated[float | None, arg(aliases=["--radius"])] = bounded(None, 1e-3, 1e3)
+    """Distance of the camera. None: the middle of what training cameras have."""
+    frame: Literal["fit", "as-is"] = "fit"
+    """fit: crop to the object, which then fills 0.7 of the picture's edge. as-is: the picture is framed as its camera says."""
+    rgb: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    """Weight of the squared error of the colours in the picture's view, on the scale of LODS; so are the next two."""
+    mask: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    depth: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    """Of 1 minus the correlation with `depth_file`."""
+    normal: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    """Of 1 minus the cosine to the normals of `normal_file`."""
+    depth_file: str = ""
+    """A grey image of the picture's size, far is bright: a monocular depth estimate."""
+    normal_file: str = ""
+    """An image of the picture's size, red to the right, green up, blue towards the camera, 1/2 is 0."""
+    invert: int | None = bounded(None, 0, 10**6)
+    """Steps that fit the embedding of the prompt to the picture, before the run. None: 200 where no prompt is given, else 0."""
+    invert_lr: float = bounded(5e-3, 0, 10)
+    invert_batch: int = bounded(8, 1, 1024)
+    """Backgrounds of the picture in a step of it."""
+
+
+@dataclass(frozen=True)
+class PoseConfig:
+    """The prior of poses (`priors.zero123`) that an `image-to-3d` run asks beside the prior of texts."""
+
+    name: Annotated[str, arg(aliases=["--pose-prior"])] = "none"
+    """`tabletop`, a Zero-1-to-3 folder in diffusers layout, or `none`."""
+    s: float = bounded(3.0, 1, 1e6)
+    weight: tuple[float, float] = bounded((1.0, 1.0), 0, 1e6)
+    """What its score counts, on the scale of LODS."""
+    min: tuple[float, float] = bounded((0.02, 0.02), 0, 0.999)
+    max: tuple[float, float] = bounded((0.98, 0.55), 0, 0.999)
+    """Its window of timesteps."""
+
+
+@dataclass(frozen=True)
+class GaussianRates:
+    """Adam's learning rates of the Gaussians' parameters."""
+
+    means: float = bounded(3e-3, 0, 1)
+    quats: float = bounded(2e-3, 0, 1)
+    log_scales: float = bounded(5e-3, 0, 1)
+    opacity_logits: float = bounded(2e-2, 0, 1)
+    sh: float = bounded(2e-2, 0, 1)
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Refinement of Gaussians; `start` and `stop` are fractions of the run, and `every` counts steps."""
+
+    kind: Literal["densify", "relocate"] = "densify"
+    """Clone, split and prune (`refine.Rules`), or MCMC-style relocation of dead Gaussians (`refine.relocate`)."""
+    every: int = bounded(100, 0, 10**7)
+    """0 never refines."""
+    start: float = bounded(0.2, 0, 1)
+    stop: float = bounded(0.8, 0, 1)
+    fraction: float = bounded(0.1, 0, 1)
+    threshold: float = bounded(0.0, 0, 1e6)
+    split_size: float = bounded(0.02, 0, 1e3)
+    prune_opacity: float = bounded(0.005, 0, 1)
+    """Below it a Gaussian is pruned, or is dead and relocated."""
+    growth: float = bounded(0.05, 0, 10)
+    """Of `relocate`: the number of Gaussians grows by this share each time, up to `capacity`."""
+    prune_size: float = bounded(0.35, 0, 1e3)
+
+
+@dataclass(frozen=True)
+class GaussianConfig:
+    """The scene of 3D Gaussians (`scenes.gaussians`)."""
+
+    capacity: int = bounded(4096, 1, 2**20)
+    count: int = bounded(2048, 1, 2**20)
+    """How many of the slots are alive at first."""
+    init: str = "ball"
+    """`ball`, `shell`, or a PLY file: Gaussian splats or a point cloud."""
+    radius: float = bounded(0.5, 1e-3, 1e3)
+    """Of the ball or the shell."""
+    size: float = bounded(0.035, 1e-6, 1e3)
+    opacity: float = bounded(0.1, 1e-6, 1 - 1e-6)
+    degree: int = bounded(0, 0, 3)
+    """Of the spherical harmonics of colour."""
+    background: Literal["white-or-grey", "white", "black"] = "white-or-grey"
+    lr: GaussianRates = field(default_factory=GaussianRates)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+
+
+@dataclass(frozen=True)
+class NerfRates:
+    """Learning rates of AdamW of the field's parameters."""
+
+    tables: float = bounded(2e-2, 0, 1)
+    density: float = bounded(5e-3, 0, 1)
+    color: float = bounded(5e-3, 0, 1)
+    environment: float = bounded(1e-3, 0, 1)
+
+
+@dataclass(frozen=True)
+class NerfConfig:
+    """The scene of a radiance field on a hash grid (`scenes.nerf`)."""
+
+    size: Literal["tiny", "official"] = "tiny"
+    """`scenes.nerf.TINY`, for CPUs, or the field of LODS and threestudio."""
+    samples: int = bounded(64, 1, 4096)
+    """Per ray through the whole field."""
+    background: Literal["white-or-grey", "white", "black", "learned"] = "white-or-grey"
+    """learned: of the ray's direction, in half of the views; the others are white or grey."""
+    refresh_every: int = bounded(16, 1, 10**6)
+    """Steps between refreshes of the occupancy grid."""
+    weight_decay: float = bounded(0.0, 0, 1)
+    lr: NerfRates = field(default_factory=NerfRates)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam for the scene and Adam for the learnable part of the prior, each with its own learning rate."""
+
+    b1: float = bounded(0.9, 0, 0.999999)
+    b2: float = bounded(0.99, 0, 0.999999)
+    eps: float = bounded(1e-15, 1e-30, 1)
+    decay: float = bounded(0.1, 1e-6, 1)
+    """The scene's learning rates fall exponentially to this share at the end."""
+    psi_lr: float = bounded(3e-3, 0, 10)
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    size: int = bounded(256, 16, 2048)
+    """Edge of the video and of the stills in pixels, whatever was trained at."""
+    frames: int = bounded(96, 1, 10_000)
+    fps: int = bounded(24, 1, 240)
+    preview_every: int = bounded(100, 0, 10**7)
+    """Steps between previews; 0 writes none."""
+    log_every: int = bounded(10, 1, 10**7)
+    tensorboard: bool = False
+    """Write TensorBoard event files into events/ too; needs the extra `log`."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = bounded(200, 0, 10**7)
+    """Steps between checkpoints; 0 saves at the end alone."""
+    keep: int = bounded(2, 1, 1000)
+    on_error: Literal["continue", "stop"] = "continue"
+    """After a checkpoint, a preview or a line of the log that could not be written, as on a full disk. The end stops anyway."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, whole: `config.yaml` of a run repeats the run."""
+
+    prompt: Positional[str] = ""
+    negative_prompt: str = ""
+    """The text of the unconditional branch; LODS's embedding starts from it."""
+    source_prompt: str = ""
+    """What the images show now, for objectives that lead away from it: `sds-bridge`."""
+    view_words: Literal["auto", "on", "off"] = "auto"
+    """Whether prompts name the view; auto leaves it out for objects that this prior knows to have no front."""
+    perp_neg: bool = False
+    """Perp-Neg: prompts turn with the camera, and away from the views that they are not. Two to three predictions more."""
+    debias: dict[str, str] = field(default_factory=dict)
+    """Words that are left out of the prompts of some views: `--debias smiling "back side"`."""
+    seed: int = bounded(0, 0, 2**32 - 1)
+    steps: int = bounded(400, 1, 10**7)
+    switch: float = bounded(0.5, 0, 1)
+    """Fraction of the run at which pairs of values go from the first to the second."""
+    batch: int = bounded(4, 1, 4096)
+    """Views of a step on all devices together."""
+    particles: int = bounded(1, 1, 64)
+    """Scenes that are distilled side by side under one prior: view i of a step shows the i-th of them, and round again."""
+    resolution: int = bounded(64, 8, 2048)
+    """Edge of the training renders in pixels."""
+    resolution_after: int | None = bounded(None, 8, 2048)
+    """From `switch` on; by default the same."""
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    timesteps: TimestepConfig = field(default_factory=TimestepConfig)
+    penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
+    picture: PictureConfig = field(default_factory=PictureConfig)
+    pose: PoseConfig = field(default_factory=PoseConfig)
+    scene: Literal["gaussians", "nerf"] = "gaussians"
+    gaussians: GaussianConfig = field(default_factory=GaussianConfig)
+    nerf: NerfConfig = field(default_factory=NerfConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
+    """auto is pmap over all devices where there are several that divide the batch, else jit."""
+    reduce: Literal["sum", "ordered"] = "sum"
+    """ordered: gradients of one view at a time, added up in the order of the views. The same bits on any number of devices, for
+    some more time."""
+    debug_nans: bool = False
+    """Stop at the first operation that gives a NaN, and name it. Slow."""

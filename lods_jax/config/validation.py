@@ -1,0 +1,55 @@
+"""Whether the numbers of a configuration make sense."""
+
+import importlib.util
+
+from lods_jax.config.loading import leaves
+from lods_jax.config.schema import Config
+from lods_jax.core.errors import UserError
+
+
+def check(config: Config) -> Config:
+    """The configuration, if its numbers make sense; else a UserError that names the key, what came and what may."""
+    for name, item, value in leaves(config):
+        if "range" in item.metadata and value is not None:
+            low, high = item.metadata["range"]
+            for x in value if isinstance(value, tuple) else (value,):
+                if not low <= x <= high:  # also refuses NaN
+                    raise UserError(f"{name} must lie in {low:g}..{high:g}, got {x:g}")
+    if config.gaussians.count > config.gaussians.capacity:
+        raise UserError(
+            f"gaussians.count must be at most gaussians.capacity = {config.gaussians.capacity}, got {config.gaussians.count}"
+        )
+    if config.batch % config.particles:
+        raise UserError(f"batch must be a multiple of particles = {config.particles}, got {config.batch}: pass --batch")
+    if config.reduce == "ordered" and config.particles > 1:
+        raise UserError(
+            f"reduce ordered takes one view at a time, and {config.particles} particles need as many: pass --reduce sum"
+        )
+    if config.debug_nans and config.objective.schedule:
+        raise UserError("debug_nans stops at every NaN, and a schedule of turns logs one on purpose: pass one of them alone")
+    for name in ("z_variance", "distortion", "orientation"):
+        if config.scene != "nerf" and any(getattr(config.penalty, name)):
+            raise UserError(f"penalty.{name} is of rays through a NeRF: pass --scene nerf, or leave it at 0")
+    if (config.camera.radius is None) == (config.camera.extent is None):
+        raise UserError(f"give either camera.radius or camera.extent, got {config.camera.radius} and {config.camera.extent}")
+    for name in ("elevation", "fov_y", "radius", "extent", "overhead_elevation"):
+        pair = getattr(config.camera, name)
+        if pair and pair[0] > pair[1]:
+            raise UserError(f"camera.{name} must be a lower and an upper limit, got {pair[0]:g} and {pair[1]:g}")
+    for name, window in (("timesteps", config.timesteps), ("pose", config.pose)):
+        if any(low > high for low, high in zip(window.min, window.max, strict=True)):
+            raise UserError(f"{name}.min must not exceed {name}.max, got {window.min} and {window.max}")
+    p = config.picture
+    if not p.file and (config.pose.name != "none" or p.invert):
+        raise UserError("a prior of poses and picture.invert need a picture: use image-to-3d")
+    if p.file and config.particles > 1:
+        raise UserError(f"a picture is of one object: leave particles at 1, got {config.particles}")
+    looks = (*p.rgb, *p.mask, *p.depth, *p.normal, config.pose.name != "none", p.invert)
+    if p.file and config.prompt and not any(looks):
+        raise UserError("nothing of this run looks at the picture: pass --config image-..., --picture.rgb or --pose-prior")
+    for name in ("depth", "normal"):
+        if any(getattr(config.picture, name)) and not getattr(config.picture, f"{name}_file"):
+            raise UserError(f"picture.{name} needs picture.{name}_file: an image of it")
+    if config.output.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise UserError("output.tensorboard needs tensorboardX: pip install 'lods_jax[log]'")
+    return config

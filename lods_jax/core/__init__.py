@@ -1,0 +1,1 @@
+"""What everything else stands on: types, arithmetic, cameras, the noise schedule, images and files."""

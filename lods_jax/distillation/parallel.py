@@ -1,0 +1,152 @@
+"""The train step over devices and processes."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from lods_jax.distillation.train_step import Halves, Pulled, Step
+
+AXIS = "data"
+
+
+class Across(NamedTuple):
+    """What devices tell each other; on one device nothing."""
+
+    sum: Callable = lambda x: x
+    mean: Callable = lambda x: x
+    gather: Callable = lambda x: x  # concatenates views
+
+
+DEVICES = Across(
+    partial(jax.lax.psum, axis_name=AXIS),
+    partial(jax.lax.pmean, axis_name=AXIS),
+    partial(jax.lax.all_gather, axis_name=AXIS, tiled=True),
+)
+
+
+def joined(halves: Halves, across: Across = Across()) -> Step:  # noqa: B008 (a constant)
+    """The whole step of a device's share of the views: (state, weights, texts, reference, key, views) -> (state, metrics)."""
+
+    def train_step(state, *rest):
+        p = halves.pull(state, *rest)
+        g_psi, fit = across.mean((p.g_psi, p.fit))
+        return halves.update(state, Pulled(across.sum(p.g_theta), g_psi, fit, across.gather(p.seen)))
+
+    return train_step
+
+
+def in_order(halves: Halves, batch: int, devices: list) -> Step:
+    """The step from one view at a time, added up in the order of the views: the same bits on any number of devices.
+
+    Two programs instead of one, and neither knows how many devices there are: `pull` is of one view, `update` of the batch. They
+    are compiled for a single device each, since partitioning changes how a program is fused, and with it the last bit.
+    """
+    pull = jax.jit(lambda *args: jax.tree.map(lambda x: x[None], halves.pull(*args)))
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(state, p: Pulled):
+        total = lambda x: jnp.sum(x, 0)  # noqa: E731
+        mean = lambda x: total(x) / batch  # noqa: E731
+        seen = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), p.seen)
+        return halves.update(state, Pulled(jax.tree.map(total, p.g_theta), jax.tree.map(mean, p.g_psi), mean(p.fit), seen))
+
+    held = copies = None  # what never changes, and what each device has of it
+
+    def step(state, weights, texts, reference, key):
+        nonlocal held, copies
+        if reference is not None and reference.latents is not None:
+            raise ValueError("a step in order takes no reference latents")
+        constant = weights, texts, reference
+        if held is None or any(a is not b for a, b in zip(constant, held, strict=True)):
+            held, copies = constant, [jax.device_put(constant, device) for device in devices]
+        rest = [jax.device_put((state, key), device) for device in devices]
+        found = []
+        for i in range(batch):
+            d = i % len(devices)
+            mine, key = rest[d]
+            found.append(pull(mine, *copies[d], key, jax.device_put(jnp.arange(i, i + 1), devices[d])))
+        stack = lambda *x: jnp.concatenate([jax.device_put(part, devices[0]) for part in x])  # noqa: E731
+        return update(rest[0][0], jax.tree.map(stack, *found))
+
+    return step
+
+
+def parallelise(halves: Halves, mode: str, batch: int, devices: list | None = None, reduce: str = "sum") -> Step:
+    """The compiled step (state, weights, texts, reference, key) -> (state, metrics) over devices; the state is donated.
+
+    Args:
+      mode: "jit" on one device; "pmap" or "shard_map" split the views over `devices` and hold everything else on each.
+        Both give the same numbers: pmap is the field's habit, shard_map what it is made of today.
+      reduce: "sum" of what each device says of all its views at once; or "ordered" (`in_order`), which gives the same bits on any
+        number of devices, and takes longer.
+    """
+    if jax.process_count() > 1 and (mode, reduce) != ("shard_map", "sum"):
+        raise ValueError(f"several processes need mode shard_map and reduce sum, got {mode} and {reduce}")
+    if reduce == "ordered":
+        devices = jax.devices() if devices is None else devices
+        check_split(batch, devices := devices[:1] if mode == "jit" else devices)
+        return in_order(halves, batch, devices)
+    step, views = over_devices(halves, mode, batch, devices)
+    if jax.process_count() > 1:
+        return over_processes(step, views, jax.devices() if devices is None else devices)
+    return lambda *args: step(*args, views)
+
+
+def over_devices(halves: Halves, mode: str, batch: int, devices: list | None = None) -> tuple[Callable, Int[Array, "..."]]:
+    """The step as a transformed function, which can also be lowered, and the views that are its last argument."""
+    devices = jax.devices() if devices is None else devices
+    views = jnp.arange(batch)
+    if mode == "jit":
+        return jax.jit(joined(halves), donate_argnums=0), views
+    check_split(batch, devices)
+    if mode == "pmap":
+        split = views.reshape(len(devices), -1)
+        return jax.pmap(joined(halves, DEVICES), AXIS, in_axes=(None,) * 5 + (0,), out_axes=None, devices=devices), split
+    if mode == "shard_map":
+        mesh, everywhere = Mesh(np.asarray(devices), (AXIS,)), PartitionSpec()
+        specs = {"in_specs": (everywhere,) * 5 + (PartitionSpec(AXIS),), "out_specs": everywhere}
+        # check_vma=False: with the check, gradients of replicated values arrive summed already, and a custom VJP with a scan
+        # inside does not trace.
+        return jax.jit(jax.shard_map(joined(halves, DEVICES), mesh=mesh, check_vma=False, **specs), donate_argnums=0), views
+    raise ValueError(f"mode must be jit, pmap or shard_map, got {mode!r}")
+
+
+def over_processes(step: Callable, views: Int[Array, "b"], devices: list) -> Step:
+    """The step over devices of several processes, which all have to call it with the same values.
+
+    It takes and gives arrays of this process. Only inside do they lie on all devices: whoever looks at a state need not know that
+    there are other processes.
+    """
+    mesh, numbers = Mesh(np.asarray(devices), (AXIS,)), np.asarray(views)
+    here = [device for device in devices if device.process_index == jax.process_index()]
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    split = jax.make_array_from_callback(numbers.shape, NamedSharding(mesh, PartitionSpec(AXIS)), lambda part: numbers[part])
+
+    def one(x):
+        return jax.make_array_from_single_device_arrays(x.shape, everywhere, [jax.device_put(x, device) for device in here])
+
+    spread = partial(jax.tree.map, one)
+    held = placed = given = state_there = None  # what never changes, and the last state, with what lies on all devices of them
+
+    def across(state, *rest):
+        nonlocal held, placed, given, state_there
+        if held is None or any(a is not b for a, b in zip(rest, held, strict=True)):
+            held, placed = rest, spread(rest)
+        there = state_there if state is given else spread(state)
+        given = state_there = None  # it is donated
+        state_there, metrics = step(there, *placed, split)
+        given, metrics = jax.tree.map(lambda x: x.addressable_data(0), (state_there, metrics))
+        return given, metrics
+
+    return across
+
+
+def check_split(batch: int, devices: list) -> None:
+    if batch % len(devices):
+        raise ValueError(f"batch must be a multiple of the {len(devices)} devices, got {batch}")

@@ -1,0 +1,73 @@
+"""Perp-Neg (Armandpour et al. 2023): prompts that turn with the camera, and away from the views that they are not.
+
+The prompt of a camera lies between those of the two views beside it. Two of the views are negative: of what each would change,
+the part perpendicular to what the prompt changes is subtracted, with a weight that depends on the azimuth. It replaces the
+prediction for the prompt before any residual, so that it works with every objective.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lods_jax.core.cameras import VIEWS, wrap
+from lods_jax.core.noise_schedule import per_example
+from lods_jax.core.types import Camera, Query
+from lods_jax.distillation.scores import Ask, ask
+
+SIDE, FRONT, BACK, OVERHEAD = (VIEWS.index(name) for name in ("side", "front", "back", "overhead"))
+# (a, b, c) of a weight a exp(-b r) + c, as threestudio has them.
+FRONT_FROM_FRONT_SIDE = SIDE_FROM_FRONT_SIDE = (4.0, 0.5, -2.426)
+SIDE_FROM_SIDE_BACK, FRONT_FROM_SIDE_BACK = (1.0, 0.5, -0.606), (1.0, 0.5, 0.967)
+
+
+def by_azimuth(tables: Mapping[str, Float[Array, "views n d"]], camera: Camera) -> tuple[dict[str, Float[Array, "b n d"]], Ask]:
+    """The rows of prompt tables for these cameras, and how to ask with them (see `train.by_view`).
+
+    "prompt" is interpolated between front and side, or side and back; overhead it is the row itself, without negatives.
+    """
+    prompt, quarter = tables["prompt"], jnp.rad2deg(jnp.abs(wrap(camera.azimuth))) / 90  # 0 front, 1 side, 2 back
+    above, ahead = camera.view == OVERHEAD, quarter < 1
+    r = jnp.where(ahead, 1 - quarter, 2 - quarter)
+    rows = {name: table[camera.view] for name, table in tables.items()}
+    part = r[:, None, None]
+    mix = lambda a, b: part * prompt[a][None] + (1 - part) * prompt[b][None]  # noqa: E731
+    choose = lambda on, a, b: jnp.where(on[:, None, None], a, b)  # noqa: E731
+    rows["prompt"] = choose(above, rows["prompt"], choose(ahead, mix(FRONT, SIDE), mix(SIDE, BACK)))
+    rows["not front"], rows["not side"] = (prompt[jnp.full_like(camera.view, row)] for row in (FRONT, SIDE))
+    curve = lambda abc, r: abc[0] * jnp.exp(-abc[1] * r) + abc[2]  # noqa: E731
+    front = jnp.where(ahead, curve(FRONT_FROM_FRONT_SIDE, r), curve(FRONT_FROM_SIDE_BACK, r))
+    side = jnp.where(ahead, curve(SIDE_FROM_FRONT_SIDE, 1 - r), curve(SIDE_FROM_SIDE_BACK, r))
+    off = lambda weight: jnp.where(above, 0.0, jnp.maximum(weight, 0.0))  # noqa: E731
+    return rows, away_from({"not front": off(front), "not side": off(side)})
+
+
+def away_from(weights: Mapping[str, Float[Array, "b"]]) -> Ask:
+    """`objectives.ask` with the prediction for the prompt turned away from the texts in `weights`, by so much per view."""
+
+    def asking(predict: Callable[..., jax.Array], psi: Any, queries: Mapping[str, Query], *rest) -> dict[str, Array]:
+        asked = dict(queries)
+
+        def name_of(query):  # what is asked already is not asked twice
+            known = next((name for name, other in asked.items() if other == query), query)
+            asked[known] = query
+            return known
+
+        turned = {name: query for name, query in queries.items() if query.text == "prompt"}
+        others = {name: [name_of(q._replace(text=text)) for text in ("null", *weights)] for name, q in turned.items()}
+        e = ask(predict, psi, asked, *rest)
+        for name, (null, *negatives) in others.items():
+            y = e[name] - e[null]
+            for negative, weight in zip(negatives, weights.values(), strict=True):
+                e[name] = e[name] - per_example(weight, y) * perpendicular(e[negative] - e[null], y)
+        return {name: e[name] for name in queries}
+
+    return asking
+
+
+def perpendicular(a: Float[Array, "b h w c"], to: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """The part of a that is perpendicular to another, per example; a itself where the other is zero."""
+    dot = lambda a, b: jnp.sum(a * b, (1, 2, 3), keepdims=True)  # noqa: E731
+    return a - dot(a, to) / jnp.maximum(dot(to, to), 1e-20) * to

@@ -1,1 +1,0 @@
-"""Files that people open: images, and later videos, splats, meshes and pages."""

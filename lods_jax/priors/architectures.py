@@ -1,0 +1,51 @@
+"""The architecture of published models, without their weights: for sizes, costs and compilation where no folder is at hand."""
+
+from pathlib import Path
+from typing import Any
+
+from lods_jax.priors.torch_weights import PARTS, SCHEDULER, as_json, place
+
+_VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "out_channels": 3,
+    "scaling_factor": 0.18215,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+_UNET = {
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "out_channels": 4,
+    "sample_size": 64,
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+# {name: {part: config}}, as their repositories have them, less what does not touch the networks.
+CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
+    "stable-diffusion-2-1-base": {
+        "unet": _UNET | {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True},
+        "vae": _VAE,
+        "text": {"hidden_act": "gelu", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23}
+        | {"max_position_embeddings": 77, "num_attention_heads": 16, "projection_dim": 512, "vocab_size": 49408},
+    },
+    "stable-diffusion-v1-5": {
+        "unet": _UNET | {"attention_head_dim": 8, "cross_attention_dim": 768},
+        "vae": _VAE,
+        "text": {"hidden_act": "quick_gelu", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+        | {"max_position_embeddings": 77, "num_attention_heads": 12, "projection_dim": 768, "vocab_size": 49408},
+    },
+}
+
+
+def write_configs(folder: Path, name: str) -> Path:
+    """A folder in diffusers layout without weights and tokenizer: enough to build the networks, and to know their shapes."""
+    if name not in CONFIGS:
+        raise ValueError(f"there is no architecture {name!r}, only {', '.join(CONFIGS)}")
+    for part, (directory, _) in PARTS.items():
+        place(folder / directory / "config.json").write_text(as_json(CONFIGS[name][part]))
+    place(folder / "scheduler" / "scheduler_config.json").write_text(as_json(SCHEDULER | {"prediction_type": "epsilon"}))
+    return folder

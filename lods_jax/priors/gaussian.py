@@ -1,0 +1,71 @@
+"""A prior with a closed-form score: images of a text y are drawn from N(mu_y, sigma^2), each value on its own.
+
+On it the fixed points of the objectives are known: SDS lands on mu_null + s (mu_y - mu_null), LODS on mu_y for every s.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from lods_jax.core.noise_schedule import per_example, signal_and_noise
+from lods_jax.core.types import Cond, Prior, Query
+
+
+def init_psi(
+    weights: dict, key: Key[Array, ""], tokens: Float[Array, "n w"], queries: Iterable[Query]
+) -> dict[str, Float[Array, "n w"]]:
+    """What the fitted `queries` can learn: "embedding" starts as `tokens`, "lora" as no shift of the tokens.
+
+    A closed form has no layers to adapt. Its adapter is a learned shift, added to whatever tokens it is given. Like
+    LoRA it starts at zero, is scaled per example, and leaves the text in place.
+    """
+    queries = list(queries)
+    psi = {}
+    if any(query.text == "learned" for query in queries):
+        psi["embedding"] = tokens
+    if any(query.lora for query in queries):
+        psi["lora"] = jnp.zeros_like(tokens)
+    return psi
+
+
+def adapter_shift(psi: dict, cond: Cond) -> Float[Array, "b n w"]:
+    """What the adapter adds to the tokens of each example; zero without an adapter."""
+    if "lora" not in psi or cond.lora is None:
+        return jnp.zeros_like(cond.tokens)
+    return per_example(cond.lora, cond.tokens) * psi["lora"][None]
+
+
+def gaussian(means: Mapping[str, float], sigma: float = 0.5) -> Prior:
+    """The Gaussian prior. Latents are the rgb values themselves; the tokens [k 1 1] of a text hold its mean.
+
+    Args:
+      means: mu_y of every text that the prior understands, "" for the unconditional one.
+      sigma: standard deviation of the images of any one text.
+    """
+    if not sigma >= 0:
+        raise ValueError(f"sigma must be at least 0, got {sigma}")
+
+    def init(key: Key[Array, ""]) -> dict:
+        return {}
+
+    def embed(weights: dict, texts: list[str]) -> Float[Array, "k 1 1"]:
+        if unknown := [text for text in texts if text not in means]:
+            raise ValueError(f"the Gaussian prior knows no text {unknown[0]!r}, only {sorted(means)}")
+        return jnp.asarray([[[means[text]]] for text in texts], jnp.float32)
+
+    def encode(weights: dict, rgb: Float[Array, "b h w c"], key: Key[Array, ""]) -> Float[Array, "b h w c"]:
+        return rgb
+
+    def decode(weights: dict, z: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return jnp.clip(z, 0.0, 1.0)
+
+    def predict(
+        weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
+    ) -> Float[Array, "b h w c"]:
+        signal, noise_std = signal_and_noise(t, z_t)
+        mean = (cond.tokens + adapter_shift(psi, cond))[..., None]
+        # z_t is N(signal mu, signal^2 sigma^2 + noise_std^2), and eps = -noise_std times its score.
+        return noise_std * (z_t - signal * mean) / (signal**2 * sigma**2 + noise_std**2)
+
+    return Prior(init, embed, init_psi, encode, decode, predict)

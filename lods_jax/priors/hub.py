@@ -1,0 +1,54 @@
+"""Where a prior lies: the shipped one, a folder, or an entry of the local Hugging Face cache by its repository id."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from lods_jax.core.paths import TABLETOP
+
+PATTERNS = ("*.json", "*.txt", "*.safetensors", "*/*.json", "*/*.txt", "*/*.safetensors")
+
+
+def local(name: str, download: bool = False, cache: Path | None = None) -> Path:
+    """The folder of a prior, "tabletop" being the shipped one.
+
+    What is neither a folder nor a cached repository comes back as it is, for the caller to refuse.
+
+    Args:
+      download: fetch what the cache lacks of the repository; without it nothing goes over the network.
+      cache: by default that of huggingface_hub (HF_HOME, HF_HUB_CACHE).
+    """
+    if name == "tabletop":
+        return TABLETOP
+    if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, cache_dir=cache, local_files_only=not download, allow_patterns=list(PATTERNS)))
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        if download:
+            raise ValueError(f"{name} cannot be downloaded: {' '.join(str(error).split())[:200]}") from error
+        return Path(name)
+
+
+def unet_hash(folder: Path) -> str | None:
+    """SHA-256 of the U-Net's weights of a Stable Diffusion folder: tells one prior from another."""
+    files = sorted((folder / "unet").glob("*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def family(folder: Path) -> str:
+    """Which Stable Diffusion a folder holds, told by the width of its text: 768 is 1.x, 1024 is 2.x."""
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    width = config.get("cross_attention_dim")
+    return {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(width, f"Stable Diffusion layout, text width {width}")

@@ -1,0 +1,1 @@
+"""Runs as folders and as pages: what a person starts, looks at, exports and compares."""

@@ -1,0 +1,130 @@
+"""`lods evaluate`: the figures of finished and half-finished runs, as a table and as JSON."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lods_jax.runs.artifacts import Viewer, viewer
+from lods_jax.runs.restore import restore_scene
+from lods_jax.runs.run_directory import Run, read_run, write_json
+from lods_jax.tabletop.judge import SIZE
+from lods_jax.tabletop.measure import FIGURES, measure
+from lods_jax.tabletop.metrics import bootstrap, interquartile_mean
+from lods_jax.training.build import objective_of
+from lods_jax.training.scene_setups import particles, represent
+
+COSTS = {
+    "gaussians": "Gaussians at the end",
+    "samples": "samples of the field that a view needed at the end",
+    "seconds": "seconds of optimisation, without compilation",
+    "predictions": "noise predictions that the prior made, in thousands",
+    "psi_displacement": "root mean square by which the learned branch moved",
+    "fit_gain": "by how much it denoises the renders better than before",
+}
+
+
+def evaluate(run: Run, newest: int | None = None) -> dict[str, Any]:
+    """All figures of a run at its newest checkpoint, means over its particles; `missing` says in one line what is not there.
+
+    Args:
+      newest: the last step to look at. Costs are those of the end all the same.
+    """
+    row = {"run": str(run.path), "prompt": run.config.prompt, "objective": run.config.objective.name, "end": run.end}
+    row |= {"s": run.config.objective.s, "prior": run.config.prior.name, "seed": run.config.seed, "step": run.step}
+    row |= costs(run)
+    try:
+        scene = restore_scene(run, newest)
+    except ValueError as error:
+        return row | {"missing": f"no checkpoint to measure: {error}"}
+    theta, aux = scene["theta"], scene["aux"]
+    row["step"] = int(scene["step"])
+    kind, see = represent(run.config), shared_viewer(run)
+    row |= kind.count(aux)
+    try:
+        figures = [
+            measure(run.config.prompt, partial(see, theta, aux), *kind.mass(theta, aux))
+            for theta, aux in zip(particles(run.config, theta), particles(run.config, aux), strict=True)
+        ]
+    except ValueError as error:  # a prompt of another world: there is no truth to compare with
+        return row | {"missing": f"no figures against the truth: {error}"}
+    return row | {name: float(np.mean([one[name] for one in figures])) for name in FIGURES}
+
+
+_VIEWERS: dict[tuple[str, str], Viewer] = {}  # by what a compiled render depends on
+
+
+def shared_viewer(run: Run) -> Viewer:
+    """The viewer of 64 px for a run; runs whose scenes have the same settings share its compilation."""
+    key = run.config.scene, repr((run.config.gaussians, run.config.nerf))
+    if key not in _VIEWERS:
+        _VIEWERS[key] = viewer(run.config, SIZE)
+    return _VIEWERS[key]
+
+
+def costs(run: Run) -> dict[str, Any]:
+    """What a run has spent, and what its learned branch did, from its log."""
+    last = run.metrics[-1] if run.metrics else {}
+    objective = objective_of(run.config)
+    # The fit asks once more, unless it shares the score's noise.
+    asked = len(objective.queries) + (objective.fit is not None and not run.config.objective.fit_shares_noise)
+    asked += 2 * (run.config.pose.name != "none")
+    before = run.config.picture.invert * run.config.picture.invert_batch if run.config.picture.invert else 0
+    row = {"seconds": last.get("seconds"), "predictions": (asked * run.config.batch * run.step + before) / 1000}
+    return row | {name: last[name] for name in ("psi_displacement", "fit_gain") if name in last}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of `evaluate` as aligned text: one line a figure, one column a run, and what the figure says."""
+    names = [name for name in (*FIGURES, *COSTS) if any(number(row.get(name)) for row in rows)]
+    heads = [Path(row["run"]).name for row in rows]
+    body = [["objective", *(label(row) for row in rows)], ["prompt", *(row["prompt"] for row in rows)]]
+    about = FIGURES | COSTS
+    body += [[name, *(shown(row.get(name)) for row in rows), about[name]] for name in names]
+    lines = [[*line, ""] if len(line) == len(rows) + 1 else line for line in [["", *heads], *body]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """An objective and its guidance scale: "sds s=7.5"."""
+    return row["objective"] + (f" s={row['s']:g}" if row.get("s") is not None else "")
+
+
+def number(x: Any) -> bool:
+    return isinstance(x, int | float) and not math.isnan(x)
+
+
+def shown(x: Any) -> str:
+    """Three digits of a number; a dash where there is none."""
+    if not number(x):
+        return "-"
+    return str(x) if isinstance(x, int) else f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
+
+
+def cell(x: np.ndarray) -> str:
+    """Interquartile mean of some runs and its bootstrap interval; a dash where there is nothing."""
+    if not len(x):
+        return "-"
+    low, high = bootstrap(x)
+    return f"{shown(interquartile_mean(x))} ({shown(low)} to {shown(high)})"
+
+
+def report(paths: Sequence[Path], out: Path | None) -> None:
+    """Prints the table of some runs and one line for each that is missing something; writes the rows as JSON."""
+    rows = [evaluate(read_run(path)) for path in paths]
+    print(table(rows))
+    for row in rows:
+        if "missing" in row:
+            print(f"{row['run']}: {row['missing']} ({row['end']})")
+    if out:
+        write_json(out, plain(rows))
+        print(f"{out}: {len(rows)} runs, {len(FIGURES)} figures")
+
+
+def plain(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as strict JSON has them: null in place of NaN."""
+    return [{k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in row.items()} for row in rows]

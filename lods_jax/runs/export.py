@@ -1,0 +1,135 @@
+"""`lods export`: the scene of a run as a mesh, as splats, or as videos of its colour, depth and normals."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import ndimage
+
+from lods_jax.config import Config
+from lods_jax.core import cameras
+from lods_jax.core.cameras import Orbit
+from lods_jax.core.errors import UserError
+from lods_jax.core.types import Camera, Render, TrainState
+from lods_jax.core.videos import write_video
+from lods_jax.runs.artifacts import circle, viewer
+from lods_jax.runs.restore import restore_scene
+from lods_jax.runs.run_directory import Run
+from lods_jax.scenes.density_field import Surface, grid
+from lods_jax.scenes.mesh import (
+    Mesh,
+    bake,
+    iou,
+    marching_cubes,
+    silhouette,
+    simplify,
+    without_crumbs,
+    write_glb,
+    write_mesh_ply,
+    write_obj,
+)
+from lods_jax.training.scene_setups import SCENES, particles
+
+COARSE, FINE = 64, 128  # grid points an edge: to choose a level on, and of the mesh
+SIZE = 96  # pixels of a silhouette
+LEVELS = np.geomspace(0.02, 0.6, 10)  # of the highest density, but for a thousandth of the space
+See = Callable[[Camera], Render]  # n cameras -> renders on white, as NumPy arrays
+
+
+def export(run: Run, to: str, out: Path | None, faces: int, texture: int, particle: int) -> str:
+    """Writes the newest checkpoint of a run into a folder, by default its own; says what it wrote."""
+    if not 0 <= particle < run.config.particles:
+        raise UserError(f"--particle must be in 0..{run.config.particles - 1}, got {particle}")
+    if faces < 4 or not 16 <= texture <= 8192:
+        raise UserError(f"--faces must be at least 4 and --texture in 16..8192, got {faces} and {texture}")
+    out, kind, orbit = out or run.path, SCENES[run.config.scene], Orbit(**vars(run.config.camera))
+    state = restore_scene(run)
+    theta, aux = (particles(run.config, state[name])[particle] for name in ("theta", "aux"))
+    out.mkdir(parents=True, exist_ok=True)
+    if to == "splat":
+        return kind.export(out, theta, aux)
+    if to == "mp4":
+        see = partial(viewer(run.config, run.config.output.size), theta, aux)
+        return write_videos(see, orbit, out, run.config.output.frames, float(run.config.output.fps))
+    see = partial(viewer(run.config, SIZE), theta, aux)
+    return write_mesh(kind.surface(theta, aux), see, orbit, out / f"mesh.{to}", faces, texture)
+
+
+def mesh_of_run(config: Config, folder: Path, state: TrainState) -> str:
+    """What a run of a solid kind of scene ends with: mesh.glb of the first particle, or a word on why there is none."""
+    theta, aux = (particles(config, tree)[0] for tree in (state.theta, state.aux))
+    see, orbit = partial(viewer(config, SIZE), theta, aux), Orbit(**vars(config.camera))
+    try:
+        return write_mesh(SCENES[config.scene].surface(theta, aux), see, orbit, folder / "mesh.glb")
+    except UserError as error:
+        return f"no mesh: {error}"
+
+
+# --- meshes -----------------------------------------------------------------------------------------------------------------
+def write_mesh(surface: Surface, see: See, orbit: Orbit, path: Path, faces: int = 10_000, texture: int = 512) -> str:
+    """A mesh at the level whose silhouettes agree best with renders, in the format of the path's suffix; says how well it fits.
+
+    GLB and OBJ have a baked texture, PLY has colours at the vertices.
+    """
+    camera = jax.tree.map(lambda *x: jnp.concatenate(x), *(circle(orbit, 8, elevation) for elevation in (0.0, 40.0)))
+    seen = see(camera).opacity[..., 0] > 0.5
+    level = best_level(surface, camera, seen)
+    mesh = marching_cubes(grid(surface, FINE), surface.bound, level)
+    mesh = simplify(without_crumbs(mesh), faces)
+    agreement = iou(silhouettes(mesh, camera), seen)
+    color = lambda x: surface.look_up(x)[:, 1:]  # noqa: E731
+    if path.suffix == ".ply":
+        write_mesh_ply(path, mesh._replace(colors=color(mesh.vertices)))
+    else:
+        {".glb": write_glb, ".obj": write_obj}[path.suffix](path, bake(mesh, color, texture))
+    return (
+        f"{path}: {len(mesh.faces):,} faces at the density {level:.3g}, where silhouettes of mesh and renders agree best: "
+        f"IoU {agreement:.3f}"
+    )
+
+
+def best_level(surface: Surface, camera: Camera, seen: Bool[np.ndarray, "n size size"]) -> float:
+    """The level, of LEVELS times the highest density, whose silhouettes have the largest IoU with `seen`, on a coarse grid."""
+    values = grid(surface, COARSE)
+    levels = LEVELS * np.quantile(values, 0.999)
+    if not levels[-1] > 0:
+        raise UserError("there is nothing in this scene to make a mesh of")
+    return float(max(levels, key=lambda level: iou(silhouettes(marching_cubes(values, surface.bound, level), camera), seen)))
+
+
+def silhouettes(mesh: Mesh, camera: Camera) -> Bool[np.ndarray, "n size size"]:
+    pixels, _ = cameras.project(camera, jnp.asarray(mesh.vertices), SIZE, SIZE)
+    return np.stack([silhouette(one, mesh.faces, SIZE) for one in np.asarray(pixels)])
+
+
+# --- videos -----------------------------------------------------------------------------------------------------------------
+def write_videos(see: See, orbit: Orbit, folder: Path, frames: int, fps: float) -> str:
+    """video.mp4, depth.mp4 (near is bright) and normal.mp4 (camera frame: x right red, y up green, towards us blue)."""
+    camera = circle(orbit, frames)
+    render = see(camera)
+    solid = render.opacity > 0.5
+    near, far = np.quantile(render.depth[solid], [0.005, 0.995]) if solid.any() else (0.0, 1.0)
+    depth = np.where(solid, 1 - 0.8 * np.clip((render.depth - near) / max(far - near, 1e-6), 0, 1), 0.0)
+    films = {
+        "video": render.rgb,
+        "depth": np.repeat(depth, 3, -1),
+        "normal": np.where(solid, 0.5 + 0.5 * normals_of(render, camera), 1.0),
+    }
+    for name, film in films.items():
+        write_video(folder / f"{name}.mp4", film, fps)
+    return f"{', '.join(str(folder / f'{name}.mp4') for name in films)}: {frames} frames"
+
+
+def normals_of(render: Render, camera: Camera) -> Float[np.ndarray, "n h w 3"]:
+    """Unit normals of the depth map by central differences: x right, y up, z towards the camera."""
+    z = ndimage.median_filter(render.depth[..., 0], size=(1, 3, 3))
+    h, w = z.shape[1:]
+    scale = (2 * np.tan(np.asarray(camera.fov_y) / 2) / h)[:, None, None]
+    y, x = np.mgrid[:h, :w] + 0.5
+    place = np.stack([(x - w / 2) * scale * z, (h / 2 - y) * scale * z, -z], -1)
+    normal = np.cross(np.gradient(place, axis=2), -np.gradient(place, axis=1))
+    return normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,256 @@
+"""The page of a run, or of several side by side: one HTML file that opens from disk, without a network.
+
+It holds what there is of each run: an interactive view of the splats, the video, stills, the metrics as plots, the configuration,
+and one line on what is missing. Everything that came from a person is escaped, and the page may load nothing from outside.
+"""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lods_jax.config import dump, leaves
+from lods_jax.core.files import replacing
+from lods_jax.core.images import to_uint8
+from lods_jax.runs.run_directory import Run
+
+ASSETS = Path(__file__).parent / "assets"
+SIDES = {0: "front", 90: "left", 180: "back", 270: "right"}  # of the object, by the camera's azimuth in degrees
+Points = list[tuple[int, int | float]]  # (step, value)
+INK = ("#2457c5", "#c2410c", "#15803d", "#9333ea", "#b8860b", "#0e7490", "#be123c", "#4d5561")
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src blob: data:"
+PLOTS = {
+    "force": "force: root mean square of the score on the latents",
+    "fit": "fit: loss of the learned branch",
+    "fit_gain": "fit gain: by how much learning has lowered that loss",
+    "psi_displacement": "psi displacement: how far the learned branch has moved",
+    "force_pose": "force of the prior of poses",
+    "picture_rgb": "weighted error of the colours in the picture's view",
+    "picture_mask": "weighted error of the mask in the picture's view",
+    "gaussians": "Gaussians",
+    "grad": "norm of the scene's gradient",
+}
+
+
+def write_page(runs: Sequence[Run], path: Path, truths: Mapping[str, np.ndarray] | None = None) -> list[str]:
+    """Writes the page; returns the lines on what is missing.
+
+    Args:
+      truths: {prompt: [n h w 3] renders of the true object at n equal azimuths, from the front on}, shown beside the runs.
+    """
+    store: list[str] = []  # the data of the page: <script> elements that are text
+    prompts, named = list(dict.fromkeys(run.config.prompt for run in runs)), titles(runs)
+    groups = []
+    for prompt in prompts:
+        cards = [truth_card(prompt, truths[prompt], store)] if prompt in (truths or {}) else []
+        cards += picture_cards([run for run in runs if run.config.prompt == prompt])
+        cards += [run_card(run, named[i], i, store, len(runs) == 1) for i, run in enumerate(runs) if run.config.prompt == prompt]
+        head = f"<h2>{html.escape(prompt)}</h2>" if len(prompts) > 1 else ""
+        groups.append(f"<section>{head}<div class='cards{' one' if len(cards) == 1 else ''}'>{''.join(cards)}</div></section>")
+    lines = [line for run in runs if (line := lacking(run))]
+    heading = "; ".join(prompts)
+    body = [
+        f"<header><h1>{html.escape(heading)}</h1>"
+        "<p class=soft>Drag a view, or choose it and use the arrow keys, + and -; Home puts it back.</p></header><main>",
+        *(f"<p class=missing>Missing: {html.escape(line)}</p>" for line in lines),
+        "<div class=bar><button type=button data-act=spin>Turn or stop</button>"
+        "<button type=button data-act=home>Put back</button>"
+        "<button type=button data-act=background>Background</button></div>",
+        *groups,
+        plots(runs),
+        settings(runs),
+        "</main>",
+    ]
+    text = (
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        f'<meta http-equiv=Content-Security-Policy content="{POLICY}">'
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<title>{html.escape(heading)}</title><style>{(ASSETS / 'page.css').read_text()}</style></head>"
+        f"<body{' class=wide' if len(runs) > 1 else ''}>"
+        f"{''.join(body)}{''.join(store)}<script>{(ASSETS / 'page.js').read_text()}</script></body></html>\n"
+    )
+    with replacing(path) as file:
+        file.write_text(text, encoding="utf-8")
+    return lines
+
+
+# --- cards -----------------------------------------------------------------------------------------------------------------
+def run_card(run: Run, title: str, i: int, store: list[str], alone: bool) -> str:
+    """One run: view, figures, video and stills, as far as they are there; the last two folded away unless it is `alone`."""
+    prompt = html.escape(run.config.prompt, quote=True)
+    parts = [f"<h2>{html.escape(title)}</h2>"]
+    if (run.path / "scene.splat").exists():
+        keep(store, f"splats-{i}", (run.path / "scene.splat").read_bytes())
+        parts.append(
+            f'<canvas class=view tabindex=0 role=application data-splats=splats-{i} aria-label="{prompt}: 3D view of the splats, '
+            'turns with the arrow keys, zooms with plus and minus"></canvas>'
+        )
+    parts.append(f"<p class=soft>{html.escape(summary(run))}</p>")
+    more = ""
+    if (run.path / "video.mp4").exists():
+        keep(store, f"video-{i}", (run.path / "video.mp4").read_bytes())
+        more = f'<video controls loop muted playsinline data-from=video-{i} aria-label="{prompt}: turntable video"></video>'
+    more += stills(run, prompt)
+    parts.append(more if alone or not more else f"<details><summary>Video and stills</summary>{more}</details>")
+    return f"<article>{''.join(parts)}</article>"
+
+
+def truth_card(prompt: str, frames: np.ndarray, store: list[str]) -> str:
+    """The true object, which turns with the runs beside it."""
+    name = f"truth-{len(store)}"
+    keep(store, name, png(np.concatenate(list(to_uint8(frames)), axis=1)))
+    label = f"{html.escape(prompt, quote=True)}: renders of the true object, turn with the views beside them"
+    return (
+        "<article><h2>the true object</h2>"
+        f'<canvas class=view tabindex=0 role=application data-frames={name} aria-label="{label}"></canvas>'
+        f"<p class=soft>{html.escape(prompt)}, {len(frames)} renders of the tabletop world at one elevation</p></article>"
+    )
+
+
+def picture_cards(runs: Sequence[Run]) -> list[str]:
+    """The pictures that runs began with, each once."""
+    files = [run.path / "picture.png" for run in runs]
+    cards = []
+    for data in dict.fromkeys(file.read_bytes() for file in files if file.exists()):
+        source = base64.b64encode(data).decode()
+        cards.append(
+            f'<article><h2>the picture</h2><img class=cut src="data:image/png;base64,{source}" alt="the picture, cut out">'
+            "<p class=soft>As it was cut out and framed; squares show where it is transparent.</p></article>"
+        )
+    return cards
+
+
+def stills(run: Run, prompt: str) -> str:
+    """The stills of a run, else its newest preview."""
+    files = sorted((run.path / "stills").glob("*.png"))
+    shown = [(int(file.stem), file) for file in files if file.stem.isdecimal()]
+    cells = []
+    for angle, file in shown:
+        side = f"{angle}°" + (f", {SIDES[angle]}" if angle in SIDES else "")
+        source = base64.b64encode(file.read_bytes()).decode()
+        cells.append(f'<figure><img src="data:image/png;base64,{source}" alt="{prompt}, seen from {side}">')
+        cells.append(f"<figcaption>{side}</figcaption></figure>")
+    if cells:
+        return f"<div class=stills>{''.join(cells)}</div>"
+    previews = sorted((run.path / "previews").glob("*.png"))
+    if not previews:
+        return ""
+    source, step = base64.b64encode(previews[-1].read_bytes()).decode(), int(previews[-1].stem)
+    return f'<img style="width:100%" src="data:image/png;base64,{source}" alt="{prompt}, four sides after step {step}">'
+
+
+def summary(run: Run) -> str:
+    """A run in a line: objective, prior, seed, size, time and how it ended."""
+    c, last = run.config, run.metrics[-1] if run.metrics else {}
+    words = [f"prior {c.prior.name}", f"seed {c.seed}", f"{run.step} steps of {c.batch} views"]
+    words += [f"{last['gaussians']:,} Gaussians"] if "gaussians" in last else []
+    words += [f"{last['seconds']:.0f} s"] if "seconds" in last else []
+    return ", ".join([*words, run.end])
+
+
+def lacking(run: Run) -> str:
+    """One line on what a run does not have."""
+    return run.missing("run.json", "metrics.jsonl", "scene.splat", "stills", "video.mp4")
+
+
+def titles(runs: Sequence[Run]) -> list[str]:
+    """Objective and scale of each run; where two of a prompt are alike, the folder's name tells them apart."""
+    named = []
+    for run in runs:
+        o = run.config.objective
+        named.append((run.config.prompt, o.name + (f", s = {o.s:g}" if o.s is not None else "")))
+    return [name[1] if named.count(name) == 1 else f"{name[1]} ({run.path.name})" for name, run in zip(named, runs, strict=True)]
+
+
+def keep(store: list[str], name: str, data: bytes) -> None:
+    """Data of the page, which its script reads by name."""
+    store.append(f"<script type=text/plain id={name}>{base64.b64encode(data).decode()}</script>")
+
+
+def png(rgb: np.ndarray) -> bytes:
+    file = BytesIO()
+    Image.fromarray(rgb).save(file, "PNG")
+    return file.getvalue()
+
+
+# --- plots and settings -----------------------------------------------------------------------------------------------------
+def plots(runs: Sequence[Run]) -> str:
+    """Every metric over steps, all runs in one plot each."""
+    names = [name for name in PLOTS if any(name in line for run in runs for line in run.metrics)]
+    names += [name for name in penalties(runs) if name not in names]
+    figures = []
+    for name in names:
+        series = []
+        for i, run in enumerate(runs):
+            points = [(line["step"], line[name]) for line in run.metrics if isinstance(line.get(name), int | float)]
+            points = [(x, y) for x, y in points if np.isfinite(y)]
+            series.append((INK[i % len(INK)], points[:: max(1, len(points) // 300)]))
+        if any(len(points) > 1 for _, points in series) and any(y for _, points in series for _, y in points):
+            figures.append(f"<figure>{plot(PLOTS.get(name, f'{name}: weighted penalty'), series)}</figure>")
+    if not figures:
+        return ""
+    key = "".join(
+        f"<span><i style='background:{INK[i % len(INK)]}'></i>{html.escape(title)}, {html.escape(run.config.prompt)}</span>"
+        for i, (title, run) in enumerate(zip(titles(runs), runs, strict=True))
+    )
+    key = f"<p class='key soft'>{key}</p>" if len(runs) > 1 else ""
+    return f"<section><h2>Metrics over steps</h2>{key}<div class=plots>{''.join(figures)}</div></section>"
+
+
+def penalties(runs: Sequence[Run]) -> list[str]:
+    return [name for name in ("sparsity", "opaque") if any(name in line for run in runs for line in run.metrics)]
+
+
+def plot(title: str, series: Sequence[tuple[str, Points]], w: int = 300, h: int = 150) -> str:
+    """Lines over a grid as an SVG with a title that a screen reader reads."""
+    left, right, top, bottom = 42, 6, 22, 20
+    xs, ys = zip(*(point for _, points in series for point in points), strict=True)
+    x_0, x_1, ticks = min(xs), max(max(xs), min(xs) + 1), round_ticks(min(ys), max(ys))
+    place_x = lambda x: left + (x - x_0) / (x_1 - x_0) * (w - left - right)  # noqa: E731
+    place_y = lambda y: h - bottom - (y - ticks[0]) / (ticks[-1] - ticks[0]) * (h - top - bottom)  # noqa: E731
+    marks = []
+    for tick in ticks:
+        y = place_y(tick)
+        marks.append(f"<line class=grid x1={left} x2={w - right} y1={y:.1f} y2={y:.1f} />")
+        marks.append(f"<text x={left - 5} y={y + 4:.1f} text-anchor=end>{tick:g}</text>")
+    for x, anchor in ((x_0, "start"), (x_1, "end")):
+        marks.append(f"<text x={place_x(x):.1f} y={h - 4} text-anchor={anchor}>{x:g}</text>")
+    for color, points in series:
+        path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points)
+        marks.append(f'<polyline fill=none stroke="{color}" stroke-width=1.6 points="{path}" />')
+    ends = ", ".join(f"{points[0][1]:.3g} to {points[-1][1]:.3g}" for _, points in series if points)
+    return (
+        f'<svg viewBox="0 0 {w} {h}" role=img aria-label="{html.escape(title, quote=True)}; from first to last step: {ends}">'
+        f"<text x=0 y=12>{html.escape(title)}</text>{''.join(marks)}</svg>"
+    )
+
+
+def round_ticks(low: int | float, high: int | float) -> list[float]:
+    """Three to seven round numbers that enclose [low, high]."""
+    if high - low < 1e-12 * max(abs(high), abs(low), 1e-12):
+        low, high = low - max(0.5 * abs(low), 1e-6), high + max(0.5 * abs(high), 1e-6)
+    step = 10.0 ** np.floor(np.log10((high - low) / 2))
+    step = next(k * step for k in (1, 2, 5, 10) if (high - low) / (k * step) <= 5)
+    first, last = int(np.floor(low / step + 1e-9)), int(np.ceil(high / step - 1e-9))
+    return [float(f"{i * step:.12g}") for i in range(first, max(last, first + 1) + 1)]
+
+
+def settings(runs: Sequence[Run]) -> str:
+    """The configurations; of several runs first what differs between them."""
+    text = ""
+    if len(runs) > 1:
+        columns = [{name: value for name, _, value in leaves(run.config)} for run in runs]
+        differ = [name for name in columns[0] if any(a.get(name) != b.get(name) for a, b in pairwise(columns))]
+        cell = lambda x: f"<td>{html.escape(str(x))}</td>"  # noqa: E731
+        rows = [f"<tr><th scope=row>{name}</th>{''.join(cell(column.get(name)) for column in columns)}</tr>" for name in differ]
+        head = "".join(f"<th scope=col>{html.escape(title)}</th>" for title in titles(runs))
+        text = f"<h2>What differs</h2><div class=scroll><table><tr><td></td>{head}</tr>{''.join(rows)}</table></div>"
+    for title, run in zip(titles(runs), runs, strict=True):
+        label = "Configuration" if len(runs) == 1 else f"Configuration of {title}"
+        text += f"<details><summary>{html.escape(label)}</summary><pre>{html.escape(dump(run.config))}</pre></details>"
+    return f"<section>{text}</section>"

@@ -1,0 +1,149 @@
+"""The files of a run's folder: written so that a kill leaves them whole, read so that half a run is still worth something.
+
+config.yaml    repeats the run                    scene.ply, scene.splat   the scene, from the last preview on
+run.json       what it ran on, and how it ended   previews/, stills/       pictures
+metrics.jsonl  one line per log_every steps       video.mp4, index.html    at the end
+checkpoints/   all that training changes          mesh.glb                 of a NeRF, at the end
+picture.png and prompt_embeds.safetensors: of a run from a picture, what it goes on with
+"""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lods_jax.config import Config, load
+from lods_jax.core.errors import UserError
+from lods_jax.core.files import replacing
+
+LOCK = ".lock"
+
+
+class Run(NamedTuple):
+    """What there is of a run."""
+
+    path: Path
+    config: Config
+    note: dict[str, Any]  # run.json; empty if there is none
+    metrics: list[dict[str, Any]]  # lines of metrics.jsonl, oldest first
+
+    @property
+    def step(self) -> int:
+        """The last step that was logged."""
+        return self.metrics[-1]["step"] if self.metrics else 0
+
+    @property
+    def end(self) -> str:
+        """How it ended, in words: `finished`, `failed: why`, or how far it came."""
+        state = self.note.get("state", "never started")
+        if state == "failed":
+            return f"failed: {self.note.get('error', 'no reason is known')}"
+        # A run that was killed could not say so: to a reader it looks like one that is under way.
+        return state if state == "finished" else f"{state}, step {self.step} of {self.config.steps}"
+
+    def missing(self, *names: str) -> str:
+        """One line on which of these files are not there; empty if all are."""
+        absent = [name for name in names if not (self.path / name).exists()]
+        return f"{self.path}: no {', '.join(absent)} ({self.end})" if absent else ""
+
+
+def read_run(path: Path) -> Run:
+    """A run, however far it came. Raises UserError if the folder holds none."""
+    file = path / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{path} holds no run: {file} is missing")
+    metrics = [row for row in read_lines(path / "metrics.jsonl") if isinstance(row.get("step"), int)]
+    return Run(path, load(file), read_json(path / "run.json"), metrics)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if the file is absent or damaged."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; half a last line, as a kill leaves it, is passed over."""
+    rows = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def write_json(path: Path, data: Any) -> None:
+    with replacing(path) as file:
+        file.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """One line of a JSON Lines file, handed to the system before the next step: a kill does not lose it."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def rewind(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[dict[str, Any]]:
+    """Cuts a JSON Lines file down to the objects to `keep`, and returns them. Half a last line goes: the next would join it."""
+    kept = [row for row in read_lines(path) if keep(row)]
+    with replacing(path) as file:
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
+    return kept
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds it for this process. Raises UserError if another process has it.
+
+    The system lets go of a lock with the process that holds it, so a killed run leaves none behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{folder} is being written by {file.read().strip()}: stop it, or wait for its end") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def point_latest_at(folder: Path) -> None:
+    """outputs/latest -> this run, where the run lies in a folder of the name `outputs`."""
+    outputs = next((parent for parent in folder.absolute().parents if parent.name == "outputs"), None)
+    if outputs:
+        with replacing(outputs / "latest") as link:
+            link.symlink_to(folder.absolute().relative_to(outputs), target_is_directory=True)
+
+
+@contextmanager
+def event_log(folder: Path, first: int, on: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yields what writes lines of metrics.jsonl as TensorBoard event files too, or does nothing unless `on`.
+
+    What was logged beyond step `first` is purged. The files are whole when the block ends.
+    """
+    if not on:
+        yield lambda line: None
+        return
+    from tensorboardX import SummaryWriter  # the extra `log`; config.check has seen that it is there
+
+    with SummaryWriter(str(folder), purge_step=first + 1, flush_secs=5) as writer:
+
+        def log(line: dict[str, Any]) -> None:
+            for name, value in line.items():
+                if name != "step":
+                    writer.add_scalar(name, value, line["step"])
+
+        yield log

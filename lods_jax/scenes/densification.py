@@ -1,0 +1,142 @@
+"""Refinement of Gaussians at fixed capacity, under one compiled shape. A slot is alive or free.
+
+  refine     clone, split and prune (Kerbl et al. 2023, section 5): free slots go to children of the Gaussians whose screen-space
+             gradient is largest, as far as they reach
+  relocate   3D Gaussian splatting as Markov chain Monte Carlo (Kheradmand et al. 2024, section 4): dead Gaussians move into
+             living ones, and the picture stays as it is
+
+Parameters, statistics and both Adam moments move together; a new Gaussian starts without momentum.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from lods_jax.core.types import TrainState
+
+SHRINK = 1.6  # the two halves of a split Gaussian are this much smaller
+
+
+class Rules(NamedTuple):
+    """When a Gaussian multiplies and when it goes. Sizes are the largest standard deviation in world units.
+
+    A Gaussian multiplies if its mean gradient per view, in normalised device units, exceeds `threshold` and is among the largest
+    `fraction` of those alive. The usual absolute 2e-4 is made for one loss scale; a fraction serves every objective alike.
+    """
+
+    threshold: float = 0.0
+    fraction: float = 0.1
+    split_size: float = 0.02  # larger ones split in two, smaller ones are cloned
+    prune_opacity: float = 0.005
+    prune_size: float = 0.35
+
+
+RULES = Rules()
+
+
+def refine(key: Key[Array, ""], state: TrainState, tx: optax.GradientTransformation, rules: Rules = RULES) -> TrainState:
+    """One refinement of a state of `scenes.gaussians`; clears its statistics. Jit it with `tx` and `rules` static."""
+    theta, aux = state.theta, state.aux
+    size, opacity = jnp.exp(theta["log_scales"]).max(-1), jax.nn.sigmoid(theta["opacity_logits"])
+    alive = aux["alive"] & (opacity >= rules.prune_opacity) & (size <= rules.prune_size)
+    gradient = jnp.where(alive, aux["grad"] / jnp.maximum(aux["seen"], 1), 0.0)
+
+    # Parents by falling gradient, and the slots of children: the j-th parent's child goes to the j-th free slot.
+    parent, slot = jnp.argsort(-gradient), jnp.argsort(alive)
+    wanted = jnp.minimum(jnp.sum(gradient > rules.threshold), jnp.ceil(rules.fraction * jnp.sum(alive)).astype(jnp.int32))
+    born = jnp.arange(len(alive)) < jnp.minimum(wanted, jnp.sum(~alive))
+    n = len(alive)
+    source = jnp.arange(n).at[jnp.where(born, slot, n)].set(parent, mode="drop")
+    child = jnp.zeros(n, bool).at[jnp.where(born, slot, n)].set(True, mode="drop")
+    split = born & (size[parent] > rules.split_size)
+    halved = jnp.zeros(n, bool).at[jnp.where(split, slot, n)].set(True, mode="drop")
+    halved = halved.at[jnp.where(split, parent, n)].set(True, mode="drop")
+
+    theta = jax.tree.map(lambda x: x[source], theta)
+    # Both halves of a split are drawn from the Gaussian that they replace.
+    offset = _rotate(theta["quats"], jnp.exp(theta["log_scales"]) * jax.random.normal(key, (n, 3)))
+    theta = theta | {
+        "means": jnp.where(halved[:, None], theta["means"] + offset, theta["means"]),
+        "log_scales": jnp.where(halved[:, None], theta["log_scales"] - jnp.log(SHRINK), theta["log_scales"]),
+    }
+    return reslot(state, tx, theta, alive | child, source, child | halved)
+
+
+MOST = 51  # Gaussians in the place of one
+BINOMIALS = np.array([[math.comb(n, j) for j in range(1, MOST + 1)] for n in range(1, MOST + 1)], np.float32)
+
+
+def relocate(
+    key: Key[Array, ""], state: TrainState, tx: optax.GradientTransformation, dead: float = 0.005, growth: float = 0.05
+) -> TrainState:
+    """One relocation of a state of `scenes.gaussians`; clears its statistics. Jit it with `tx` static.
+
+    Gaussians of an opacity below `dead` take the place of living ones, drawn in proportion to opacity, and so do free slots, as
+    long as the number of Gaussians grows by no more than the share `growth`. Those that share a place then show together what one
+    of them showed (`share`). The noise that the paper adds to means in every step is not part of this.
+    """
+    theta, aux = state.theta, state.aux
+    n, opacity = len(aux["alive"]), jax.nn.sigmoid(theta["opacity_logits"])
+    living = aux["alive"] & (opacity >= dead)
+    free = ~aux["alive"]
+    grown = free & (jnp.cumsum(free) <= jnp.ceil(growth * jnp.sum(aux["alive"])))
+    # Without one living Gaussian there is no place to go to.
+    moved = ((aux["alive"] & ~living) | grown) & jnp.any(living)
+    drawn = jax.random.categorical(key, jnp.where(living, jnp.log(opacity), -jnp.inf), shape=(n,))
+    source = jnp.where(moved, drawn, jnp.arange(n))
+    copies = jnp.zeros(n, jnp.int32).at[source].add(jnp.where(moved | living, 1, 0))[source]
+    theta = jax.tree.map(lambda x: x[source], theta)
+    fresh = (copies > 1) & (moved | living)
+    shared, factor = share(jnp.clip(opacity[source], max=1 - 1e-6), copies)
+    shared = jnp.clip(shared, min=dead)  # what has just been moved is not dead
+    theta = theta | {
+        "opacity_logits": jnp.where(fresh, jnp.log(shared) - jnp.log1p(-shared), theta["opacity_logits"]),
+        "log_scales": jnp.where(fresh[:, None], theta["log_scales"] + jnp.log(factor)[:, None], theta["log_scales"]),
+    }
+    return reslot(state, tx, theta, aux["alive"] | moved, source, fresh)
+
+
+def share(opacity: Float[Array, "n"], copies: Int[Array, "n"]) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+    """Opacity, and the factor on the standard deviations, with which N coincident Gaussians show what one showed (eq. 9).
+
+    The light that N stop at the centre is that of one, and so is its integral along a line through the centre; the paper's double
+    sum is sum_j C(N, j) (-1)^(j + 1) o^j / sqrt(j). N above MOST counts as MOST.
+    """
+    copies = jnp.clip(copies, 1, MOST)
+    new = -jnp.expm1(jnp.log1p(-opacity) / copies)
+    j = np.arange(1, MOST + 1)
+    signs = jnp.asarray((-1.0) ** (j + 1) / np.sqrt(j), jnp.float32)
+    terms = jnp.asarray(BINOMIALS)[copies - 1] * new[:, None] ** j[None] * signs[None]
+    return new, opacity / jnp.sum(terms, 1)
+
+
+def reslot(
+    state: TrainState,
+    tx: optax.GradientTransformation,
+    theta: Any,
+    alive: Bool[Array, "n"],
+    source: Int[Array, "n"],
+    fresh: Bool[Array, "n"],
+) -> TrainState:
+    """The state with new Gaussians in its slots. Statistics are cleared.
+
+    Args:
+      source: the slot that each slot's moments come from. fresh: where they are 0 instead.
+      tx: the optimizer of theta, to tell its moments from its counters.
+    """
+    move = lambda m: jnp.where(fresh.reshape(-1, *[1] * (m.ndim - 1)), 0.0, m[source])  # noqa: E731
+    opt = optax.tree_utils.tree_map_params(tx, move, state.opt_theta)
+    cleared = {name: jnp.zeros_like(state.aux[name]) for name in ("grad", "seen", "radius")}
+    return state.replace(theta=theta, aux=state.aux | cleared | {"alive": alive}, opt_theta=opt)
+
+
+def _rotate(quats: Float[Array, "n 4"], v: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
+    """v turned by quaternions wxyz of any length but 0."""
+    quats = quats / jnp.linalg.norm(quats, axis=-1, keepdims=True)
+    w, u = quats[:, :1], quats[:, 1:]
+    return v + 2 * jnp.cross(u, jnp.cross(u, v) + w * v)

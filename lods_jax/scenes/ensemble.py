@@ -1,0 +1,46 @@
+"""n scenes of one kind as one: view i shows particle i % n. Several particles under one prior, as VSD has them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from lods_jax.core.types import Camera, Render, Scene
+
+
+def several(scene: Scene, n: int) -> Scene:
+    """n particles from independent random starts (Wang et al. 2023, algorithm 1): theta and aux gain a leading axis [n ...].
+
+    A step needs a multiple of n views on each device, and a particle is seen in one of n: its gradient is 1/n of what it would be
+    alone. Adam does not mind; penalties shrink along with the score. Raises ValueError if the views can't be shared out.
+    """
+
+    def init(key: Key[Array, ""]):
+        return jax.vmap(scene.init)(jax.random.split(key, n))
+
+    def render(theta, aux, camera: Camera, keys: Key[Array, "b"], probe) -> Render:
+        if len(keys) % n:
+            raise ValueError(f"{n} particles need a multiple of {n} views on each device, got {len(keys)}")
+        one = lambda x: scene.render(*x)  # noqa: E731
+        return merged(jax.lax.map(one, (theta, aux, *shared_out((camera, keys, probe), n))))
+
+    def probe(aux, b: int):
+        return scene.probe(jax.tree.map(lambda x: x[0], aux), b)
+
+    def observe(aux, g_probe, rendered: Render):
+        # A scene takes its gradient to be of the mean over its own views, and it is of the mean over all.
+        g_probe = jax.tree.map(lambda g: n * g, g_probe)
+        return jax.vmap(scene.observe)(aux, *shared_out((g_probe, rendered), n))
+
+    return Scene(init, render, probe, observe)
+
+
+def shared_out(tree: Any, n: int) -> Any:
+    """Leaves [b ...] of views -> [n b/n ...], the views of each particle."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0), tree)
+
+
+def merged(tree: Any) -> Any:
+    """The views in their order again: the inverse of `shared_out`."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)

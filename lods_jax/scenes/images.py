@@ -1,0 +1,37 @@
+"""n separate images as one scene: view i shows particle i. For 2-D generation and editing, of latents or of pixels."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from lods_jax.core.types import Camera, Render, Scene
+
+
+def particles(start: Float[Array, "n h w c"]) -> Scene:
+    """theta = {"x": [n h w c]}, unbounded, so that it shows how far an objective pushes. A step has exactly n views."""
+
+    def init(key: Key[Array, ""]):
+        del key
+        return {"x": start}, {}
+
+    def render(theta, aux, camera: Camera, keys: Key[Array, "b"], probe) -> Render:
+        if len(keys) != len(theta["x"]):
+            raise ValueError(f"{len(theta['x'])} particles need as many views, on one device, got {len(keys)}")
+        one = jnp.ones_like(theta["x"][..., :1])
+        return Render(theta["x"], one, one, {})
+
+    return Scene(init, render, probe=lambda aux, b: {}, observe=lambda aux, g_probe, render: aux)
+
+
+def pixels(height: int, width: int, start: float = 0.5) -> Scene:
+    """theta = {"rgb": [height width 3]}, unbounded, so that it shows how far an objective pushes; starts at grey `start`."""
+
+    def init(key: Key[Array, ""]):
+        del key
+        return {"rgb": jnp.full((height, width, 3), start)}, {}
+
+    def render(theta, aux, camera: Camera, keys: Key[Array, "b"], probe) -> Render:
+        rgb = jnp.broadcast_to(theta["rgb"], (len(camera.view), height, width, 3))
+        one = jnp.ones_like(rgb[..., :1])
+        return Render(rgb, one, one, {})
+
+    return Scene(init, render, probe=lambda aux, b: {}, observe=lambda aux, g_probe, render: aux)

@@ -1,0 +1,193 @@
+"""Where names meet code: registries of priors and objectives, and a configuration turned into the parts of a run."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from lods_jax.config import Config
+from lods_jax.core.cameras import Orbit, sample_orbit
+from lods_jax.core.errors import UserError
+from lods_jax.core.paths import TABLETOP
+from lods_jax.core.types import Objective, Prior
+from lods_jax.distillation import prompts
+from lods_jax.distillation.objectives import make_objective
+from lods_jax.distillation.perp_neg import by_azimuth
+from lods_jax.distillation.regularizers import ERRORS, against_picture, weighted
+from lods_jax.distillation.train_step import Known, by_view
+from lods_jax.priors.architectures import write_configs
+from lods_jax.priors.captioned_images import caption_gaussians, posterior_mean
+from lods_jax.priors.hub import local, unet_hash
+from lods_jax.priors.stable_diffusion import stable_diffusion
+from lods_jax.priors.torch_weights import read_config
+from lods_jax.tabletop.captioned import captioned_renders
+from lods_jax.tabletop.dataset import parse_caption
+from lods_jax.tabletop.objects import COMPOSITE
+from lods_jax.training.image_to_3d import Given, given, reads_tabletop
+from lods_jax.training.scene_setups import Representation, Static, represent
+from lods_jax.training.schedules import phase, window
+
+EXACT_PARTS = 12  # of 672 renders: 8,064 images, about 16 of each seen caption
+
+
+class Parts(NamedTuple):
+    """A run, ready to be stepped."""
+
+    representation: Representation
+    prior: Prior
+    prior_sha256: str | None  # of the U-Net's weights; None for closed forms
+    weights: Any
+    objective: Objective
+    texts: dict[str, Array]  # {name: [views n d]}
+    texts_of: Callable  # (texts, camera) -> rows, and how to ask with them
+    psi: Any  # before the first step
+    tx_theta: optax.GradientTransformation
+    tx_psi: optax.GradientTransformation
+    cameras: Callable
+    orbit: Orbit
+    window: Callable
+    penalty: Callable
+    given: Given | None = None  # of a picture
+
+
+def build(config: Config, folder: Path | None = None) -> Parts:
+    """The parts that a configuration names. Raises UserError or ValueError, in one line, for what does not fit together.
+
+    Args:
+      folder: of a run that goes on, which holds what was made of its picture.
+    """
+    objective, table = checked(config)
+    prior = make_prior(config)
+    weights = prior.init(jax.random.key(0))
+    texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
+    psi = first_psi(config, prior, objective, weights, texts["null"][0])
+    found = given(config, folder, prior, weights) if config.picture.file else None
+    parts = assemble(config, prior, unet_hash(local(config.prior.name)), without_text(weights), objective, texts, psi)
+    return parts._replace(given=found)
+
+
+def sketch(config: Config) -> Parts:
+    """The same with shapes in place of arrays, for a published architecture whose folder is not there; it cannot be run."""
+    if config.picture.file:
+        raise UserError(f"a dry run of a picture needs the folder of the prior, and {config.prior.name} is a name alone")
+    objective, table = checked(config)
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_configs(Path(folder), config.prior.name)
+        text = read_config(root / "text_encoder" / "config.json")
+        prior = from_folder(config, root, untrained=True)
+    weights = jax.eval_shape(prior.init, jax.random.key(0))
+    row = jax.ShapeDtypeStruct((text["max_position_embeddings"], text["hidden_size"]), jnp.float32)
+    texts = {name: jax.ShapeDtypeStruct((len(rows), *row.shape), row.dtype) for name, rows in table.items()}
+    psi = jax.eval_shape(lambda weights, tokens: first_psi(config, prior, objective, weights, tokens), weights, row)
+    return assemble(config, prior, None, without_text(weights), objective, texts, psi)
+
+
+def without_text(weights: Any) -> Any:
+    """Without the text encoder, which has done its work once the tables are there; that of Stable Diffusion 2 takes 1.3 GiB."""
+    return {part: own for part, own in weights.items() if part != "text"} if isinstance(weights, Mapping) else weights
+
+
+def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
+    """Objective and prompt table, after every complaint that needs no weights."""
+    objective, representation = objective_of(config), represent(config)
+    if (objective.fit or config.picture.invert) and config.prior.dtype == "float16":
+        learns = f"objective {config.objective.name} learns" if objective.fit else "picture.invert fits an embedding"
+        raise UserError(f"{learns}, and float16 would round its gradients away: pass --prior.dtype bfloat16")
+    # Built here for its complaints alone, before weights are read.
+    representation.scene(config, representation.plan(config, config.resolution, None))
+    source = config.source_prompt or None
+    without = {word: views.replace(",", " ").split() for word, views in config.debias.items()}
+    table = prompts.prompt_table(config.prompt, config.negative_prompt, names_views(config), source, without)
+    check_queries(config, objective, table)
+    return objective, table
+
+
+def objective_of(config: Config) -> Objective:
+    return make_objective(config.objective.name, config.objective.s, config.objective.options)
+
+
+def first_psi(config: Config, prior: Prior, objective: Objective, weights: Any, tokens: Array) -> Any:
+    """What is learned of the prior, before the first step."""
+    return prior.init_psi(weights, jax.random.fold_in(jax.random.key(config.seed), 1), tokens, objective.fitted)
+
+
+def assemble(
+    config: Config, prior: Prior, sha256: str | None, weights: Any, objective: Objective, texts: dict[str, Array], psi: Any
+) -> Parts:
+    representation, orbit = represent(config), Orbit(**vars(config.camera))
+    return Parts(
+        representation,
+        prior,
+        sha256,
+        weights,
+        objective,
+        texts,
+        by_azimuth if config.perp_neg else by_view,
+        psi,
+        tx_theta=representation.tx(config),
+        tx_psi=optax.adam(config.optimizer.psi_lr, config.optimizer.b1, config.optimizer.b2, config.optimizer.eps),
+        cameras=lambda keys, views: sample_orbit(keys, views, config.batch, orbit),
+        orbit=orbit,
+        window=window(config, config.timesteps),
+        penalty=weighted({k: partial(phase, config, v) for k, v in vars(config.penalty).items() if any(v)}),
+    )
+
+
+def known_view(config: Config, static: Static) -> Known | None:
+    """The view of the picture of a run, at a static shape."""
+    if not config.picture.file:
+        return None
+    weights = {name: getattr(config.picture, name) for name in ERRORS}
+    schedules = {name: partial(phase, config, pair) for name, pair in weights.items() if any(pair)}
+    return Known(represent(config).eye(config, static), against_picture(schedules))
+
+
+def check_queries(config: Config, objective: Objective, texts: Mapping[str, Any]) -> None:
+    """Refuses an objective that asks for what a run does not have."""
+    for query in objective.queries.values():
+        if query.latents != "render":
+            raise UserError(f"objective {config.objective.name} compares with a reference image, which a 3D run does not have")
+        if query.text != "learned" and query.text not in texts:
+            raise UserError(f"objective {config.objective.name} asks with the text {query.text!r}: pass --source-prompt")
+
+
+# --- priors ---------------------------------------------------------------------------------------------------------------
+def make_prior(config: Config) -> Prior:
+    if config.prior.name in PRIORS:
+        return PRIORS[config.prior.name](config)
+    return from_folder(config, local(config.prior.name, config.prior.download))
+
+
+def from_folder(config: Config, folder: str | Path, untrained: bool = False) -> Prior:
+    p = config.prior
+    options = {"rank": p.rank, "attention": p.attention, "remat": p.remat, "untrained": untrained}
+    return stable_diffusion(folder, jnp.dtype(p.dtype), strict=False, **options)
+
+
+def exact(config: Config, make: Callable[..., Prior], size: int) -> Prior:
+    return make(*captioned_renders(EXACT_PARTS, size))
+
+
+PRIORS: Mapping[str, Callable[[Config], Prior]] = {
+    "tabletop": partial(from_folder, folder=TABLETOP),
+    "exact": partial(exact, make=posterior_mean, size=64),
+    "exact-gaussians": partial(exact, make=caption_gaussians, size=32),
+}
+
+
+def names_views(config: Config) -> bool:
+    """Whether the prompts of a run name the view: not for an object of the tabletop world that looks alike from all sides."""
+    if config.view_words != "auto":
+        return config.view_words == "on"
+    if config.prior.name not in PRIORS and not reads_tabletop(config):
+        return True  # a prior of the whole world
+    try:
+        return parse_caption(config.prompt).kind in COMPOSITE
+    except ValueError:
+        return True

@@ -1,0 +1,110 @@
+"""2-D distillation: images, or their latents, optimised under an objective. Generation from noise, editing from an image.
+
+No renderer stands between prior and parameters, so this is where objectives are compared fastest. The train step is the one of
+3-D: a scene of particles, a prior, an objective.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from lods_jax.core.cameras import sample_orbit
+from lods_jax.core.types import Objective, Prior, Reference, TrainState
+from lods_jax.distillation.parallel import parallelise
+from lods_jax.distillation.scores import fit_loss
+from lods_jax.distillation.train_step import descend, encode_each, init_state, make_train_step
+from lods_jax.scenes.images import particles
+
+
+class Recipe(NamedTuple):
+    """How long, how fast, and at which noise."""
+
+    steps: int = 500
+    lr: float = 0.05  # Adam on the images or latents; falls to a tenth along a cosine
+    psi_lr: float | None = None  # Adam on the learned branch; by default 0.03 for an embedding, 0.003 for an adapter
+    window: tuple[int, int] = (20, 980)  # timesteps of the score
+    fit_shares_noise: bool = False  # as `train.make_train_step`
+    schedule: tuple[int, int] | None = None  # as `train.make_train_step`
+    fit_first: int = 0  # steps of the learned branch alone, on the start, before anything else
+
+
+def distil(
+    prior: Prior,
+    weights: Any,
+    objective: Objective,
+    texts: dict[str, Float[Array, "views k d"]],
+    start: Float[Array, "n h w c"],
+    recipe: Recipe,
+    seed: int = 0,
+    reference: Float[Array, "n h w c"] | None = None,
+) -> Iterator[tuple[TrainState, dict[str, jax.Array]]]:
+    """Yields state and metrics after each step; the images are state.theta["x"], in what `prior.encode` takes.
+
+    Args:
+      prior: for latents that of `in_latents`. texts: as `prompts.prompt_table`, embedded. reference: latents that the objective
+        compares with (DDS).
+    """
+    n, scene = len(start), particles(start)
+    if reference is None and any(query.latents == "reference" for query in objective.queries.values()):
+        raise ValueError("this objective compares with a reference: an image to edit")
+    if absent := sorted({query.text for query in objective.queries.values()} - {"learned", *texts}):
+        raise ValueError(f"this objective asks with the text {absent[0]!r}, which there is none of here: edit an image instead")
+    # An image has no camera: whatever asks for its pose is asked without.
+    objective = objective._replace(queries={name: query._replace(pose=False) for name, query in objective.queries.items()})
+    k_psi, k_fit, key = jax.random.split(jax.random.key(seed), 3)
+    psi = prior.init_psi(weights, k_psi, texts["null"][0], objective.fitted)
+    tx_theta = optax.adam(optax.cosine_decay_schedule(recipe.lr, recipe.steps, 0.1), b2=0.99)
+    rate = recipe.psi_lr or (3e-2 if "embedding" in psi else 3e-3)
+    tx_psi = optax.adam(rate, b2=0.99)
+    if objective.fit and recipe.fit_first:
+        psi = fit_on(prior, weights, objective, texts, start, psi, tx_psi, k_fit, recipe.fit_first)
+    options = {"cameras": lambda keys, views: sample_orbit(keys, views, n), "window": lambda step: recipe.window, "batch": n}
+    options |= {"fit_shares_noise": recipe.fit_shares_noise, "schedule": recipe.schedule}
+    step = parallelise(make_train_step(scene, prior, objective, tx_theta=tx_theta, tx_psi=tx_psi, **options), "jit", n)
+    state, held_against = init_state(scene, psi, tx_theta, tx_psi, key), Reference(latents=reference)
+    for _ in range(recipe.steps):
+        state, metrics = step(state, weights, texts, held_against, key)
+        yield state, metrics
+
+
+def fit_on(prior, weights, objective, texts, images, psi, tx, key, steps: int) -> Any:
+    """The learned branch after `steps` of denoising these images, which stay as they are."""
+    rows = {name: table[np.zeros(len(images), int)] for name, table in texts.items()}
+
+    @jax.jit
+    def step(psi, opt, key, weights, images, rows):
+        k_encode, k_fit = (jax.random.split(k, len(images)) for k in jax.random.split(key))
+        z = encode_each(prior, weights, images, k_encode)
+        gradient = jax.grad(fit_loss)(psi, objective, partial(prior.predict, weights), {"render": z}, rows, k_fit)
+        return descend(tx, gradient, psi, opt)
+
+    opt = tx.init(psi)
+    for i in range(steps):
+        psi, opt = step(psi, opt, jax.random.fold_in(key, i), weights, images, rows)
+    return psi
+
+
+def in_latents(prior: Prior) -> Prior:
+    """The prior for scenes that hold latents themselves: encoding leaves them as they are."""
+    return prior._replace(encode=lambda weights, z, key: z)
+
+
+def film(
+    steps: Iterator[tuple[TrainState, dict[str, jax.Array]]], show: Callable[[Array], Array], total: int, frames: int = 48
+) -> tuple[Float[np.ndarray, "f n h w 3"], TrainState]:
+    """Goes through the steps with a progress bar; returns the images at about `frames` equal distances, and the last state."""
+    from tqdm import tqdm
+
+    shots, every = [], max(1, total // frames)
+    with tqdm(total=total, disable=None, unit="step", mininterval=0.5) as bar:
+        for i, (state, metrics) in enumerate(steps, 1):
+            if i % every == 0 or i == total:
+                shots.append(np.asarray(show(state.theta["x"])))
+                bar.set_postfix_str(f"force {float(metrics['force']):.3g}, fit {float(metrics['fit']):.3g}")
+            bar.update()
+    return np.stack(shots), state

@@ -1,0 +1,88 @@
+"""Several processes that make one run (`--distributed`): each takes its share of the views, and the first alone writes.
+
+They are started with one command line, see the same files and have devices of one kind. All hold the same state and decide alike;
+what one of them alone can know (a signal, a folder that is taken) it tells the others.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from lods_jax.core.errors import UserError
+
+PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+PATIENCE = 20  # seconds that a process which ends waits for the others
+
+
+def join() -> None:
+    """Finds the other processes, before a device is touched.
+
+    JAX knows its place under SLURM, Open MPI and on a TPU pod by itself; elsewhere the environment tells it (`PLACE`).
+    """
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    given = {name: os.environ[name] for name in PLACE if os.environ.get(name)}
+    try:
+        if not given:
+            jax.distributed.initialize(shutdown_timeout_seconds=PATIENCE)
+        elif len(given) == len(PLACE) and 0 <= int(given[PLACE[2]]) < int(given[PLACE[1]]):
+            address, count, index = given.values()
+            jax.distributed.initialize(address, int(count), int(index), shutdown_timeout_seconds=PATIENCE)
+        else:
+            raise ValueError
+    except RuntimeError as error:
+        raise UserError(f"--distributed: the processes do not find each other: {' '.join(str(error).split())[:200]}") from None
+    except ValueError:
+        raise UserError(
+            "--distributed finds no cluster: start it under SLURM, Open MPI or on a TPU pod, or set JAX_COORDINATOR_ADDRESS to "
+            "HOST:PORT of the first process, JAX_NUM_PROCESSES, and JAX_PROCESS_ID to 0, 1, ... of each; got "
+            f"{', '.join(f'{name}={value}' for name, value in given.items()) or 'none of them'}"
+        ) from None
+
+
+def is_first() -> bool:
+    """Whether this process writes the folder and talks to people."""
+    return jax.process_index() == 0
+
+
+def agreed(number: int) -> int:
+    """The largest of the numbers that the processes say. Each has to ask at the same point of the run."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """A block that each process runs, and that raises in all of them if it raises in one."""
+    try:
+        yield
+    except Exception:
+        agreed(1)
+        raise
+    if agreed(0):
+        raise UserError("another process of this run could not begin, and says why")
+
+
+def start_jax(batch: int | None = None, distributed: bool = False) -> None:
+    """The persistent compilation cache, so that a second call of a command does not compile again; and the other processes.
+
+    Args:
+      batch: views of a step. Where the cores of a CPU divide it, each becomes a device of its own: on two cores a step takes
+        0.65 of the time that one device with two threads takes, since threads meet in every operation and devices once a step.
+      distributed: join the other processes; each has the devices that JAX gives it, since several may share the cores of one CPU.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "lods_jax" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if distributed:
+        join()
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if batch and cores > 1 and batch % cores == 0 and not {"XLA_FLAGS", "JAX_NUM_CPU_DEVICES"} & os.environ.keys():
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        jax.config.update("jax_num_cpu_devices", cores)

@@ -1,0 +1,261 @@
+"""Image-to-3D: what a run needs of a picture. A cut-out, what it shows, its camera, an embedding fitted to it, a prior of poses.
+
+The picture enters a run in three ways: as a known view (`penalties.against_picture`), as what a prior of poses sees, and through
+the prompt, whose embedding can be fitted to it before the run.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lods_jax.config import Config
+from lods_jax.core.cameras import VIEWS, Orbit, orbit_camera, relative_pose
+from lods_jax.core.errors import UserError
+from lods_jax.core.files import replacing
+from lods_jax.core.images import cut_out, framed, read_rgba, to_uint8, write_png
+from lods_jax.core.math import normalize
+from lods_jax.core.paths import TABLETOP
+from lods_jax.core.types import Camera, Objective, Picture, Prior, Reference
+from lods_jax.distillation.objectives import lods_embedding, sds
+from lods_jax.distillation.scores import Ask, ask
+from lods_jax.distillation.train_step import Guidance
+from lods_jax.priors.hub import local, unet_hash
+from lods_jax.priors.zero123 import token, zero123
+from lods_jax.scenes.gaussians import white_or_grey
+from lods_jax.tabletop.dataset import Caption
+from lods_jax.tabletop.judge import NONE, SIZE, judge, load_judge
+from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
+from lods_jax.training.checkpoint import digest
+from lods_jax.training.distill_2d import fit_on
+from lods_jax.training.schedules import phase, window
+
+SHARE = 0.7  # of the picture's edge that the object fills where it is framed anew
+EDGES = (64, 512)  # least and most of a picture that a run keeps, pixels
+GENERIC = "an object"  # the prompt of a picture that nobody reads
+AZIMUTHS, ELEVATIONS = {"side": 90.0, "back": 180.0}, {"overhead": 75.0}  # of a camera whose view the judge reads, degrees
+ELEVATION = 15.0
+INVERT = 200  # steps that fit the embedding of a prompt that was not given
+BESIDE = ("depth", "normal")  # what may lie beside a picture
+COPY, EMBEDDING = "picture.png", "prompt_embeds.safetensors"  # in the folder of a run
+
+
+class Given(NamedTuple):
+    """What comes of the picture of a run."""
+
+    rgba: Float[np.ndarray, "n n 4"]  # as the run keeps it
+    reference: Reference
+    also: tuple[Guidance, ...]
+    pose_sha256: str | None  # of the U-Net of the prior of poses
+
+
+def given(config: Config, folder: Path | None, prior: Prior, weights: Any) -> Given:
+    """The picture of a configuration and who looks at it. `folder` is that of a run, which may hold copies to go on with."""
+    rgba = picture_of(config, folder)
+    depth, normal = (beside(config, folder, name, len(rgba)) for name in BESIDE)
+    picture = Picture(
+        on(rgba, 1.0),
+        rgba[..., 3:],
+        camera_of(config),
+        depth=None if depth is None else depth[..., :1],
+        normal=None if normal is None else np.asarray(normalize(jnp.asarray(2 * normal - 1))),
+    )
+    reference = Reference(picture=jax.tree.map(jnp.asarray, picture))
+    if config.pose.name == "none":
+        return Given(rgba, reference, (), None)
+    guidance, inputs = pose_guidance(config, prior, weights, reference.picture)
+    return Given(rgba, reference.replace(also=(inputs,)), (guidance,), unet_hash(pose_folder(config)))
+
+
+def keep(folder: Path, config: Config, found: Given) -> None:
+    """Leaves copies in the folder of a run, from which it goes on, and which people look at."""
+    write_png(folder / COPY, found.rgba)
+    for name in BESIDE:
+        image = beside(config, folder, name, len(found.rgba))
+        if image is not None:
+            write_png(folder / f"picture-{name}.png", image)
+
+
+# --- the picture and its camera -----------------------------------------------------------------------------------------------
+def picture_of(config: Config, folder: Path | None = None) -> Float[np.ndarray, "n n 4"]:
+    """The cut-out that a run works with, square, alpha not multiplied in: the copy of its folder, or made from the file."""
+    if folder and (folder / COPY).is_file():
+        return read_rgba(folder / COPY)
+    rgba = cut_out(read_rgba(config.picture.file))
+    edge = int(np.clip(min(rgba.shape[:2]), *EDGES))
+    # Eight bits, as the copy has them.
+    return to_uint8(framed(rgba, edge, SHARE if config.picture.frame == "fit" else None)).astype(np.float32) / 255
+
+
+def on(rgba: Float[np.ndarray, "h w 4"], background: float) -> Float[np.ndarray, "h w 3"]:
+    """The picture on an even background."""
+    return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * np.float32(background)
+
+
+def beside(config: Config, folder: Path | None, name: str, edge: int) -> Float[np.ndarray, "n n 3"] | None:
+    """The image of depths or normals beside the picture, at its size, in eight bits; None where there is none."""
+    file = getattr(config.picture, f"{name}_file")
+    if not file:
+        return None
+    if config.picture.frame != "as-is":
+        raise UserError(f"picture.{name}_file goes with the picture as it is: pass --picture.frame as-is")
+    copy = folder / f"picture-{name}.png" if folder else None
+    image = read_rgba(copy if copy and copy.is_file() else file)
+    return to_uint8(framed(image, edge)[..., :3]).astype(np.float32) / 255
+
+
+def camera_of(config: Config) -> Camera:
+    """The camera of the picture."""
+    p, orbit = config.picture, Orbit(**vars(config.camera))
+    middle = lambda limits: sum(limits) / 2  # noqa: E731
+    fov_y = np.deg2rad(p.fov_y)
+    radius = p.radius or (middle(orbit.radius) if orbit.radius else middle(orbit.extent) / np.tan(fov_y / 2))
+    angles = np.deg2rad([p.azimuth or 0.0, ELEVATION if p.elevation is None else p.elevation])
+    return orbit_camera(*(jnp.full(1, x, jnp.float32) for x in (*angles, radius, fov_y)), orbit)
+
+
+def settled(config: Config) -> tuple[Config, str]:
+    """The configuration with prompt and camera, which the tabletop judge reads where they are not given; and what it read.
+
+    A prompt that is not given is also fitted to the picture.
+    """
+    p, said = config.picture, ""
+    caption, view = read(picture_of(config)) if reads_tabletop(config) else (None, None)
+    if caption:
+        said = f"reads as {str(caption)!r}" + (f", {view} view" if view else "")
+    azimuth = p.azimuth if p.azimuth is not None else AZIMUTHS.get(view, 0.0)
+    elevation = p.elevation if p.elevation is not None else ELEVATIONS.get(view, ELEVATION)
+    p = replace(p, azimuth=azimuth, elevation=elevation)
+    if config.prompt:
+        return replace(config, picture=replace(p, invert=p.invert or 0)), said
+    if caption is None and reads_tabletop(config):
+        raise UserError(f"{p.file} shows no object that this prior knows: pass --prompt, or a prior of the whole world")
+    p = replace(p, invert=INVERT if p.invert is None else p.invert)
+    return replace(config, prompt=str(caption or GENERIC), picture=p), said
+
+
+def reads_tabletop(config: Config) -> bool:
+    """Whether the prior of a configuration is of the tabletop world, whose judge can read pictures."""
+    return (local(config.prior.name) / "vocabulary.json").exists()
+
+
+def read(rgba: Float[np.ndarray, "n n 4"]) -> tuple[Caption | None, str | None]:
+    """Caption and view that the tabletop judge reads in a picture; the view of kinds that have a front."""
+    seen = judge(load_judge(), on(framed(rgba, SIZE), 1.0)[None].astype(np.float32))
+    if seen.kind[0] == NONE:
+        return None, None
+    caption = Caption(KINDS[seen.kind[0]], list(COLORS)[seen.color[0]], PATTERNS[seen.pattern[0]])
+    return caption, VIEWS[seen.view[0]] if caption.kind in COMPOSITE else None
+
+
+# --- the prompt, fitted to the picture ----------------------------------------------------------------------------------------
+def shift(config: Config, prior: Prior, weights: Any, prompt: Float[Array, "views k d"], picture: Picture) -> Float[Array, "k d"]:
+    """What brings the prompt's row of the picture's view to denoise the picture.
+
+    Textual inversion (Gal et al. 2023) in the output space of the text encoder, by the fit of LODS's learned branch.
+    """
+    k_behind, k_fit = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 4))
+    behind = jax.vmap(white_or_grey)(jax.random.split(k_behind, config.picture.invert_batch))[:, None, None]
+    rgb, mask = picture.rgb, picture.mask
+    if len(rgb) > config.resolution:  # as large as the renders will be
+        size = (config.resolution, config.resolution)
+        rgb, mask = (jax.image.resize(x, (*size, x.shape[2]), "linear") for x in (rgb, mask))
+    # rgb is on white: what is to be seen through shows the other background.
+    images = jnp.clip(rgb[None] - (1 - mask[None]) * (1 - behind), 0, 1)
+    start = prompt[picture.camera.view[0]]
+    psi, tx = {"embedding": start}, optax.adam(config.picture.invert_lr)
+    psi = fit_on(prior, weights, lods_embedding(), {}, images, psi, tx, k_fit, config.picture.invert)
+    if not jnp.all(jnp.isfinite(psi["embedding"])):
+        raise UserError("the embedding that was fitted to the picture is not finite: try a smaller --picture.invert-lr")
+    return psi["embedding"] - start
+
+
+def moved(texts: Mapping[str, Array], by: Float[Array, "k d"]) -> dict[str, Array]:
+    """The tables with that of the prompt moved as one, with and without the view."""
+    return dict(texts) | {name: texts[name] + by[None] for name in ("prompt", "plain")}
+
+
+def save_shift(folder: Path, config: Config, by: Float[Array, "k d"], texts: Mapping[str, Array]) -> None:
+    """Writes the prompt's table as `prompt_embeds` [views k d], by how much it was moved, and what that hangs on."""
+    arrays = {"shift": np.asarray(by), "prompt_embeds": np.asarray(moved(texts, by)["prompt"])}
+    about = {"format": "pt", "made_with": made_with(folder, config), "sha256": digest(arrays["shift"])}
+    with replacing(folder / EMBEDDING) as partial_file:
+        save_file(arrays, partial_file, about)
+
+
+def load_shift(folder: Path, config: Config) -> Float[np.ndarray, "k d"] | None:
+    """What `save_shift` wrote; None if it is not there, is damaged, or was made with other settings."""
+    file = folder / EMBEDDING
+    try:
+        with safe_open(file, framework="np") as opened:
+            about, by = opened.metadata() or {}, opened.get_tensor("shift")
+    except (SafetensorError, OSError):
+        return None
+    whole = about.get("sha256") == digest(by) and about.get("made_with") == made_with(folder, config)
+    return by if whole else None
+
+
+def made_with(folder: Path, config: Config) -> str:
+    """A hash of all that a shift hangs on beside the prior."""
+    p = config.picture
+    settings = (config.prompt, config.view_words, config.seed, config.resolution, config.debias)
+    settings += (p.azimuth, p.elevation, p.invert, p.invert_lr, p.invert_batch)
+    return digest(json.dumps(settings) + digest(read_rgba(folder / COPY)))
+
+
+# --- the prior of poses ---------------------------------------------------------------------------------------------------------
+def pose_guidance(
+    config: Config, prior: Prior, weights: Any, picture: Picture
+) -> tuple[Guidance, tuple[dict[str, Any], dict[str, Any]]]:
+    """The prior of poses of a configuration, with its weights and what it is asked with.
+
+    Args:
+      prior, weights: the prior beside it, with which it shares latents if both encode the picture alike.
+    """
+    folder, pose, key = pose_folder(config), config.pose, jax.random.key(0)
+    if not (folder / "image_encoder").is_dir():
+        raise UserError(f"no prior of poses at {folder}: --pose-prior takes tabletop, none, or a Zero-1-to-3 folder of diffusers")
+    posed = zero123(folder, jnp.dtype(config.prior.dtype), attention=config.prior.attention, remat=config.prior.remat)
+    own = posed.prior.init(key)
+    z, z_own = (jax.jit(p.encode)(w, picture.rgb[None], key) for p, w in ((prior, weights), (posed.prior, own)))
+    shares = z.shape == z_own.shape and bool(jnp.allclose(z, z_own, atol=1e-4))
+    guidance = Guidance(
+        "pose",
+        posed.prior,
+        shown(sds(pose.s)),
+        by_pose,
+        window=window(config, pose),
+        weight=partial(phase, config, pose.weight),
+        shares_latents=shares,
+    )
+    tables = jax.jit(posed.look)(own, picture.rgb, picture.camera)
+    # Its encoders have done their work.
+    return guidance, ({part: own[part] for part in (("unet",) if shares else ("unet", "vae"))}, tables)
+
+
+def pose_folder(config: Config) -> Path:
+    """Where the prior of poses lies, "tabletop" being the shipped one."""
+    return TABLETOP / "pose" if config.pose.name == "tabletop" else local(config.pose.name)
+
+
+def by_pose(tables: dict[str, Any], camera: Camera) -> tuple[dict[str, Array], Ask]:
+    """A `texts_of` for `train.make_train_step`: the token of each view, from its pose relative to that of the picture."""
+    many = lambda x: jnp.broadcast_to(x, (len(camera.azimuth), *x.shape))  # noqa: E731
+    context = token(tables["join"], many(tables["embedding"]), relative_pose(tables["camera"], camera))
+    return {"prompt": context, "null": jnp.zeros_like(context)}, partial(ask, image=many(tables["image"]))
+
+
+def shown(objective: Objective) -> Objective:
+    """The objective whose prompt query also sees the picture; the null query sees none."""
+    queries = {name: query._replace(image=query.text == "prompt") for name, query in objective.queries.items()}
+    return objective._replace(queries=queries)

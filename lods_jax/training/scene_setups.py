@@ -1,0 +1,261 @@
+"""Kinds of scene as a run needs them: made from a configuration, optimised, refined, counted, exported and measured."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Key
+
+from lods_jax.config import Config
+from lods_jax.core.errors import UserError
+from lods_jax.core.types import Scene, TrainState
+from lods_jax.scenes import density_field
+from lods_jax.scenes import gaussians as gs
+from lods_jax.scenes import nerf as radiance
+from lods_jax.scenes.densification import Rules, refine, relocate
+from lods_jax.scenes.density_field import Surface
+from lods_jax.scenes.ensemble import several
+from lods_jax.scenes.ply import read_points, write_ply, write_splat
+
+
+class Static(NamedTuple):
+    """What a compiled step depends on beside the configuration. Equal values share one compilation."""
+
+    resolution: int  # edge of a render, pixels
+    room: int  # for pairs of Gaussian and tile, or for samples along rays, per view
+
+
+class Representation(NamedTuple):
+    """A kind of scene, as functions of the configuration."""
+
+    scene: Callable[[Config, Static], Scene]  # of all particles
+    eye: Callable[[Config, Static], Scene]  # of one particle, on white, for people
+    tx: Callable[[Config], optax.GradientTransformation]
+    plan: Callable[[Config, int, Any], Static]  # (config, resolution, aux or extras of renders, None at first) -> Static
+    due: Callable[[Config, int], bool]  # whether the scene is refined after so many steps
+    refine: Callable[..., TrainState]  # (config, tx, key, state) -> state
+    count: Callable[[Any], dict[str, int]]  # aux -> what a log says of its size
+    # Of one particle, (theta, aux):
+    export: Callable[[Path, Any, Any], str]  # writes the scene into a folder; says what it wrote
+    mass: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]]  # where there is something [n 3], and how much [n]
+    surface: Callable[[Any, Any], Surface]  # densities and colours in space, for meshes
+    solid: bool  # whether a run ends with a mesh
+
+
+def represent(config: Config) -> Representation:
+    """The kind of scene that a configuration names, in as many particles as it asks for."""
+    one, n = SCENES[config.scene], config.particles
+    if n == 1:
+        return one
+
+    def refine(config: Config, tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
+        # Moments have a row for each particle, the optimizer's counters are shared.
+        rows = optax.tree_utils.tree_map_params(tx, lambda m: 0, state.opt_theta, transform_non_params=lambda x: None)
+        axes = TrainState(step=None, theta=0, aux=0, psi=None, opt_theta=rows, opt_psi=None, skipped=None)
+        alone = lambda key, state: one.refine(config, tx, key, state)  # noqa: E731
+        return jax.vmap(alone, in_axes=(0, axes), out_axes=axes)(jax.random.split(key, n), state)
+
+    return one._replace(scene=lambda config, static: several(one.scene(config, static), n), refine=refine)
+
+
+def particles(config: Config, tree: Any) -> list[Any]:
+    """The share of each particle in theta or aux."""
+    return [tree] if config.particles == 1 else [jax.tree.map(lambda x: x[i], tree) for i in range(config.particles)]  # noqa: B023
+
+
+BACKGROUNDS = {
+    "white-or-grey": gs.white_or_grey,
+    "white": lambda key: jnp.ones(3),
+    "black": lambda key: jnp.zeros(3),
+}
+
+
+# --- Gaussians --------------------------------------------------------------------------------------------------------------
+ROOM = 8  # tile intersections per slot to begin with, twice of what is typical at 64 to 128 px
+
+
+def gaussian_scene(config: Config, static: Static, background: str | None = None) -> Scene:
+    g = config.gaussians
+    return gs.gaussians(
+        height=static.resolution,
+        width=static.resolution,
+        intersections=static.room,
+        capacity=g.capacity,
+        count=g.count,
+        points=first_points(config),
+        size=g.size,
+        opacity=g.opacity,
+        degree=g.degree,
+        background=BACKGROUNDS[background or g.background],
+    )
+
+
+def first_points(config: Config) -> Callable[[Key[Array, ""], int], gs.Start]:
+    """Where the Gaussians are at first: a ball, a shell, or a PLY file."""
+    g = config.gaussians
+    if g.init in ("ball", "shell"):
+        return partial({"ball": gs.ball, "shell": gs.shell}[g.init], radius=g.radius)
+    if not Path(g.init).is_file():
+        raise UserError(f"gaussians.init must be ball, shell or a PLY file, got {g.init}")
+    start = gs.from_points(read_points(g.init), g.count, config.seed)
+    return lambda key, count: start
+
+
+def gaussian_optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam with one learning rate per parameter, all of them falling alike."""
+    rates, o = vars(config.gaussians.lr), config.optimizer
+    return optax.chain(
+        optax.scale_by_adam(o.b1, o.b2, o.eps),
+        optax.scale_by_schedule(optax.exponential_decay(1.0, config.steps, o.decay)),
+        optax.stateless(lambda updates, _: {name: -rates[name] * update for name, update in updates.items()}),
+    )
+
+
+def gaussian_plan(config: Config, resolution: int, aux: Any) -> Static:
+    """Room for the most intersections that a view has had, and a tenth more, in powers of two."""
+    most = 0 if aux is None else int(np.max(aux["total"]))
+    room = max(ROOM * config.gaussians.capacity, round(1.1 * most))
+    return Static(resolution, 1 << (room - 1).bit_length())
+
+
+def gaussian_due(config: Config, done: int) -> bool:
+    r = config.gaussians.refine
+    return r.every > 0 and done % r.every == 0 and r.start * config.steps <= done <= r.stop * config.steps
+
+
+def gaussian_refine(config: Config, tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
+    r = config.gaussians.refine
+    if r.kind == "relocate":
+        return relocate(key, state, tx, r.prune_opacity, r.growth)
+    return refine(key, state, tx, Rules(r.threshold, r.fraction, r.split_size, r.prune_opacity, r.prune_size))
+
+
+def export_gaussians(folder: Path, theta: Any, aux: Any) -> str:
+    alive = np.asarray(aux["alive"])
+    splats = {name: np.asarray(x)[alive] for name, x in theta.items()}
+    dropped = write_ply(folder / "scene.ply", splats)
+    write_splat(folder / "scene.splat", splats)
+    return f"scene.ply and scene.splat with {alive.sum() - dropped} Gaussians" + (
+        f" ({dropped} that were not finite left out)" if dropped else ""
+    )
+
+
+def gaussian_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Means, and opacity times the area that a Gaussian shows at most."""
+    alive = np.asarray(aux["alive"])
+    area = np.exp(np.sort(np.asarray(theta["log_scales"]), 1)[:, 1:].sum(1))
+    opacity = 1 / (1 + np.exp(-np.asarray(theta["opacity_logits"])))
+    return np.asarray(theta["means"])[alive], (opacity * area)[alive]
+
+
+# --- NeRF -------------------------------------------------------------------------------------------------------------------
+FIELDS = {"tiny": radiance.TINY, "official": radiance.OFFICIAL}
+NORMAL_EPS = 0.01  # world units
+WALL = 10.0  # density that viewers take for solid, per world unit
+MASS = 0.05  # a cell that stops less light is empty to a count
+BUCKETS = 6  # rooms for samples: all, a half, a quarter, ...
+
+
+def nerf_scene(config: Config, static: Static, eye: bool = False) -> Scene:
+    n, behind = config.nerf, "white" if eye else config.nerf.background
+    return radiance.nerf(
+        height=static.resolution,
+        width=static.resolution,
+        room=static.room,
+        field=FIELDS[n.size],
+        samples=n.samples,
+        stratified=not eye,
+        normal_eps=NORMAL_EPS if any(config.penalty.orientation) and not eye else None,
+        environment=behind == "learned",
+        background=BACKGROUNDS["white-or-grey" if behind == "learned" else behind],
+    )
+
+
+def nerf_optimizer(config: Config) -> optax.GradientTransformation:
+    """AdamW with one learning rate per part of the field, all of them falling alike."""
+    rates, o = vars(config.nerf.lr), config.optimizer
+    return optax.chain(
+        optax.scale_by_adam(o.b1, o.b2, o.eps),
+        optax.add_decayed_weights(config.nerf.weight_decay),
+        optax.scale_by_schedule(optax.exponential_decay(1.0, config.steps, o.decay)),
+        optax.stateless(lambda updates, _: {name: scaled(-rates[name], update) for name, update in updates.items()}),
+    )
+
+
+def scaled(factor: float, tree: Any) -> Any:
+    return jax.tree.map(lambda x: factor * x, tree)
+
+
+def nerf_plan(config: Config, resolution: int, aux: Any) -> Static:
+    """Room for the most samples that a view has needed lately, and an eighth more; for half of all before the first step."""
+    most = [] if aux is None else [int(np.max(aux[name])) for name in ("total", "last") if name in aux]
+    every = config.nerf.samples * resolution**2
+    rooms = [max(every >> i, 1) for i in range(BUCKETS)]
+    return Static(resolution, rooms[1] if aux is None else min(room for room in rooms if room >= min(1.125 * max(most), every)))
+
+
+def nerf_due(config: Config, done: int) -> bool:
+    return done % config.nerf.refresh_every == 0
+
+
+def nerf_refine(config: Config, tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
+    return state.replace(aux=radiance.refresh(key, FIELDS[config.nerf.size], state.theta, state.aux))
+
+
+def field_of(aux: Any) -> radiance.Field:
+    """The size of a field, which its grid tells."""
+    return next(field for field in FIELDS.values() if field.cells == len(aux["density"]))
+
+
+def export_nerf(folder: Path, theta: Any, aux: Any) -> str:
+    splats = density_field.surfels(nerf_surface(theta, aux), WALL)
+    write_ply(folder / "scene.ply", splats)
+    write_splat(folder / "scene.splat", splats)
+    return f"scene.ply and scene.splat with {len(splats['means'])} flat Gaussians on the field's surface, for viewers"
+
+
+def nerf_surface(theta: Any, aux: Any) -> Surface:
+    return density_field.of_field(field_of(aux), theta)
+
+
+def nerf_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Middles of the occupancy cells, and the light that a cell stops at most."""
+    held, field = np.asarray(aux["density"]), field_of(aux)
+    middles = np.asarray(radiance.centres(field)).T
+    mass = 1 - np.exp(-held.ravel() * 2 * field.bound / field.cells)
+    return middles[mass > MASS], mass[mass > MASS]
+
+
+SCENES: Mapping[str, Representation] = {
+    "gaussians": Representation(
+        gaussian_scene,
+        partial(gaussian_scene, background="white"),
+        gaussian_optimizer,
+        gaussian_plan,
+        gaussian_due,
+        gaussian_refine,
+        lambda aux: {"gaussians": int(np.sum(aux["alive"]))},
+        export_gaussians,
+        gaussian_mass,
+        lambda theta, aux: density_field.of_gaussians(theta, np.asarray(aux["alive"])),
+        solid=False,
+    ),
+    "nerf": Representation(
+        nerf_scene,
+        partial(nerf_scene, eye=True),
+        nerf_optimizer,
+        nerf_plan,
+        nerf_due,
+        nerf_refine,
+        lambda aux: {"samples": int(np.max(np.maximum(aux["total"], aux["last"])))},
+        export_nerf,
+        nerf_mass,
+        nerf_surface,
+        solid=True,
+    ),
+}

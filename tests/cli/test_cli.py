@@ -1,0 +1,81 @@
+"""The command line as a person meets it: fast help, one-line refusals with exit code 2, files where they were promised."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lods_jax.cli import main
+from lods_jax.cli.commands import RUN
+from lods_jax.cli.flags import COMMANDS
+from lods_jax.core.paths import TABLETOP
+
+
+def refused(capsys, *argv) -> str:
+    """The one line that a refused command prints."""
+    assert main(list(argv)) == 2
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert out.err.count("\n") == 1
+    return out.err
+
+
+def test_every_command_does_something():
+    assert set(RUN) == set(COMMANDS.values())
+
+
+def test_help_names_every_command_without_loading_jax():
+    code = "import sys; from lods_jax.cli import main\ntry: main(['--help'])\nfinally: print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "text-to-image" in done.stdout
+    assert "train-prior" in done.stdout
+    assert done.stdout.strip().endswith("False")
+
+
+def test_unknown_words_are_named_with_prompts_that_would_do(capsys):
+    line = refused(capsys, "text-to-image", "a red teapot, front view")
+    assert "never seen the words teapot" in line
+    assert "'a red robot'" in line or "'a red" in line
+    assert "--prior DIR" in line
+    assert "--anyway" in line
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "a red\0mug", "mug " * 1000])
+def test_impossible_prompts_are_refused(capsys, prompt):
+    assert "the prompt must be 1 to 2000 characters" in refused(capsys, "text-to-image", prompt)
+
+
+def test_a_missing_prior_is_refused(capsys, tmp_path):
+    assert f"no prior at {tmp_path}" in refused(capsys, "text-to-image", "a red mug", "--prior", str(tmp_path))
+
+
+@pytest.mark.parametrize("flags", [("--n", "0"), ("--steps", "0"), ("--steps", "1001"), ("--n", "-3")])
+def test_impossible_sizes_are_refused(capsys, flags):
+    assert "must be in" in refused(capsys, "text-to-image", "a red mug", *flags)
+
+
+def test_two_samples_of_the_shipped_prior_differ_and_repeat(tmp_path, capsys):
+    """Two seeds give two images; the same call gives the same bytes."""
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file in files:
+        assert main(["text-to-image", "a red mug, side view", "--n", "2", "--steps", "4", "--out", str(file)]) == 0
+    images = [np.asarray(Image.open(file)) for file in files]
+    np.testing.assert_array_equal(*images)
+    left, right = np.split(images[0], 2, axis=1)
+    assert np.abs(left.astype(float) - right).mean() > 1
+    assert str(files[0]) in capsys.readouterr().out
+
+
+def test_words_that_the_prior_has_never_seen_can_be_forced(tmp_path):
+    assert main(["text-to-image", "a red teapot", "--n", "2", "--steps", "4", "--anyway", "--out", str(tmp_path / "x.png")]) == 0
+
+
+def test_the_shipped_prior_is_small_and_complete():
+    names = {str(f.relative_to(TABLETOP)) for f in TABLETOP.rglob("*") if f.is_file()}
+    assert {"model_index.json", "vocabulary.json", "training.json", "gates.json", "README.md", "judge.safetensors"} <= names
+    for part in (TABLETOP, TABLETOP / "pose"):
+        weights = [f for f in part.rglob("*.safetensors") if f.name != "judge.safetensors"]
+        weights = [f for f in weights if part.name == "pose" or "pose" not in f.parts]
+        assert 2**20 < sum(f.stat().st_size for f in weights) <= 16 * 2**20

@@ -1,0 +1,36 @@
+import pytest
+
+from lods_jax.core.cameras import VIEWS
+from lods_jax.distillation.prompts import prompt_table
+
+
+def test_each_view_has_its_row_and_the_negative_prompt_has_no_view():
+    table = prompt_table("a red mug", "blurry")
+    assert dict(zip(VIEWS, table["prompt"], strict=True))["back"] == "a red mug, back view"
+    assert set(table["null"]) == {"blurry"}
+    assert set(table["plain"]) == {"a red mug"}
+
+
+def test_a_thing_without_a_front_has_no_view_words():
+    assert set(prompt_table("a red ball", with_view=False)["prompt"]) == {"a red ball"}
+
+
+def test_a_word_is_left_out_of_the_views_that_it_contradicts():
+    table = prompt_table("a smiling robot", without={"smiling": ("back", "side")})
+    rows = dict(zip(VIEWS, table["prompt"], strict=True))
+    assert rows["back"] == "a robot, back view"
+    assert rows["front"] == "a smiling robot, front view"
+    assert set(table["plain"]) == {"a smiling robot"}
+
+
+@pytest.mark.parametrize(
+    ("without", "says"),
+    [
+        ({"angry": ("back",)}, "'angry', which is no word of the prompt"),
+        ({"robot": ("behind",)}, "out of the view 'behind'; there are side, front"),
+        ({"a": ("back",), "smiling": ("back",), "robot": ("back",)}, "nothing of the prompt"),
+    ],
+)
+def test_words_that_cannot_be_left_out_are_named(without, says):
+    with pytest.raises(ValueError, match=says):
+        prompt_table("a smiling robot", without=without)

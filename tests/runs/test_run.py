@@ -1,0 +1,272 @@
+"""Laws of a run: what it leaves, that it goes on bit for bit, that it refuses.
+
+On a prior in closed form, which compiles in seconds; one run goes through a tiny Stable Diffusion with random weights.
+"""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from lods_jax.cli import main
+from lods_jax.cli.flags import parse
+from lods_jax.config import load
+from lods_jax.priors.adapter_files import load_lora
+from lods_jax.runs import run
+from lods_jax.scenes.ply import read_ply
+from lods_jax.training import loop, scene_setups
+from lods_jax.training.build import build
+from tests.toy import TINY, TOY, final, metrics, same
+
+TINY_SD = Path(__file__).parents[1] / "data" / "lods_parity" / "sd"
+pytestmark = pytest.mark.usefixtures("toy")
+
+
+@pytest.fixture(scope="module")
+def whole(toy, tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    assert main([*TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    assert (whole / "video.mp4").stat().st_size > 500
+    assert Image.open(whole / "stills.png").size == (4 * 32, 2 * 32)
+    assert len(list((whole / "stills").iterdir())) == 8
+    splats, state = read_ply(whole / "scene.ply"), final(whole)
+    assert len(splats["means"]) == state.aux["alive"].sum()
+    note = json.loads((whole / "run.json").read_text())
+    assert (note["state"], note["step"], note["skipped"]) == ("finished", 8, 0)
+    assert set(note["seconds"]) == {"compile", "optimise", "write"}
+    assert [line["step"] for line in metrics(whole)] == [1, 2, 4, 6, 8]
+    assert {"fit", "force", "psi_displacement", "fit_gain", "gaussians"} <= set(metrics(whole)[0])
+
+
+def test_the_learned_branch_moves_and_says_so(whole):
+    moved = [line["psi_displacement"] for line in metrics(whole)]
+    assert all(a < b for a, b in itertools.pairwise(moved))
+
+
+def test_config_yaml_repeats_the_run_bit_for_bit(whole, tmp_path):
+    assert main(["text-to-3d", "--anyway", "--config", str(whole / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    same(final(tmp_path / "again"), final(whole))
+
+
+def test_a_killed_run_goes_on_bit_for_bit(whole, tmp_path):
+    """What a kill after step 4 leaves: the checkpoint of step 4, metrics up to 6 and half a line."""
+    import shutil
+
+    folder = tmp_path / "killed"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "checkpoints" / "8")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:4]) + '\n{"step": 8, "fi')
+    assert main(["resume", str(folder)]) == 0
+    same(final(folder), final(whole))
+    steps = [line["step"] for line in metrics(folder)]
+    assert steps == sorted(set(steps)) == [1, 2, 4, 5, 6, 8]
+    assert metrics(folder)[-1]["fit_gain"] == metrics(whole)[-1]["fit_gain"]
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(whole, tmp_path):
+    import shutil
+
+    shutil.copytree(whole, tmp_path / "copy")
+    assert main(["resume", str(tmp_path / "copy")]) == 0
+    same(final(tmp_path / "copy"), final(whole))
+
+
+def test_ctrl_c_writes_the_results_and_the_run_goes_on_from_there(whole, tmp_path):
+    folder = tmp_path / "stopped"
+    code = f"{TOY}\nimport sys; sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-u", "-c", code, *TINY, "--output.log-every", "1", "--out", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("optimise"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 130
+    assert "lods resume" in rest
+    note = json.loads((folder / "run.json").read_text())
+    assert note["state"] == "stopped"
+    assert note["step"] < 8
+    assert (folder / "video.mp4").exists()
+    assert main(["resume", str(folder)]) == 0
+    same(final(folder).theta, final(whole).theta)
+
+
+def test_a_run_with_lora_on_a_stable_diffusion_folder_leaves_what_it_learned(tmp_path):
+    folder = tmp_path / "lora"
+    flags = ["--prior", str(TINY_SD), "--prior.rank", "2", "--objective", "lods-lora", "--steps", "1", "--out", str(folder)]
+    assert main([*TINY, *flags]) == 0
+    prior = build(load(folder / "config.yaml"))
+    lora, scale = load_lora(folder / "pytorch_lora_weights.safetensors", prior.weights["unet"])
+    assert scale == 0.5
+    assert json.loads((folder / "run.json").read_text())["prior_sha256"]
+    assert {factors["down"].shape[1] for factors in lora.values()} == {2}
+    assert max(float(np.abs(factors["up"]).max()) for factors in lora.values()) > 0
+
+
+def test_a_run_on_two_devices_leaves_the_same_things(whole, tmp_path):
+    code = f"{TOY}\nimport sys; sys.exit(cli.main(sys.argv[1:]))"
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+    subprocess.run([sys.executable, "-c", code, *TINY, "--out", str(tmp_path / "two")], env=env, check=True)
+    assert len(json.loads((tmp_path / "two" / "run.json").read_text())["devices"]) == 2
+    names = lambda folder: {str(file.relative_to(folder)) for file in folder.glob("*")}  # noqa: E731
+    assert names(tmp_path / "two") == names(whole)
+    # Rounding differs, and Adam with a tiny eps makes whole steps of it: near, not equal.
+    assert np.abs(final(tmp_path / "two").theta["means"] - final(whole).theta["means"]).max() < 0.1
+
+
+def test_a_seed_changes_the_run(whole, tmp_path):
+    assert main([*TINY, "--seed", "1", "--out", str(tmp_path / "other")]) == 0
+    assert np.abs(final(tmp_path / "other").theta["means"] - final(whole).theta["means"]).max() > 1e-3
+
+
+def test_room_for_intersections_grows_when_it_is_too_small(monkeypatch):
+    """The plan hangs on the state alone, so a resumed run plans alike."""
+    monkeypatch.setattr(scene_setups, "ROOM", 1)
+    monkeypatch.setattr(loop, "PLAN_EVERY", 2)
+    config = parse([*TINY, "--gaussians.count", "64", "--steps", "3"]).settings
+    parts = build(config)
+    progress = [(p.static.room, int(p.state.aux["total"])) for p in loop.train(config, parts, loop.first_state(config, parts))]
+    assert progress[0][0] == 64
+    assert progress[1][0] >= 1.1 * progress[1][1] > 64
+
+
+def test_renders_grow_at_the_switch_and_the_room_for_them(monkeypatch):
+    monkeypatch.setattr(scene_setups, "ROOM", 1)
+    config = parse([*TINY, "--resolution-after", "32", "--steps", "4"]).settings
+    parts = build(config)
+    statics = [p.static for p in loop.train(config, parts, loop.first_state(config, parts))]
+    assert [static.resolution for static in statics] == [16, 32, 32, 32]
+    assert statics[1].room >= statics[0].room
+    # A run that goes on after the switch begins where it was.
+    states = [p.state for p in loop.train(config, parts, loop.first_state(config, parts))][-1:]
+    assert int(states[0].step) == 4
+
+
+NAN = """
+from lods_jax.types import Objective, Query
+def nan(): return Objective({"y": Query("prompt")}, lambda e, noise, t: e["y"] * float("nan"))
+def s_only(s=1.0): return Objective({"y": Query("prompt")}, lambda e, noise, t: s * (e["y"] - noise))
+def wrong(): return 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_objectives.py").write_text(NAN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_an_objective_of_ones_own_runs_by_its_name(own):
+    assert main([*TINY, "--objective", "own_objectives:s_only", "--guidance-scale", "2", "--steps", "1", "--out", "o"]) == 0
+    assert "psi_displacement" not in metrics(own / "o")[0]
+
+
+def test_a_run_without_a_finite_gradient_ends_in_one_line_with_a_whole_checkpoint(own, capsys, monkeypatch):
+    monkeypatch.setattr(run, "GIVE_UP", 3)
+    assert main([*TINY, "--objective", "own_objectives:nan", "--out", "o", "--checkpoint.every", "2"]) == 2
+    out = capsys.readouterr()
+    assert "none of the last" in out.err
+    assert out.err.count("\n") == 1
+    assert "were not finite and changed nothing" in out.out
+    assert json.loads((own / "o" / "run.json").read_text())["state"] == "failed"
+    state = final(own / "o", 2)
+    assert int(state.skipped) == 2
+    assert all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(state.theta))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--objective", "own_objectives:wrong"], "must give a lods_jax.core.types.Objective, got a int"),
+        (["--objective", "own_objectives:absent"], "cannot be imported"),
+        (["--objective", "sdss"], "unknown objective sdss; there are sds, csd"),
+        (["--objective", "dds"], "compares with a reference image"),
+        (["--objective", "sds-bridge"], "asks with the text 'source': pass --source-prompt"),
+        (["--objective", "csd", "--guidance-scale", "3"], "objective csd takes no s"),
+        (["--guidance-scale", "0.5"], "guidance needs s >= 1, got 0.5"),
+        (["--resolution", "0"], "resolution must lie in 8..2048, got 0"),
+        (["--stesp", "3"], "no --stesp; the nearest is --steps"),
+        (["--config", "nothing.yaml"], "no config file nothing.yaml, and no preset"),
+        (["--prior", "/nowhere"], "no prior at /nowhere"),
+        (["--gaussians.init", "/nowhere.ply"], "/nowhere.ply"),
+        (["--prompt=x"], "no --prompt"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_written(own, capsys, flags, says):
+    before = sorted(own.rglob("*"))
+    assert main([*TINY, *flags, "--out", "o"]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+    assert [path for path in sorted(own.rglob("*")) if "__pycache__" not in str(path)] == before
+
+
+def test_a_folder_that_holds_something_is_never_written_to(whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    assert main([*TINY, "--out", str(whole)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_resuming_no_run_is_refused(tmp_path, capsys):
+    assert main(["resume", str(tmp_path)]) == 2
+    assert "config.yaml is missing" in capsys.readouterr().err
+
+
+def test_runs_lie_in_outputs_with_a_link_to_the_latest(own):
+    for _ in range(2):  # the same command twice works twice
+        assert main([*TINY, "--steps", "1", "--out", f"outputs/text-to-3d/a-thing/{_}"]) == 0
+    assert (own / "outputs" / "latest").resolve() == (own / "outputs" / "text-to-3d" / "a-thing" / "1").resolve()
+
+
+def test_print_config_prints_what_would_run(capsys, tmp_path):
+    assert main([*TINY, "--print-config"]) == 0
+    file = tmp_path / "c.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert load(file) == parse(TINY).settings
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("steps: 11\nbatch: 3\nobjective: {name: lods-embedding, s: 50}")
+    config = parse(["text-to-3d", "a red mug", "--config", str(file), "--steps", "12"]).settings
+    assert (config.steps, config.batch, config.resolution, config.objective.s) == (12, 3, 64, 50.0)
+    # Another objective does not inherit the parameters of the file's.
+    assert parse(["text-to-3d", "x", "--config", str(file), "--objective", "csd"]).settings.objective.s is None
+
+
+def test_info_tells_devices_ffmpeg_and_the_prior(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("device", "ffmpeg", "tabletop", "SHA-256"))
+
+
+def test_particles_are_distilled_refined_and_shown_side_by_side(tmp_path):
+    assert main([*TINY, "--particles", "2", "--objective", "vsd", "--out", str(tmp_path / "two")]) == 0
+    state = final(tmp_path / "two")
+    assert state.theta["means"].shape == (2, 64, 3)
+    assert (np.sum(np.asarray(state.aux["alive"]), 1) > 40).all()  # both have grown
+    assert Image.open(tmp_path / "two" / "stills" / "000.png").size == (64, 32)
+    first, second = (read_ply(tmp_path / "two" / name)["means"] for name in ("scene.ply", "particles/1/scene.ply"))
+    assert not np.array_equal(first[:4], second[:4])
+
+
+def test_particles_must_divide_the_batch(capsys):
+    assert main([*TINY, "--particles", "3"]) == 2
+    assert "batch must be a multiple of particles = 3, got 2: pass --batch" in capsys.readouterr().err

@@ -1,0 +1,106 @@
+"""What a dry run tells, and what it refuses."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from lods_jax.cli import main
+from lods_jax.config import Config, PriorConfig
+from lods_jax.core.errors import UserError
+from lods_jax.training import cost
+
+SD = Path(__file__).parents[1] / "data" / "lods_parity" / "sd"
+SMALL = ["text-to-3d", "a red mug", "--prior", str(SD), "--resolution", "16", "--batch", "2", "--parallel", "jit", "--dry-run"]
+GIB = cost.GIB
+COST = cost.Cost({"unet": 5}, 1, "cpu", arguments=3 * GIB, temporary=2 * GIB, room=4 * GIB, operations=1e12, collectives={})
+
+
+def test_a_dry_run_tells_sizes_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = []
+    monkeypatch.setattr(cost, "describe", lambda x, describe=cost.describe: found.append(x) or describe(x))
+    assert main(SMALL) == 0
+    said, weights = capsys.readouterr().out, 0
+    for part in ("unet", "vae"):
+        on_disk = load_file(SD / part / "diffusion_pytorch_model.safetensors").values()
+        assert f"{part:<14}{sum(x.size for x in on_disk):>14,} parameters" in said
+        weights += sum(x.nbytes for x in on_disk)  # float32 on disk, as in memory
+    assert "TFLOP per step and device" in said
+    assert "text" not in said  # the text encoder has done its work before the first step, and goes
+    assert float(said.split(" per device: ")[1].split()[0]) == pytest.approx(weights / GIB, abs=0.011)
+    assert 0 < found[0].arguments - weights < 2**20  # a few hundred kilobytes of scene, optimizers and texts
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_step_that_does_not_fit_is_refused_with_what_would_make_it_smaller():
+    with pytest.raises(UserError, match=r"needs 5.0 GiB of the 4.0 .* smaller with --prior.remat, --prior.dtype bfloat16"):
+        cost.check_fits(Config(), COST)
+    small = Config(prior=PriorConfig(dtype="bfloat16", remat=True, vae_slicing=True), batch=1, resolution=64)
+    with pytest.raises(UserError, match="no flag makes it smaller"):
+        cost.check_fits(small, COST)
+    cost.check_fits(Config(), COST._replace(room=6 * GIB))
+    cost.check_fits(Config(), COST._replace(room=None))
+
+
+def test_collectives_that_overlap_with_computation_are_counted_once():
+    lines = [
+        "  %all-gather.1 = f32[8]{0} all-gather(%p), channel_id=1, dimensions={0}",
+        "  %all-gather.2 = f32[8]{0} all-gather(%q), channel_id=1, dimensions={0}",
+        "  %ar = (f32[8]{0}) all-reduce-start(%p), channel_id=2",
+    ]
+    assert set(cost.COLLECTIVE.findall("\n".join(lines))) == {("all-gather", "1"), ("all-reduce", "2")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--topology", "v5e:2x4"], "--topology needs --dry-run"),
+        (["--shard", "1/2"], "--shard needs --prompts"),
+        (["--dry-run", "--topology", "nonsense"], "topology must read like v5e:2x4, got nonsense"),
+        (["--prompts", "tabletop"], "give a prompt or --prompts, not both"),
+        (["--prompts", "nothing.txt"], "no file of prompts nothing.txt"),
+        (["--dry-run", "--prior", "someone/model"], "no prior at someone/model"),
+        (["--prior.dtype", "float16", "--objective", "vsd"], "vsd learns, and float16 would round its gradients away"),
+    ],
+)
+def test_flags_that_make_no_sense_are_one_line(flags, says, capsys):
+    assert main(["text-to-3d", "a red mug", *flags]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_batch_that_devices_do_not_divide_is_refused():
+    from lods_jax.training.build import build
+
+    config = replace(Config(prompt="a red mug"), batch=3)
+    with pytest.raises(UserError, match="batch must be a multiple of the 2 devices, got 3"):
+        cost.estimate(config, build(config), devices=[None, None])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "parameters", "most"),
+    [
+        ([], "4,628,932", 0.2),
+        (["--config", "sd21-gaussians-lods-lora", "--prior", "stable-diffusion-2-1-base", "--no-perp-neg"], "865,910,724", 4.0),
+    ],
+    ids=["tabletop", "stable-diffusion"],
+)
+def test_the_step_compiles_for_a_tpu_slice_that_is_not_there(flags, parameters, most, tmp_path):
+    """In a process of its own: the second takes 7 GiB."""
+    pytest.importorskip("libtpu")
+    command = [sys.executable, "-m", "lods_jax", "text-to-3d", "a red mug", *flags, "--batch", "8", "--dry-run"]
+    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    command += ["--topology", "v5e:2x4"]
+    ended = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    assert ended.returncode == 0, ended.stderr
+    assert f"{'unet':<14}{parameters:>14} parameters" in ended.stdout
+    assert "8 x TPU v5 lite" in ended.stdout
+    assert "all-reduce" in ended.stdout
+    assert float(ended.stdout.split(" GiB per device")[0].split()[-1]) < most

@@ -1,0 +1,123 @@
+"""2-D distillation and editing: on a prior in closed form where it lands, on a tiny Stable Diffusion that the commands work."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from lods_jax.cli import main
+from lods_jax.core.cameras import turntable
+from lods_jax.core.images import write_png
+from lods_jax.distillation.objectives import dds, lods_embedding, sds, vsd
+from lods_jax.priors.gaussian import gaussian
+from lods_jax.scenes.images import particles
+from lods_jax.training.distill_2d import Recipe, distil, film, fit_on, in_latents
+
+TINY_SD = str(Path(__file__).parents[1] / "data" / "lods_parity" / "sd")
+PRIOR = gaussian({"": 0.2, "y": 1.0, "now": 0.5})
+TEXTS = {key: PRIOR.embed({}, [text] * 4) for key, text in {"prompt": "y", "plain": "y", "null": "", "source": "now"}.items()}
+START = jnp.stack([jnp.full((2, 2, 3), x) for x in (0.0, 2.0)])
+
+
+def last(steps):
+    *_, (state, _) = steps
+    return state
+
+
+def test_every_particle_lands_on_the_fixed_point_from_wherever_it_starts():
+    state = last(distil(PRIOR, {}, sds(1.0), TEXTS, START, Recipe(steps=400, lr=0.05)))
+    np.testing.assert_allclose(state.theta["x"].mean((1, 2, 3)), [1, 1], atol=0.1)
+
+
+def test_particles_do_not_mix():
+    """The first of three particles moves alike whatever the others start from, as long as nothing is learned from all."""
+    some = lambda other: jnp.concatenate([START[:1], jnp.full((2, 2, 2, 3), other)])  # noqa: E731
+    a, b = (last(distil(PRIOR, {}, sds(2.0), TEXTS, some(x), Recipe(steps=5))) for x in (0.0, 7.0))
+    np.testing.assert_allclose(a.theta["x"][0], b.theta["x"][0], rtol=1e-6)
+
+
+def test_editing_ends_where_dds_says():
+    """Reference 0.3, source mean 0.5, target mean 1: 0.3 + s 0.5."""
+    start = jnp.full((2, 2, 2, 3), 0.3)
+    state = last(distil(PRIOR, {}, dds(2.0), TEXTS, start, Recipe(steps=400, lr=0.05), reference=start))
+    np.testing.assert_allclose(state.theta["x"], 1.3, atol=0.05)
+
+
+def test_the_branch_that_is_fitted_first_knows_the_start():
+    """The mean of its images, whatever the null text says."""
+    import optax
+
+    objective, psi = lods_embedding(), {"embedding": jnp.full((1, 1), 0.2)}
+    images = jnp.full((8, 4, 4, 3), 0.9)
+    psi = fit_on(PRIOR, {}, objective, TEXTS, images, psi, optax.adam(0.02), jax.random.key(0), 300)
+    assert float(psi["embedding"][0, 0]) == pytest.approx(0.9, abs=0.1)
+
+
+def test_an_image_has_no_camera_to_be_asked_with():
+    assert vsd().queries["q"].pose
+    state = last(distil(PRIOR, {}, vsd(), TEXTS, START, Recipe(steps=2)))
+    assert set(state.psi) == {"lora"}
+
+
+def test_particles_need_as_many_views():
+    scene = particles(START)
+    theta, aux = scene.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="2 particles need as many views"):
+        scene.render(theta, aux, turntable(3), jax.random.split(jax.random.key(0), 3), {})
+
+
+def test_a_film_ends_with_the_last_step():
+    frames, state = film(distil(PRIOR, {}, sds(1.0), TEXTS, START, Recipe(steps=7)), lambda x: x, total=7, frames=3)
+    assert frames.shape == (4, 2, 2, 2, 3)
+    np.testing.assert_array_equal(frames[-1], state.theta["x"])
+
+
+def test_latents_are_left_as_they_are():
+    z = jnp.ones((1, 2, 2, 4))
+    assert in_latents(PRIOR).encode({}, z, None) is z
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------------
+FAST = ["--prior", TINY_SD, "--n", "2", "--steps", "2", "--anyway"]
+
+
+@pytest.mark.parametrize(
+    "extra", [["--objective", "lods-lora"], ["--objective", "sds", "--space", "pixels", "--guidance-scale", "3"]]
+)
+def test_text_to_image_under_an_objective_leaves_a_picture_and_a_film(tmp_path, extra, capsys):
+    assert main(["text-to-image", "a mug", *FAST, *extra, "--out", str(tmp_path / "a.png")]) == 0
+    image = np.asarray(Image.open(tmp_path / "a.png"))
+    assert image.shape[1] == 2 * image.shape[0]
+    assert (tmp_path / "a.mp4").stat().st_size > 500
+    assert "under" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("objective", ["dds", "lods-embedding"])
+def test_edit_image_shows_the_image_and_its_edits(tmp_path, objective, capsys):
+    write_png(tmp_path / "in.png", np.random.default_rng(0).uniform(size=(20, 30, 3)))
+    command = ["edit-image", str(tmp_path / "in.png"), "--source", "a mug", "--target", "a cup", "--objective", objective, *FAST]
+    assert main([*command, "--fit-first", "2", "--out", str(tmp_path / "e.png")]) == 0
+    image = np.asarray(Image.open(tmp_path / "e.png"))
+    assert image.shape[1] == 3 * image.shape[0]  # the image and two edits
+    assert (tmp_path / "e.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["text-to-image", "a mug", *FAST, "--objective", "sdss"], "unknown objective sdss"),
+        (["text-to-image", "a mug", *FAST, "--objective", "sds", "--guidance-scale", "0.1"], "guidance needs s >= 1"),
+        (["edit-image", "/nowhere.png", "--source", "a mug", "--target", "a cup", *FAST], "there is no image /nowhere.png"),
+        (["edit-image", "/etc/hostname", "--source", "a mug", "--target", "a cup", *FAST], "as an image"),
+        (["text-to-image", "a mug", *FAST, "--objective", "dds"], "compares with a reference"),
+        (["text-to-image", "a mug", *FAST, "--objective", "sds-bridge"], "asks with the text 'source'"),
+    ],
+)
+def test_mistakes_are_one_line(command, says, capsys):
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
