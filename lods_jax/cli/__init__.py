@@ -5,22 +5,34 @@ that help and refusals come at once.
 """
 
 import os
+import signal
 import sys
 
 from lods_jax.cli import commands, flags
-from lods_jax.core.errors import UserError
+from lods_jax.core.errors import UserError, one_line
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 2 after bad input, which is told in one line."""
+    """Runs one command.
+
+    Args:
+      argv: the words after `lods`; by default those of this process.
+
+    Returns:
+      The exit code: 0; 2 after bad input or a place that cannot be read or written, which is told in one line; 1 after a batch in
+      which a prompt failed; 130 or 143 after a signal, 141 where nobody reads what is printed.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         command = flags.parse(argv)
         return commands.RUN[type(command)](command) or 0
-    except (UserError, ValueError, FileNotFoundError) as error:
+    except BrokenPipeError:  # `lods info | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains when it flushes
+        return 128 + signal.SIGPIPE
+    except (UserError, ValueError, OSError, MemoryError) as error:
         if os.environ.get("LODS_TRACEBACK"):
             raise
-        print(f"lods: {error}", file=sys.stderr)
+        print(f"lods: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,7 +1,9 @@
 """The commands of the command line, their flags, and how a line of words becomes one of them."""
 
 import difflib
+import io
 import re
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from operator import or_
@@ -218,7 +220,8 @@ DEFAULT_PRESETS = {"gaussians": "gaussians-lods-embedding", "nerf": "nerf-lods-e
 
 
 def parse(argv: list[str]) -> Any:
-    """The command of a command line. Defaults < --config < flags."""
+    """The command of a command line. Defaults < --config < flags. Raises UserError for what is none."""
+    check_command(argv)
     check_flags(argv)
     defaults: dict[str, Any] = {}
     if argv[:1] == ["text-to-3d"]:
@@ -227,7 +230,22 @@ def parse(argv: list[str]) -> Any:
         defaults["image-to-3d"] = ImageTo3D(settings=PictureRun(**vars(preset(argv, "image-"))))
     named = {name: {"name": name} | ({"default": defaults[name]} if name in defaults else {}) for name in COMMANDS}
     kinds = [Annotated[kind, tyro.conf.subcommand(**named[name])] for name, kind in COMMANDS.items()]
-    return tyro.cli(reduce(or_, kinds), prog="lods", args=argv, description="Score-distillation 3D generation in JAX.")
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            return tyro.cli(reduce(or_, kinds), prog="lods", args=argv, description="Score-distillation 3D generation in JAX.")
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise UserError(f"{unboxed(box.getvalue())}; see lods {' '.join([*argv[:1], '--help'])}") from None
+
+
+def unboxed(text: str) -> str:
+    """What tyro says in a box of several lines, as one: what stands between its first two rules."""
+    lines = [line.strip(" │") for line in text.splitlines()]
+    rules = [i for i, line in enumerate(lines) if line and not line.strip("╭╮╰╯─-")]
+    said = lines[rules[0] + 1 : rules[1]] if len(rules) > 1 else lines
+    return " ".join(" ".join(said).split()).rstrip(".")
 
 
 def preset(argv: list[str], task: str = "") -> Config:
@@ -248,9 +266,18 @@ def given(argv: list[str], flag: str) -> str | None:
     return None
 
 
+def check_command(argv: list[str]) -> None:
+    """Refuses a command that there is none of, and names the nearest."""
+    if not argv:
+        raise UserError(f"name a command: {', '.join(COMMANDS)}; see lods --help")
+    if argv[0] not in COMMANDS and argv[0] not in ("-h", "--help"):
+        nearest = difflib.get_close_matches(argv[0], COMMANDS, n=1, cutoff=0.0)[0]
+        raise UserError(f"there is no command {argv[0]}; the nearest is {nearest}; see lods --help")
+
+
 def check_flags(argv: list[str]) -> None:
     """Refuses a flag that the command does not have, and names the nearest that it has."""
-    command = COMMANDS.get(argv[0]) if argv else None
+    command = COMMANDS.get(argv[0])
     if command is None:
         return
     known = [f"--{item.name}" for item in fields(command) if item.name != "settings"] + ["--help"]

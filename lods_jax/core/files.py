@@ -1,23 +1,135 @@
-"""Files that are whole or not there at all."""
+"""Files that are whole or not there at all, and places that are looked at before the work begins."""
 
+import errno
+import hashlib
 import os
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lods_jax.core.errors import UserError
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to, and puts it in the place of `path` when the block ends well.
+    """Yields a path to write to, and puts it in the place of `path` when the block ends well.
 
     Makes the folder. A reader, or a kill at any moment, meets the old file or the new one, never half of one; the suffix is kept
-    for writers that go by it.
+    for writers that go by it. A link stays one, and its target is replaced. What is there and is no regular file is never
+    replaced: a device or a pipe gets the bytes at the end.
+
+    Args:
+      path: of the file.
+
+    Yields:
+      A path beside `path`, which lies on the same disk.
+
+    Raises:
+      OSError: the place cannot be written to, or is a folder.
     """
-    path = Path(path)
+    if is_stream(path):
+        with tempfile.TemporaryDirectory() as folder:
+            partial = Path(folder, f"stream{short_suffix(path)}")
+            yield partial
+            pour(partial.read_bytes(), path)
+        return
+    path = target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    # The name may be as long as the system allows, so that of the partial file is a hash.
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
+    partial = path.with_name(f".{os.getpid()}.{name}{short_suffix(path)}")
     try:
         yield partial
         partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether a path leads to what takes bytes and is no file: a device, a pipe, /dev/stdout."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    # /dev/stdout may be a regular file that the shell has open: put in its place, another file would get the bytes.
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or os.path.abspath(path).startswith(("/dev/", "/proc/"))
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a file of a run folder may be read: no link, which may lead anywhere, no folder, and no pipe, which never ends."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def target(path: str | Path) -> Path:
+    """The file that a path leads to, through links, there or not. Raises OSError for a folder and for links in a circle."""
+    found = Path(os.path.realpath(path))
+    if found.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    if found.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return found
+
+
+def pour(data: bytes, path: str | Path) -> None:
+    """Writes into a device or a pipe. A pipe that nobody reads is an error: without O_NONBLOCK it would be waited for."""
+    with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK), "wb") as stream:
+        os.set_blocking(stream.fileno(), True)
+        stream.write(data)
+
+
+def short_suffix(path: str | Path) -> str:
+    suffix = Path(path).suffix
+    return suffix if len(os.fsencode(suffix)) <= 16 else ""
+
+
+def check_place(path: str | Path, folder: bool = False) -> None:
+    """Refuses a place that could not be written to, before the work that is to be written there. Leaves no trace.
+
+    A file without a name is opened where the first new entry would be made, and gets a block: a full or read-only disk shows.
+
+    Args:
+      path: of a file, or of a `folder`, that is to be written.
+      folder: whether it is one.
+
+    Raises:
+      OSError: it names the path.
+    """
+    if not folder and is_stream(path):
+        return
+    place = Path(os.path.realpath(path)) if folder else target(path)
+    new = []  # the names that are to be made
+    if not folder:
+        new, place = [place.name], place.parent
+    while not place.exists():
+        new, place = [*new, place.name], place.parent
+    try:
+        for name in new:
+            if len(os.fsencode(name)) > os.pathconf(place, "PC_NAME_MAX"):
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuses a name whose suffix promises another format; no suffix promises nothing, and a device has none."""
+    if path.suffix and path.suffix.lower() not in suffixes and not is_stream(path):
+        raise UserError(f"{path} cannot be written: the name must end in {' or '.join(suffixes)}, or have no suffix")
+
+
+def point(link: Path, at: Path) -> None:
+    """Makes or turns a link, at once. What is there and is no link stays."""
+    if link.exists() and not link.is_symlink():
+        return
+    partial = link.with_name(f".{os.getpid()}.{link.name}")
+    try:
+        partial.symlink_to(at, target_is_directory=True)
+        partial.replace(link)
     finally:
         partial.unlink(missing_ok=True)

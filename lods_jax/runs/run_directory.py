@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from lods_jax.config import Config, load
 from lods_jax.core.errors import UserError
-from lods_jax.core.files import replacing
+from lods_jax.core.files import point, replacing
 
 LOCK = ".lock"
 
@@ -124,8 +124,7 @@ def point_latest_at(folder: Path) -> None:
     """outputs/latest -> this run, where the run lies in a folder of the name `outputs`."""
     outputs = next((parent for parent in folder.absolute().parents if parent.name == "outputs"), None)
     if outputs:
-        with replacing(outputs / "latest") as link:
-            link.symlink_to(folder.absolute().relative_to(outputs), target_is_directory=True)
+        point(outputs / "latest", at=folder.absolute().relative_to(outputs))
 
 
 @contextmanager
