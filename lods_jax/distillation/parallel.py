@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,10 @@ def in_order(halves: Halves, batch: int, devices: list) -> Step:
     Two programs instead of one, and neither knows how many devices there are: `pull` is of one view, `update` of the batch. They
     are compiled for a single device each, since partitioning changes how a program is fused, and with it the last bit.
     """
-    pull = jax.jit(lambda *args: jax.tree.map(lambda x: x[None], halves.pull(*args)))
+
+    @jax.jit
+    def pull(*args) -> Pulled:
+        return jax.tree.map(lambda x: x[None], halves.pull(*args))
 
     @partial(jax.jit, donate_argnums=0)
     def update(state, p: Pulled):
@@ -56,15 +59,12 @@ def in_order(halves: Halves, batch: int, devices: list) -> Step:
         seen = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), p.seen)
         return halves.update(state, Pulled(jax.tree.map(total, p.g_theta), jax.tree.map(mean, p.g_psi), mean(p.fit), seen))
 
-    held = copies = None  # what never changes, and what each device has of it
+    on_each = remembered(lambda constant: [jax.device_put(constant, device) for device in devices])
 
     def step(state, weights, texts, reference, key):
-        nonlocal held, copies
         if reference is not None and reference.latents is not None:
             raise ValueError("a step in order takes no reference latents")
-        constant = weights, texts, reference
-        if held is None or any(a is not b for a, b in zip(constant, held, strict=True)):
-            held, copies = constant, [jax.device_put(constant, device) for device in devices]
+        copies = on_each((weights, texts, reference))
         rest = [jax.device_put((state, key), device) for device in devices]
         found = []
         for i in range(batch):
@@ -93,9 +93,12 @@ def parallelise(halves: Halves, mode: str, batch: int, devices: list | None = No
         check_split(batch, devices := devices[:1] if mode == "jit" else devices)
         return in_order(halves, batch, devices)
     step, views = over_devices(halves, mode, batch, devices)
+    devices = jax.devices() if devices is None else devices
     if jax.process_count() > 1:
-        return over_processes(step, views, jax.devices() if devices is None else devices)
-    return lambda *args: step(*args, views)
+        return over_processes(step, views, devices)
+    if mode == "jit":
+        return lambda *args: step(*args, views)
+    return replicated(step, views, devices)
 
 
 def over_devices(halves: Halves, mode: str, batch: int, devices: list | None = None) -> tuple[Callable, Int[Array, "..."]]:
@@ -117,6 +120,36 @@ def over_devices(halves: Halves, mode: str, batch: int, devices: list | None = N
     raise ValueError(f"mode must be jit, pmap or shard_map, got {mode!r}")
 
 
+def replicated(step: Callable, views: Int[Array, "..."], devices: list) -> Step:
+    """The step with its arguments on every device beforehand: what never changes once, a state if it comes from elsewhere.
+
+    If a state entered with another placement than it leaves with, the step would be compiled for both; if weights lay on one
+    device, they would be sent to the others in every step.
+    """
+    everywhere = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec())
+    constant = remembered(lambda constant: jax.device_put(constant, everywhere))
+
+    def call(state, *rest):
+        state = state if state.step.sharding == everywhere else jax.device_put(state, everywhere)
+        return step(state, *constant(rest), views)
+
+    return call
+
+
+def remembered(place: Callable[[tuple], Any]) -> Callable[[tuple], Any]:
+    """`place` with the answer for the last arguments kept: they are moved again only if one of them is another object."""
+    held = placed = None
+
+    def call(constant: tuple) -> Any:
+        nonlocal held, placed
+        if held is None or any(a is not b for a, b in zip(constant, held, strict=True)):
+            held = placed = None  # there may be no room for both
+            held, placed = constant, place(constant)
+        return placed
+
+    return call
+
+
 def over_processes(step: Callable, views: Int[Array, "b"], devices: list) -> Step:
     """The step over devices of several processes, which all have to call it with the same values.
 
@@ -132,15 +165,14 @@ def over_processes(step: Callable, views: Int[Array, "b"], devices: list) -> Ste
         return jax.make_array_from_single_device_arrays(x.shape, everywhere, [jax.device_put(x, device) for device in here])
 
     spread = partial(jax.tree.map, one)
-    held = placed = given = state_there = None  # what never changes, and the last state, with what lies on all devices of them
+    constant = remembered(spread)
+    given = state_there = None  # the last state, and what lies on all devices of it
 
     def across(state, *rest):
-        nonlocal held, placed, given, state_there
-        if held is None or any(a is not b for a, b in zip(rest, held, strict=True)):
-            held, placed = rest, spread(rest)
+        nonlocal given, state_there
         there = state_there if state is given else spread(state)
         given = state_there = None  # it is donated
-        state_there, metrics = step(there, *placed, split)
+        state_there, metrics = step(there, *constant(rest), split)
         given, metrics = jax.tree.map(lambda x: x.addressable_data(0), (state_there, metrics))
         return given, metrics
 

@@ -68,12 +68,22 @@ class Halves(NamedTuple):
 def init_state(
     scene: Scene, psi: Any, tx_theta: optax.GradientTransformation, tx_psi: optax.GradientTransformation, key: Key[Array, ""]
 ) -> TrainState:
-    """The state before the first step. `psi` is what the prior's `init_psi` gave for the fitted query."""
-    theta, aux = scene.init(key)
-    zero = jnp.zeros((), jnp.int32)
-    state = TrainState(zero, theta, aux, psi, tx_theta.init(theta), tx_psi.init(psi), zero)
+    """The state before the first step, with the leaf types of every state after it: one compilation of the step serves all.
+
+    Args:
+      psi: what the prior's `init_psi` gave for the fitted query.
+    """
+    # Before the optimizers see them: Adam's moments of a weakly typed leaf (`jnp.full(3, jnp.log(2.0))`) are weakly typed too,
+    # the first step makes the leaf strong, the second its moments, and each of them would be compiled for.
+    theta, aux = strongly_typed(scene.init(key))
+    psi, zero = strongly_typed(psi), jnp.zeros((), jnp.int32)
     # Copies: the step donates its state, and a buffer that is shared (psi with a text table, say) can't be given away twice.
-    return jax.tree.map(jnp.copy, state)
+    return strongly_typed(TrainState(zero, theta, aux, psi, tx_theta.init(theta), tx_psi.init(psi), zero))
+
+
+def strongly_typed(tree: Any) -> Any:
+    """A copy whose leaves insist on their dtype, as what a compiled function returns does."""
+    return jax.tree.map(lambda x: jnp.array(x, x.dtype), tree)
 
 
 def by_view(tables: dict[str, Array], camera: Camera) -> tuple[dict[str, Array], Ask]:

@@ -28,6 +28,7 @@ from lods_jax.runs.export import mesh_of_run
 from lods_jax.runs.run_directory import LOCK, append, event_log, locked, point_latest_at, rewind, write_json
 from lods_jax.training import checkpoint, image_to_3d
 from lods_jax.training.build import Parts, build
+from lods_jax.training.compilation import compilations, compile_seconds
 from lods_jax.training.distributed import agreed, all_or_none, is_first
 from lods_jax.training.loop import Compile, Progress, compiled, first_state, mode_of, train
 from lods_jax.training.scene_setups import Static
@@ -182,33 +183,36 @@ def optimise(
     """Goes through the steps after `state`, and lets people see it: progress, metrics, previews, checkpoints.
 
     Ends early once `stop` holds a signal. Returns the last state, and seconds: of compilation in this sitting, of optimisation in
-    all sittings.
+    all sittings. Whatever is compiled, at the first step or later, by the step or for a preview, is no optimisation.
     """
     first, began, recent = int(state.step), time.monotonic(), []
     rows = rewind(folder / "metrics.jsonl", lambda row: row.get("step", first) <= first)
     spent = rows[-1].get("seconds", 0.0) if rows else 0.0
-    seconds, skipped, dead = {"compile": 0.0, "optimise": spent}, int(state.skipped), 0
+    skipped, dead, shape = int(state.skipped), 0, None
     if first < config.steps:
         say("compile", "about a minute on a new machine, some seconds on one that has done it before")
     bar = tqdm(total=config.steps, initial=first, disable=None, unit="step", mininterval=0.5)
-    with bar, event_log(folder / "events", first, config.output.tensorboard) as log:
+    with bar, event_log(folder / "events", first, config.output.tensorboard) as log, compilations() as compiled:
+        elapsed = lambda: time.monotonic() - began - compile_seconds(compiled)  # noqa: E731
         for done, state, static, metrics in steps:
             recent.append(metrics)
             last = stops(config, done, stop)
             on_error = "stop" if last else config.checkpoint.on_error
             if last or done == first + 1 or due(config.output.log_every, done):
                 line = {"step": done} | mean(recent) | parts.representation.count(state.aux) | diagnose(state)
-                elapsed = time.monotonic() - began if done > first + 1 else 0.0
-                line |= {"skipped": int(state.skipped), "seconds": round(spent + elapsed, 1)}
+                line |= {"skipped": int(state.skipped), "seconds": round(spent + elapsed(), 1)}
                 with written("metrics.jsonl", on_error):
                     append(folder / "metrics.jsonl", line)
                     log(line)
                 dead = check_alive(line["skipped"] - skipped, recent, done, dead, state)
                 skipped, recent = line["skipped"], []
-                show(bar, line, config, elapsed, done - first)
+                show(bar, line, config, elapsed(), done - first)
             if done == first + 1:
-                seconds["compile"], began = round(time.monotonic() - began, 1), time.monotonic()
-                say("optimise", f"{config.steps - first} steps of {config.batch} views (compiled in {seconds['compile']:.0f} s)")
+                took = f"{compile_seconds(compiled):.0f} s of compilation"
+                say("optimise", f"{config.steps - first} steps of {config.batch} views ({took})")
+            elif static != shape:
+                say("compile", f"the step again: {static.resolution} pixels, room for {static.room:,} a view")
+            shape = static
             if due(config.output.preview_every, done) or (config.output.preview_every and done == FIRST_PREVIEW):
                 with written("a preview", on_error):
                     path = write_preview(config, parts, folder, done, state, see)
@@ -221,8 +225,8 @@ def optimise(
             bar.update()
             if last:
                 break
-    seconds["optimise"] += round(time.monotonic() - began, 1) if first < config.steps else 0.0
-    return state, seconds
+        seconds = {"compile": compile_seconds(compiled), "optimise": spent + (elapsed() if first < config.steps else 0.0)}
+    return state, {name: round(x, 1) for name, x in seconds.items()}
 
 
 def diagnosis(config: Config, parts: Parts, static: Static | None) -> Callable[[TrainState], dict[str, float]]:

@@ -93,8 +93,8 @@ def gaussians(
         theta = {
             "means": jnp.zeros((capacity, 3)),
             "quats": jnp.tile(jnp.array([1.0, 0.0, 0.0, 0.0]), (capacity, 1)),
-            "log_scales": jnp.full((capacity, 3), jnp.log(size)),
-            "opacity_logits": jnp.full(capacity, jnp.log(opacity / (1 - opacity))),
+            "log_scales": jnp.full((capacity, 3), jnp.log(size), jnp.float32),
+            "opacity_logits": jnp.full(capacity, jnp.log(opacity / (1 - opacity)), jnp.float32),
             "sh": jnp.zeros((capacity, (degree + 1) ** 2, 3)),
         }
         start = points(key, count)

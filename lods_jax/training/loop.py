@@ -1,6 +1,7 @@
 """The loop: steps, refinement and growth of static shapes, from a state to the end of a run."""
 
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -92,17 +93,17 @@ def train(
     """
     represent, key = parts.representation, jax.random.fold_in(jax.random.key(config.seed), 3)
     later = config.resolution_after or config.resolution
-    refine = jax.jit(lambda key, state: represent.refine(config, parts.tx_theta, key, state))
+    refine = jax.jit(partial(represent.refine, config, parts.tx_theta))
     static = static or represent.plan(config, config.resolution, None)
-    step, reference = compile(config, parts, static), parts.given and parts.given.reference
+    step_at = cache(lambda static: compile(config, parts, static))  # a shape may come back
+    reference = parts.given and parts.given.reference
     for done in range(int(state.step) + 1, config.steps + 1):
-        state, metrics = step(state, parts.weights, parts.texts, reference, key)
+        state, metrics = step_at(static)(state, parts.weights, parts.texts, reference, key)
         if represent.due(config, done):
             state = refine(jax.random.fold_in(step_key(key, done), 1), state)
         resolution = later if done >= config.switch * config.steps else config.resolution
         if done % PLAN_EVERY == 0 or resolution != static.resolution:
             grown = (resolution / static.resolution) ** 2  # as many times the pixels need as many times the room
             needed = {name: np.ceil(grown * np.asarray(state.aux[name])) for name in ("total", "last") if name in state.aux}
-            if (planned := represent.plan(config, resolution, needed)) != static:
-                static, step = planned, compile(config, parts, planned)
+            static = represent.plan(config, resolution, needed)
         yield Progress(done, state, static, metrics)

@@ -24,6 +24,7 @@ from lods_jax.runs import run
 from lods_jax.scenes.ply import read_ply
 from lods_jax.training import loop, scene_setups
 from lods_jax.training.build import build
+from lods_jax.training.compilation import compilations
 from tests.toy import TINY, TOY, final, metrics, same
 
 TINY_SD = Path(__file__).parents[1] / "data" / "lods_parity" / "sd"
@@ -148,12 +149,14 @@ def test_renders_grow_at_the_switch_and_the_room_for_them(monkeypatch):
     monkeypatch.setattr(scene_setups, "ROOM", 1)
     config = parse([*TINY, "--resolution-after", "32", "--steps", "4"]).settings
     parts = build(config)
-    statics = [p.static for p in loop.train(config, parts, loop.first_state(config, parts))]
+    first = parts.representation.plan(config, 16, None)
+    with compilations() as spans:
+        statics = [p.static for p in loop.train(config, parts, loop.first_state(config, parts))]  # of the next step each
     assert [static.resolution for static in statics] == [16, 32, 32, 32]
     assert statics[1].room >= statics[0].room
-    # A run that goes on after the switch begins where it was.
-    states = [p.state for p in loop.train(config, parts, loop.first_state(config, parts))][-1:]
-    assert int(states[0].step) == 4
+    names = [span.name for span in spans if span.stage == "backend_compile"]
+    assert names.count("jit(train_step)") == len({first, *statics[:-1]})  # once a static shape
+    assert names.count("jit(gaussian_refine)") == 1
 
 
 NAN = """
