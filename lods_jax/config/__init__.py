@@ -3,7 +3,7 @@
 Defaults < YAML < flags. No file here loads jax: `lods --help` answers at once.
 """
 
-from lods_jax.config.loading import FREE, MOST_BYTES, differences, dump, find, from_mapping, keys, leaves, load, parse_yaml
+from lods_jax.config.loading import FREE, differences, dump, find, from_mapping, keys, leaves, load, parse_yaml
 from lods_jax.config.schema import (
     CameraConfig,
     CheckpointConfig,
@@ -25,7 +25,7 @@ from lods_jax.config.schema import (
 from lods_jax.config.validation import check
 
 __all__ = [
-    "FREE", "MOST_BYTES", "CameraConfig", "CheckpointConfig", "Config", "GaussianConfig", "GaussianRates", "NerfConfig",
+    "FREE", "CameraConfig", "CheckpointConfig", "Config", "GaussianConfig", "GaussianRates", "NerfConfig",
     "NerfRates", "ObjectiveConfig", "OptimizerConfig", "OutputConfig", "PenaltyConfig", "PictureConfig", "PoseConfig",
     "PriorConfig", "RefineConfig", "TimestepConfig", "check", "differences", "dump", "find", "from_mapping", "keys", "leaves",
     "load", "parse_yaml",

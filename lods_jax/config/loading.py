@@ -1,6 +1,8 @@
 """Configurations from YAML files and shipped presets, and back."""
 
 import difflib
+import math
+import re
 import reprlib
 import types
 import typing
@@ -9,16 +11,15 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
 from lods_jax.config.schema import Config
+from lods_jax.config.yaml_text import MAX_BYTES, read_yaml, write_yaml
 from lods_jax.core.errors import UserError
 from lods_jax.core.paths import PRESETS
 
 T = TypeVar("T")
 
-
-MOST_BYTES = 1 << 20  # of a file
+TRUTH = {word: word in ("true", "yes", "on") for word in ("true", "yes", "on", "false", "no", "off")}
+REAL = r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.?(?:inf|Inf|INF)|\.?(?:nan|NaN|NAN)"
 # Settings that change no bit of a run's state, by how they begin; of its picture a run has a copy.
 FREE = ("output.", "checkpoint.", "parallel", "debug_nans", "picture.file")
 
@@ -33,22 +34,15 @@ def differences(old: Config, new: Config) -> list[str]:
 def load(path: str | Path) -> Config:
     """The configuration of a YAML file, or of a shipped preset by its name; what it leaves out keeps its default."""
     file = find(path)
-    if file.stat().st_size > MOST_BYTES:
-        raise UserError(f"{file} holds {file.stat().st_size:,} bytes: a configuration has {MOST_BYTES:,} at most")
-    try:
-        return parse_yaml(file.read_text(encoding="utf-8"), str(file))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not YAML: {error}") from error
+    with file.open("rb") as stream:
+        return parse_yaml(stream.read(MAX_BYTES + 1), str(file))
 
 
-def parse_yaml(text: str, source: str) -> Config:
+def parse_yaml(text: str | bytes, source: str) -> Config:
     """The configuration of a text; `source` names it in errors."""
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date is a ValueError
-        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    data = read_yaml(text, source)
     if not isinstance(data or {}, dict):
-        raise UserError(f"{source} must hold keys and values, got a {type(data).__name__}")
+        raise UserError(f"{source} must hold keys and values, got {shown(data)}")
     return from_mapping(Config, data or {}, source)
 
 
@@ -65,7 +59,7 @@ def find(name: str | Path) -> Path:
 def dump(config: Config) -> str:
     """The configuration as YAML; `load` gives it back."""
     plain = lambda x: {k: plain(v) for k, v in x.items()} if isinstance(x, dict) else list(x) if isinstance(x, tuple) else x  # noqa: E731
-    return yaml.safe_dump(plain(asdict(config)), sort_keys=False, default_flow_style=None, width=130, allow_unicode=True)
+    return write_yaml(plain(asdict(config)))
 
 
 def from_mapping(kind: type[T], data: Mapping[Any, Any], source: str, prefix: str = "") -> T:
@@ -74,44 +68,77 @@ def from_mapping(kind: type[T], data: Mapping[Any, Any], source: str, prefix: st
     for key, value in data.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            nearest = difflib.get_close_matches(name, keys(Config), n=1, cutoff=0.0)[0]
-            raise UserError(f"{source}: there is no key {name}; the nearest is {nearest}")
+            raise UserError(f"{source}: {unknown(name)}")
         if is_dataclass(hints[key]):
             # `prior: tabletop` is short for `prior: {name: tabletop}`.
             value = {"name": value} if isinstance(value, str) and "name" in typing.get_type_hints(hints[key]) else value
             if not isinstance(value, dict):
-                raise UserError(f"{source}: {name} must hold keys and values, got {reprlib.repr(value)}")
+                raise UserError(f"{source}: {name} must hold keys and values, got {shown(value)}")
             values[key] = from_mapping(hints[key], value, source, f"{name}.")
         else:
             try:
                 values[key] = convert(hints[key], value)
             except (TypeError, ValueError):
-                raise UserError(f"{source}: {name} must be {wanted(hints[key])}, got {reprlib.repr(value)}") from None
+                raise UserError(f"{source}: {name} must be {wanted(hints[key])}, got {shown(value)}") from None
     return kind(**values)
 
 
+def unknown(name: str) -> str:
+    """What is wrong with a key that there is none of. A dot does not nest in YAML, as it does on the command line."""
+    if "." in name and name in keys(Config):
+        outer, _, inner = name.rpartition(".")
+        return f"the key {name} must be written as {': {'.join(outer.split('.'))}: {{{inner}: ...{'}' * name.count('.')}"
+    nearest = difflib.get_close_matches(name, keys(Config), n=1, cutoff=0.0)[0]
+    return f"there is no key {name}; the nearest is {nearest}"
+
+
+def shown(value: Any) -> str:
+    """A value of a file as an error shows it: not more than a line of it."""
+    return "nothing" if value is None else reprlib.repr(value)
+
+
 def convert(kind: Any, value: Any) -> Any:
-    """`value` of a YAML file as the type of a field. PyYAML reads 1e-3 as a text, and 1 is fine where 1.0 is meant."""
+    """A value of a YAML file, as `read_yaml` gives it, as the type of a field. TypeError or ValueError if it is none."""
     origin, of = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return None if value is None else convert(next(x for x in of if x is not type(None)), value)
     if origin is Literal:
-        if value not in of:
-            raise ValueError
-        return value
+        return dict(zip(of, of, strict=True))[value] if value in of else refuse(value)
     if origin is tuple:
-        if not isinstance(value, list) or len(value) != len(of):
-            raise ValueError
-        return tuple(convert(k, x) for k, x in zip(of, value, strict=True))
+        return tuple(convert(k, x) for k, x in zip(of, value if isinstance(value, list) else refuse(value), strict=True))
     if origin is dict:
-        return {convert(of[0], k): convert(of[1], x) for k, x in value.items()}
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is bool or isinstance(value, bool) or value is None or (kind is str and not isinstance(value, str)):
-        raise TypeError
-    if kind is int and isinstance(value, float) and not value.is_integer():
-        raise ValueError
-    return kind(value)
+        pairs = value.items() if isinstance(value, dict) else refuse(value)
+        return {convert(of[0], k): convert(of[1], x) for k, x in pairs}
+    if kind is str and value is None:
+        return ""  # `negative_prompt:` and nothing behind it
+    text = value if isinstance(value, str) else refuse(value)
+    if kind is bool:
+        return TRUTH[text.lower()] if text.lower() in TRUTH else refuse(value)
+    return text if kind is str else whole(text) if kind is int else real(text)
+
+
+def refuse(value: Any) -> typing.NoReturn:
+    raise ValueError(value)
+
+
+def real(text: str) -> float:
+    """The number that a text of YAML 1.2 is; underscores may part its digits."""
+    if not re.fullmatch(REAL, text):
+        raise ValueError(text)
+    number = float(re.sub(r"\.(?=inf|nan)", "", text.lower()).replace("_", ""))
+    if math.isinf(number) and "inf" not in text.lower():  # 1e999
+        raise ValueError(text)
+    return number
+
+
+def whole(text: str) -> int:
+    """The whole number that a text is: also 1e3, 3.0, 0o17 and 0x1f, and 010 is ten."""
+    if re.fullmatch(r"0o[0-7]+|0x[0-9a-fA-F]+", text):
+        return int(text, 0)
+    if re.fullmatch(r"[-+]?[0-9][0-9_]*", text):
+        return int(text.replace("_", ""))
+    number = real(text)
+    return int(number) if number.is_integer() else refuse(text)
 
 
 def wanted(kind: Any) -> str:

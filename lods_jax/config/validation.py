@@ -1,6 +1,9 @@
 """Whether the numbers of a configuration make sense."""
 
 import importlib.util
+import math
+import unicodedata
+from typing import Any
 
 from lods_jax.config.loading import leaves
 from lods_jax.config.schema import Config
@@ -14,7 +17,10 @@ def check(config: Config) -> Config:
             low, high = item.metadata["range"]
             for x in value if isinstance(value, tuple) else (value,):
                 if not low <= x <= high:  # also refuses NaN
-                    raise UserError(f"{name} must lie in {low:g}..{high:g}, got {x:g}")
+                    raise UserError(f"{name} must lie in {low:g}..{high:g}, got {number(x)}")
+        for text in texts(value):
+            if bad := next((char for char in text if unicodedata.category(char) in ("Cc", "Cs") and char not in "\t\n"), None):
+                raise UserError(f"{name} holds the control character {bad!r}: take it out")
     if config.gaussians.count > config.gaussians.capacity:
         raise UserError(
             f"gaussians.count must be at most gaussians.capacity = {config.gaussians.capacity}, got {config.gaussians.count}"
@@ -53,3 +59,17 @@ def check(config: Config) -> Config:
     if config.output.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("output.tensorboard needs tensorboardX: pip install 'lods_jax[log]'")
     return config
+
+
+def number(x: float | int) -> str:
+    """A number as an error shows it; of a whole number of 400 digits their count."""
+    try:
+        return f"{x:g}"
+    except OverflowError:
+        return f"a number of {round(math.log10(2) * int(x).bit_length())} digits"
+
+
+def texts(value: Any) -> list[str]:
+    """The texts in the value of a key: itself, or keys and values of a dict."""
+    held = [x for pair in value.items() for x in pair] if isinstance(value, dict) else [value]
+    return [x for x in held if isinstance(x, str)]

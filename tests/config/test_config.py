@@ -1,10 +1,11 @@
 """Laws of the configuration: every key survives a round trip, and a wrong one is named in one line with the nearest right one."""
 
 import dataclasses
+import json
 import math
 
 import pytest
-import yaml
+from ruamel.yaml import YAML as Reader
 
 from lods_jax import config as C
 from lods_jax.config import Config, ObjectiveConfig
@@ -12,6 +13,7 @@ from lods_jax.core import paths
 from lods_jax.core.cameras import TABLETOP, Orbit
 from lods_jax.core.errors import UserError
 
+YAML = Reader(typ="safe", pure=True)
 PRESETS = sorted(paths.PRESETS.rglob("*.yaml"))
 
 
@@ -41,9 +43,9 @@ def test_every_key_survives_a_change(tmp_path):
             return not value
         return value / 2 + 1 if isinstance(value, float) else value + 1 if isinstance(value, int) else value
 
-    plain = changed(yaml.safe_load(C.dump(Config()))) | {"debias": {"smiling": "back"}}
+    plain = changed(YAML.load(C.dump(Config()))) | {"debias": {"smiling": "back"}}
     plain["objective"]["options"] = {"scale": 1.0}
-    assert yaml.safe_load(C.dump(C.load(written(tmp_path, yaml.safe_dump(plain))))) == plain
+    assert YAML.load(C.dump(C.load(written(tmp_path, json.dumps(plain))))) == plain  # JSON is YAML
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
@@ -68,13 +70,23 @@ def test_the_default_cameras_are_those_of_the_tabletop_prior():
         ("stesp: 3", "no key stesp; the nearest is steps"),
         ("gaussians: {lr: {mean: 1}}", "no key gaussians.lr.mean; the nearest is gaussians.lr.means"),
         ("steps: many", "steps must be a whole number, got 'many'"),
-        ("steps: 3.5", "steps must be a whole number, got 3.5"),
-        ("steps: true", "steps must be a whole number, got True"),
-        ("camera: {fov_y: 40}", "camera.fov_y must be 2 numbers, got 40"),
-        ("camera: 3", "camera must hold keys and values, got 3"),
+        ("steps: 3.5", "steps must be a whole number, got '3.5'"),
+        ("steps: true", "steps must be a whole number, got 'true'"),
+        ("camera: {fov_y: 40}", "camera.fov_y must be 2 numbers, got '40'"),
+        ("camera: 3", "camera must hold keys and values, got '3'"),
         ("parallel: tpu", "parallel must be auto or jit or pmap or shard_map, got 'tpu'"),
-        ("prompt: 3", "prompt must be a text, got 3"),
-        ("- 1", "must hold keys and values, got a list"),
+        ("prompt: [a mug]", "prompt must be a text, got ['a mug']"),
+        ("debias: [1]", "debias must be names with a text each, got ['1']"),
+        ("objective: {options: 5}", "objective.options must be names with a number each, got '5'"),
+        ("optimizer.psi_lr: 1e-3", "the key optimizer.psi_lr must be written as optimizer: {psi_lr: ...}"),
+        ("gaussians.lr.sh: 1", "the key gaussians.lr.sh must be written as gaussians: {lr: {sh: ...}}"),
+        ("gaussians.lr: 1", "no key gaussians.lr; the nearest is gaussians.lr."),
+        ('steps: !!int ""', "steps must be a whole number, got ''"),
+        ('steps: !!timestamp "x"', "steps must be a whole number, got 'x'"),
+        ("steps: 12:30", "steps must be a whole number, got '12:30'"),
+        ("steps: 1e999", "steps must be a whole number, got '1e999'"),
+        ("steps:", "steps must be a whole number, got nothing"),
+        ("- 1", "must hold keys and values, got ['1']"),
         ("a: [", "is not YAML"),
         ("\0", "is not YAML"),
     ],
@@ -91,6 +103,9 @@ def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, text, says):
     [
         ("resolution: 0", "resolution must lie in 8..2048, got 0"),
         ("resolution: 1000000", "resolution must lie in 8..2048"),
+        (f"steps: {400 * '9'}", "steps must lie in 1..1e+07, got a number of 400 digits"),
+        ('prompt: "a\\x1b[31mmug"', r"prompt holds the control character '\x1b'"),
+        ('debias: {"a\\x9b": front}', r"debias holds the control character '\x9b'"),
         ("steps: -1", "steps must lie in 1.."),
         ("optimizer: {psi_lr: .nan}", "optimizer.psi_lr must lie in 0..10, got nan"),
         ("timesteps: {max: [0.98, 2]}", "timesteps.max must lie in 0..0.999, got 2"),
@@ -107,10 +122,36 @@ def test_what_makes_no_sense_is_one_line_that_names_it(tmp_path, text, says):
     assert says in str(error.value)
 
 
-def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
-    """PyYAML follows YAML 1.1, where 1e-3 has no sign or point and so is a string."""
-    assert C.load(written(tmp_path, "optimizer: {psi_lr: 1e-3}")).optimizer.psi_lr == 1e-3
-    assert C.load(written(tmp_path, "objective: {s: .inf}")).objective.s == math.inf
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("optimizer: {psi_lr: 1e-3}", "optimizer.psi_lr", 1e-3),
+        ("optimizer: {psi_lr: .5}", "optimizer.psi_lr", 0.5),
+        ("objective: {s: .inf}", "objective.s", math.inf),
+        ("objective: {s: inf}", "objective.s", math.inf),
+        ("objective: {s: null}", "objective.s", None),
+        ("steps: 1e3", "steps", 1000),
+        ("steps: 3.0", "steps", 3),
+        ("steps: 1_000", "steps", 1000),
+        ("steps: 0400", "steps", 400),
+        ("steps: 0o17", "steps", 15),
+        ("steps: '600'", "steps", 600),
+        ("view_words: off", "view_words", "off"),
+        ("perp_neg: yes", "perp_neg", True),
+        ("perp_neg: off", "perp_neg", False),
+        ("prompt: yes", "prompt", "yes"),
+        ("prompt: 1984", "prompt", "1984"),
+        ("prompt: 0400", "prompt", "0400"),
+        ("prompt: 2024-01-01", "prompt", "2024-01-01"),
+        ("prompt: 'null'", "prompt", "null"),
+        ("negative_prompt:", "negative_prompt", ""),
+    ],
+)
+def test_a_value_is_what_its_key_means(tmp_path, text, key, value):
+    """YAML 1.1 has no word for these: `off` was False, 0400 was 256, and 1e3 and a date of the calendar were not numbers."""
+    found = {name: value for name, _, value in C.leaves(C.load(written(tmp_path, text)))}[key]
+    assert found == value
+    assert type(found) is type(value)
 
 
 def test_a_name_stands_for_a_section(tmp_path):
