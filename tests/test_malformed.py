@@ -20,7 +20,7 @@ from lods_jax.priors.adapter_files import load_embedding, load_lora
 from lods_jax.priors.captioned_images import read_image
 from lods_jax.priors.torch_weights import read_config
 from lods_jax.runs import batch
-from lods_jax.runs.run_directory import read_json, read_lines, read_run
+from lods_jax.runs.run_directory import read_json, read_metrics, read_run
 from lods_jax.scenes.ply import read_ply, read_points, write_ply
 
 EXAMPLES = 40  # of each reader; eleven readers make 440
@@ -65,7 +65,7 @@ def a_run(file: Path):
     for name in ("run.json", "metrics.jsonl"):
         (file.parent / name).write_bytes(file.read_bytes())
     run = read_run(file.parent)
-    return run.step, run.end, read_json(file), read_lines(file)
+    return run.step, run.end, read_json(file), read_metrics(file)
 
 
 READERS = {

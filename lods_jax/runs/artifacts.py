@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 
 from lods_jax.config import Config
 from lods_jax.core.cameras import Orbit, turntable
+from lods_jax.core.errors import one_line
 from lods_jax.core.images import grid, to_uint8, write_png
 from lods_jax.core.types import Camera, Render, TrainState
 from lods_jax.core.videos import write_video
@@ -115,5 +116,5 @@ def write_page_of(folder: Path, say: Callable) -> None:
     """index.html; what a run lacks, and a page that fails, never fails the run."""
     try:
         write_page([read_run(folder)], folder / "index.html")
-    except (OSError, ValueError) as error:
-        say("", f"no page: {error}")
+    except Exception as error:  # whatever it is: the run is whole without a page
+        say("", f"no page: {one_line(error)}")

@@ -6,6 +6,7 @@ and one line on what is missing. Everything that came from a person is escaped, 
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import pairwise
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from lods_jax.config import dump, leaves
-from lods_jax.core.files import replacing
+from lods_jax.core.files import is_regular, replacing
 from lods_jax.core.images import to_uint8
 from lods_jax.runs.run_directory import Run
 
@@ -84,7 +85,7 @@ def run_card(run: Run, title: str, i: int, store: list[str], alone: bool) -> str
     """One run: view, figures, video and stills, as far as they are there; the last two folded away unless it is `alone`."""
     prompt = html.escape(run.config.prompt, quote=True)
     parts = [f"<h2>{html.escape(title)}</h2>"]
-    if (run.path / "scene.splat").exists():
+    if is_regular(run.path / "scene.splat"):
         keep(store, f"splats-{i}", (run.path / "scene.splat").read_bytes())
         parts.append(
             f'<canvas class=view tabindex=0 role=application data-splats=splats-{i} aria-label="{prompt}: 3D view of the splats, '
@@ -92,7 +93,7 @@ def run_card(run: Run, title: str, i: int, store: list[str], alone: bool) -> str
         )
     parts.append(f"<p class=soft>{html.escape(summary(run))}</p>")
     more = ""
-    if (run.path / "video.mp4").exists():
+    if is_regular(run.path / "video.mp4"):
         keep(store, f"video-{i}", (run.path / "video.mp4").read_bytes())
         more = f'<video controls loop muted playsinline data-from=video-{i} aria-label="{prompt}: turntable video"></video>'
     more += stills(run, prompt)
@@ -116,7 +117,7 @@ def picture_cards(runs: Sequence[Run]) -> list[str]:
     """The pictures that runs began with, each once."""
     files = [run.path / "picture.png" for run in runs]
     cards = []
-    for data in dict.fromkeys(file.read_bytes() for file in files if file.exists()):
+    for data in dict.fromkeys(file.read_bytes() for file in files if is_regular(file)):
         source = base64.b64encode(data).decode()
         cards.append(
             f'<article><h2>the picture</h2><img class=cut src="data:image/png;base64,{source}" alt="the picture, cut out">'
@@ -127,8 +128,7 @@ def picture_cards(runs: Sequence[Run]) -> list[str]:
 
 def stills(run: Run, prompt: str) -> str:
     """The stills of a run, else its newest preview."""
-    files = sorted((run.path / "stills").glob("*.png"))
-    shown = [(int(file.stem), file) for file in files if file.stem.isdecimal()]
+    shown = numbered(run.path / "stills")
     cells = []
     for angle, file in shown:
         side = f"{angle}°" + (f", {SIDES[angle]}" if angle in SIDES else "")
@@ -137,11 +137,18 @@ def stills(run: Run, prompt: str) -> str:
         cells.append(f"<figcaption>{side}</figcaption></figure>")
     if cells:
         return f"<div class=stills>{''.join(cells)}</div>"
-    previews = sorted((run.path / "previews").glob("*.png"))
+    previews = numbered(run.path / "previews")
     if not previews:
         return ""
-    source, step = base64.b64encode(previews[-1].read_bytes()).decode(), int(previews[-1].stem)
+    step, file = previews[-1]
+    source = base64.b64encode(file.read_bytes()).decode()
     return f'<img style="width:100%" src="data:image/png;base64,{source}" alt="{prompt}, four sides after step {step}">'
+
+
+def numbered(folder: Path) -> list[tuple[int, Path]]:
+    """The pictures of a folder that have numbers as names, by number. A link may lead to a private file, and is none."""
+    files = [file for file in folder.glob("*.png") if re.fullmatch("[0-9]{1,9}", file.stem) and is_regular(file)]
+    return sorted((int(file.stem), file) for file in files)
 
 
 def summary(run: Run) -> str:
@@ -187,8 +194,7 @@ def plots(runs: Sequence[Run]) -> str:
     for name in names:
         series = []
         for i, run in enumerate(runs):
-            points = [(line["step"], line[name]) for line in run.metrics if isinstance(line.get(name), int | float)]
-            points = [(x, y) for x, y in points if np.isfinite(y)]
+            points = [(line["step"], line[name]) for line in run.metrics if name in line]
             series.append((INK[i % len(INK)], points[:: max(1, len(points) // 300)]))
         if any(len(points) > 1 for _, points in series) and any(y for _, points in series for _, y in points):
             figures.append(f"<figure>{plot(PLOTS.get(name, f'{name}: weighted penalty'), series)}</figure>")

@@ -25,7 +25,7 @@ from lods_jax.distillation.train_step import leaf_names, make_diagnosis
 from lods_jax.runs import provenance
 from lods_jax.runs.artifacts import Viewer, viewer, write_page_of, write_preview, write_results
 from lods_jax.runs.export import mesh_of_run
-from lods_jax.runs.run_directory import LOCK, append, event_log, locked, point_latest_at, rewind, write_json
+from lods_jax.runs.run_directory import append, check_empty, event_log, locked, point_latest_at, rewind, write_json
 from lods_jax.training import checkpoint, image_to_3d
 from lods_jax.training.build import Parts, build
 from lods_jax.training.compilation import compilations, compile_seconds
@@ -46,12 +46,12 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
     """
     with ExitStack() as held:
         with all_or_none():
-            if is_first() and folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
-                raise UserError(f"{folder} is there already: pass another --out, or go on with a run by `lods resume {folder}`")
+            if is_first():
+                check_empty(folder)
             parts = build(check(config))  # before anything is written: most mistakes show here
             mode_of(config)
             if is_first():
-                held.enter_context(locked(folder))
+                held.enter_context(locked(folder, empty=True))
         if is_first():  # and all of them can begin
             with replacing(folder / "config.yaml") as file:
                 file.write_text(dump(config), encoding="utf-8")

@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 from lods_jax.config import Config, load
 from lods_jax.core.errors import UserError
-from lods_jax.core.files import point, replacing
+from lods_jax.core.files import is_regular, point, replacing
 
 LOCK = ".lock"
+MAX_STEP = 10**7  # as of the configuration
+MAX_FIGURE = 3.5e38  # of float32, as all figures are: what is larger is none of ours, and no plot can hold it
 
 
 class Run(NamedTuple):
@@ -47,7 +49,8 @@ class Run(NamedTuple):
 
     def missing(self, *names: str) -> str:
         """One line on which of these files are not there; empty if all are."""
-        absent = [name for name in names if not (self.path / name).exists()]
+        there = lambda path: is_regular(path) if path.suffix else path.is_dir()  # noqa: E731
+        absent = [name for name in names if not there(self.path / name)]
         return f"{self.path}: no {', '.join(absent)} ({self.end})" if absent else ""
 
 
@@ -56,14 +59,13 @@ def read_run(path: Path) -> Run:
     file = path / "config.yaml"
     if not file.is_file():
         raise UserError(f"{path} holds no run: {file} is missing")
-    metrics = [row for row in read_lines(path / "metrics.jsonl") if isinstance(row.get("step"), int)]
-    return Run(path, load(file), read_json(path / "run.json"), metrics)
+    return Run(path, load(file), read_json(path / "run.json"), read_metrics(path / "metrics.jsonl"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if the file is absent or damaged."""
+    """A JSON object; empty if the file is absent or damaged, or none."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text()) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
@@ -72,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file; half a last line, as a kill leaves it, is passed over."""
     rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:  # a pipe would be waited for
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -80,6 +82,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+def read_metrics(path: Path) -> list[dict[str, int | float]]:
+    """The rows of metrics.jsonl that have a step, and of them the finite numbers: what a run never wrote is left out.
+
+    Who reads a row may count, compare and plot all of it.
+    """
+    rows = [{name: x for name, x in row.items() if is_figure(x)} for row in read_lines(path)]
+    return [row for row in rows if isinstance(step := row.get("step"), int) and 0 <= step <= MAX_STEP]
+
+
+def is_figure(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= MAX_FIGURE  # NaN is not
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -101,19 +116,35 @@ def rewind(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda row: True
     return kept
 
 
+def check_empty(folder: Path) -> None:
+    """Refuses a folder that holds anything but a lock: a new run never writes into it."""
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
+        raise UserError(f"{folder} is there already: pass another --out, or go on with a run by `lods resume {folder}`")
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder and holds it for this process. Raises UserError if another process has it.
+def locked(folder: Path, empty: bool = False) -> Iterator[None]:
+    """Makes the folder and holds it for this process.
 
     The system lets go of a lock with the process that holds it, so a killed run leaves none behind.
+
+    Args:
+      folder: of a run.
+      empty: it must hold nothing, also now that no other process can write into it.
+
+    Raises:
+      UserError: another process has it, or it is not `empty`.
+      OSError: it cannot be made, or the lock in it is a link, which may lead anywhere, or a folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as file:
+    opened = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with open(opened, "r+", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            raise UserError(f"{folder} is being written by {file.read().strip()}: stop it, or wait for its end") from None
+            raise UserError(f"{folder} is being written by {file.read(200).strip()}: stop it, or wait for its end") from None
+        if empty:
+            check_empty(folder)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

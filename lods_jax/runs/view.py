@@ -44,7 +44,7 @@ def changes(file: Path) -> Iterator[Path]:
     """The file each time that it has changed, for ever."""
     seen = None
     while True:
-        stamp = file.stat().st_mtime_ns if file.exists() else None
+        stamp = file.stat().st_mtime_ns if file.is_file() else None
         if stamp is not None and stamp != seen:
             seen = stamp
             yield file
