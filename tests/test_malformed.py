@@ -18,7 +18,7 @@ from lods_jax.config import Config, check, dump, load
 from lods_jax.core.errors import UserError
 from lods_jax.priors.adapter_files import load_embedding, load_lora
 from lods_jax.priors.captioned_images import read_image
-from lods_jax.priors.torch_weights import read_config
+from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.runs import batch
 from lods_jax.runs.run_directory import read_json, read_metrics, read_run
 from lods_jax.scenes.ply import read_ply, read_points, write_ply

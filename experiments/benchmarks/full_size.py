@@ -23,8 +23,8 @@ from lods_jax.distillation.parallel import joined
 from lods_jax.distillation.train_step import init_state, make_train_step
 from lods_jax.priors import flax_networks
 from lods_jax.priors.architectures import write_configs
+from lods_jax.priors.diffusers_folder import PARTS, read_config
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.priors.torch_weights import PARTS, read_config
 from lods_jax.scenes.images import particles
 from lods_jax.training.distill_2d import in_latents
 

@@ -296,20 +296,17 @@ def check_prompt(prompt: str, folder: Path, anyway: bool) -> None:
     """Refuses an empty prompt, and words that the prior has never seen; names the nearest prompts that it knows."""
     if not prompt.strip() or "\0" in prompt or len(prompt) > 2000:
         raise UserError(f"the prompt must be 1 to 2000 characters of text, got {len(prompt)}")
-    import json
-
+    from lods_jax.priors.diffusers_folder import read_vocabulary
     from lods_jax.priors.tokenizer import unknown_words
 
-    file = folder / "vocabulary.json"
-    if anyway or not file.is_file():
-        return
-    known = json.loads(file.read_text())
-    if unknown := unknown_words(prompt, known["words"]):
-        nearest = difflib.get_close_matches(prompt.lower(), known["prompts"], n=3, cutoff=0.0)
-        raise UserError(
-            f"this prior has never seen the words {', '.join(unknown)}; the nearest prompts that it knows are "
-            f"{'; '.join(map(repr, nearest))}. Pass --prior DIR with a Stable Diffusion folder for free text, or --anyway"
-        )
+    known = None if anyway else read_vocabulary(folder)
+    if known is not None and (unknown := unknown_words(prompt, known.words)):
+        nearest = difflib.get_close_matches(prompt.lower(), known.prompts, n=3, cutoff=0.0)
+        knows = f"the nearest prompts that it knows are {'; '.join(map(repr, nearest))}"
+        if not nearest:
+            knows = f"it knows {', '.join(sorted(known.words)[:40])}"
+        do = "Pass --prior DIR with a Stable Diffusion folder for free text, or --anyway"
+        raise UserError(f"this prior has never seen the words {', '.join(unknown)}; {knows}. {do}")
 
 
 RUN = {

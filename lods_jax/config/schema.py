@@ -23,6 +23,8 @@ class PriorConfig:
     Stable Diffusion folder in diffusers layout, or the id of a repository in the local Hugging Face cache."""
     download: bool = False
     """Fetch what the cache lacks of the repository of that id."""
+    variant: str | None = None
+    """Which weight files to read where a folder has several kinds, such as `fp16`; one kind alone needs no choice."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of U-Net and VAE; their results are float32 in any case, and so is a VAE beside a float16 U-Net. float16 is for
     objectives that learn nothing of the prior."""

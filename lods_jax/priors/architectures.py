@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lods_jax.priors.torch_weights import PARTS, SCHEDULER, as_json, place
+from lods_jax.priors.diffusers_folder import PARTS
+from lods_jax.priors.torch_weights import SCHEDULER, as_json, place
 
 _VAE = {
     "block_out_channels": [128, 256, 512, 512],

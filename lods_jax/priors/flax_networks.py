@@ -25,31 +25,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-# What the Flax classes compute whatever the config says: another value would be ignored in silence.
-UNET_FIXED = {
-    "act_fn": "silu",
-    "addition_embed_type": None,
-    "attention_type": "default",
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "downsample_padding": 1,
-    "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "norm_eps": 1e-5,
-    "norm_num_groups": 32,
-    "only_cross_attention": False,
-    "resnet_out_scale_factor": 1.0,
-    "resnet_time_scale_shift": "default",
-    "time_embedding_type": "positional",
-}
-VAE_FIXED = {"act_fn": "silu", "mid_block_add_attention": True, "use_post_quant_conv": True, "use_quant_conv": True}
-# Said by the config, and without effect on these networks: details of an addition_embed_type that is None, and the
-# upcast of a float16 VAE.
-IDLE = {"addition_embed_type_num_heads", "force_upcast"}
-BLOCKS = {
-    "down_block_types": {"CrossAttnDownBlock2D", "DownBlock2D", "DownEncoderBlock2D"},
-    "up_block_types": {"CrossAttnUpBlock2D", "UpBlock2D", "UpDecoderBlock2D"},
-}
+from lods_jax.priors.network_configs import clip_settings, join_settings, unet_settings, vae_settings
+
 DEPRECATION = "Flax classes are deprecated and will be removed in Diffusers v0.40.0."
 
 
@@ -59,12 +36,8 @@ def unet(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module
     from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
 
     if config.get("upcast_attention") and jnp.dtype(dtype) != jnp.float32:
-        raise ValueError(f"unet: upcast_attention needs dtype float32, got {jnp.dtype(dtype).name}")
-    if not isinstance(config.get("layers_per_block", 2), int):
-        raise ValueError(f"unet: layers_per_block must be one number, got {config['layers_per_block']}")
-    return FlaxUNet2DConditionModel(
-        **_settings("unet", FlaxUNet2DConditionModel, config, UNET_FIXED, IDLE | {"upcast_attention"}), dtype=dtype
-    )
+        raise ValueError(f"upcast_attention needs dtype float32, got {jnp.dtype(dtype).name}")
+    return FlaxUNet2DConditionModel(**unet_settings(config, _kinds(FlaxUNet2DConditionModel)), dtype=dtype)
 
 
 def vae(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
@@ -72,7 +45,7 @@ def vae(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
     _hush_diffusers()
     from diffusers.models.vae_flax import FlaxAutoencoderKL
 
-    return FlaxAutoencoderKL(**_settings("vae", FlaxAutoencoderKL, config, VAE_FIXED, IDLE), dtype=dtype)
+    return FlaxAutoencoderKL(**vae_settings(config, _kinds(FlaxAutoencoderKL)), dtype=dtype)
 
 
 def text_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
@@ -81,7 +54,7 @@ def text_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> n
     from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
 
     # The bare module: FlaxCLIPTextModel would draw random weights, and holds them as state.
-    return FlaxCLIPTextModule(CLIPTextConfig(**config), dtype=dtype)
+    return FlaxCLIPTextModule(CLIPTextConfig(**clip_settings(config, "text")), dtype=dtype)
 
 
 def image_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
@@ -99,7 +72,7 @@ def image_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> 
         def __call__(self, pixels):
             return self.visual_projection(self.vision_model(pixels).pooler_output)
 
-    return ImageEncoder(CLIPVisionConfig(**config))
+    return ImageEncoder(CLIPVisionConfig(**clip_settings(config, "vision")))
 
 
 def linear(config: Mapping[str, Any]) -> nn.Module:
@@ -115,7 +88,7 @@ def linear(config: Mapping[str, Any]) -> nn.Module:
         def __call__(self, x):
             return self.projection(x)
 
-    return Linear(config["in_channel"], config["out_channel"])
+    return Linear(*join_settings(config).values())
 
 
 def init(module: nn.Module, key: Key[Array, ""]) -> Any:
@@ -192,19 +165,9 @@ def encode_image(module: nn.Module, params: Any, rgb: Float[Array, "b H W 3"]) -
     return module.apply({"params": params}, (rgb - mean[None, None, None]) / deviation[None, None, None])
 
 
-def _settings(name: str, cls: type, config: Mapping[str, Any], fixed: Mapping[str, Any], idle: set[str]) -> dict:
-    """The fields of `cls` that config sets. Refuses what `cls` would ignore: whatever is not its field must be off."""
-    names = {field.name for field in fields(cls)} - {"parent", "name", "dtype"}
-    for key, value in config.items():
-        if key in fixed and value != fixed[key]:
-            raise ValueError(f"{name}: {key} must be {fixed[key]!r}, got {value!r}")
-        if key in BLOCKS and not set(value) <= BLOCKS[key]:
-            raise ValueError(f"{name}: {key} must be of {sorted(BLOCKS[key])}, got {value!r}")
-        known = key in names or key in fixed or key in idle or key.startswith("_")
-        if not known and value not in (None, False):
-            raise ValueError(f"{name}: {key} is not supported, got {value!r}")
-    # Tuples, because fields of a module are hashed.
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in names}
+def _kinds(cls: type) -> dict[str, Any]:
+    """The kind of each setting that a Flax class of diffusers takes."""
+    return {field.name: field.type for field in fields(cls) if field.name not in ("parent", "name", "dtype")}
 
 
 def _mend(next_fun, args, kwargs, context):

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from lods_jax.core.noise_schedule import v_to_eps
 from lods_jax.core.types import Cond, Prior, Query
 from lods_jax.priors import flax_networks, lora, tokenizer, torch_weights
+from lods_jax.priors.diffusers_folder import PARTS, POSED_PARTS, check_variant, read_config, read_vocabulary
 
 
 def stable_diffusion(
@@ -37,23 +39,30 @@ def stable_diffusion(
       dtype: float32, bfloat16 or float16, of the U-Net and the VAE and of their weights; activations of the VAE leave the range
         of float16, so that with it the VAE stays in float32. Predictions and latents are float32.
       image_size: side of the square images that the VAE sees, in pixels; by default what the U-Net was trained for.
-      variant: which weight files to read where a folder has several, such as "fp16".
+      variant: which weight files to read where a folder has several, such as "fp16"; see `diffusers_folder.weight_files`.
       strict: refuse a text with words outside the folder's `vocabulary`; they have tokens, but untrained ones.
       rank, targets: of the adapter that a fitted query learns (`lora.init`).
       attention: "plain" as diffusers writes it, "fused" through `jax.nn.dot_product_attention`, which is one kernel on a GPU.
       remat: compute the transformer blocks again in the backward pass, which takes time and saves memory.
       untrained: random weights in place of those of the folder, which may then lack them: for sizes and costs.
     """
-    text = flax_networks.text_encoder(torch_weights.read_config(Path(folder) / "text_encoder" / "config.json"))
+    folder = Path(folder)
+    text = network(folder, "text", flax_networks.text_encoder)
     base = backbone(folder, {"text": text}, dtype, image_size, variant, attention, remat, untrained)
-    words = vocabulary(folder) if strict else None
+    if base.unet.in_channels != base.vae.latent_channels:
+        raise ValueError(f"{folder}: {describe_input(base.unet.in_channels, base.vae.latent_channels)}")
+    if base.unet.cross_attention_dim != text.config.hidden_size:
+        sizes = f"{base.unet.cross_attention_dim} and {text.config.hidden_size}"
+        raise ValueError(f"{folder}: the U-Net's cross_attention_dim and the text encoder's hidden_size differ: {sizes}")
+    known = read_vocabulary(folder) if strict else None
     encode_text = jax.jit(partial(flax_networks.encode_text, text))
 
     def embed(weights: dict, texts: Sequence[str]) -> Float[Array, "k n w"]:
-        for line in texts if words is not None else ():
-            if unknown := tokenizer.unknown_words(line, words):
-                raise ValueError(f"unknown word {unknown[0]!r} in {line!r}; it may use: {', '.join(sorted(words))}")
-        ids = tokenizer.tokenize(tokenizer.load_tokenizer(folder), texts, text.config.max_position_embeddings)
+        for line in texts if known is not None else ():
+            if unknown := tokenizer.unknown_words(line, known.words):
+                raise ValueError(f"unknown word {unknown[0]!r} in {line!r}; it may use: {', '.join(sorted(known.words))}")
+        clip = tokenizer.load_tokenizer(folder)
+        ids = tokenizer.tokenize(clip, texts, text.config.max_position_embeddings, text.config.vocab_size)
         return encode_text(weights["text"], jnp.asarray(ids))
 
     def init_psi(weights: dict, key: Key[Array, ""], tokens: Float[Array, "n w"], queries: Iterable[Query]) -> dict[str, Any]:
@@ -100,9 +109,13 @@ def backbone(
         raise ValueError(f"attention must be plain or fused, got {attention!r}")
     vae_dtype = jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype
     folder = Path(folder)
-    configs = {part: torch_weights.read_config(folder / part / "config.json") for part in ("unet", "vae")}
+    if not untrained:
+        check_variant(folder, ["unet", "vae", *encoders], variant)
     prediction_type = read_schedule(folder)
-    unet, vae = flax_networks.unet(configs["unet"], dtype), flax_networks.vae(configs["vae"], vae_dtype)
+    unet, vae = network(folder, "unet", flax_networks.unet, dtype), network(folder, "vae", flax_networks.vae, vae_dtype)
+    if unet.out_channels != vae.latent_channels:
+        channels = f"{unet.out_channels} and {vae.latent_channels}"
+        raise ValueError(f"{folder}: the U-Net's out_channels and the autoencoder's latent_channels differ: {channels}")
     pictured = unet.in_channels != vae.latent_channels
     factor = 2 ** (len(vae.block_out_channels) - 1)
     # The fused kernel of a GPU takes half precision alone.
@@ -119,7 +132,9 @@ def backbone(
         if untrained:
             cast = lambda tree, to: jax.tree.map(lambda x: x.astype(to), tree)  # noqa: E731
             return {part: cast(flax_networks.init(module, key), to) for part, (module, to) in networks.items()}
-        return {part: load(folder, part, module, to, variant) for part, (module, to) in networks.items()}
+        # Every network is built before any file is read, which takes longer.
+        shapes = {part: shapes_of(folder, part, module) for part, (module, _) in networks.items()}
+        return {part: load(folder, part, shapes[part], to, variant) for part, (_, to) in networks.items()}
 
     def encode(weights: dict, rgb: Float[Array, "b h w 3"], key: Key[Array, ""]) -> Float[Array, "b m n c"]:
         image = 2 * resize(rgb, size) - 1
@@ -156,10 +171,45 @@ def backbone(
     return Backbone(unet, vae, size, init, encode, decode, predict)
 
 
-def load(folder: Path, part: str, module: nn.Module, dtype: DTypeLike, variant: str | None = None) -> Any:
+def network(folder: Path, part: str, make: Callable[..., nn.Module], *args) -> nn.Module:
+    """The network of one part of the folder, by its config; what is wrong with a config is told with its file."""
+    file = folder / (PARTS | POSED_PARTS)[part][0] / "config.json"
+    config = read_config(file)
+    try:
+        return make(config, *args)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def shapes_of(folder: Path, part: str, module: nn.Module) -> Any:
+    """The shapes of the parameters of one part, told with its file if the settings contradict each other."""
+    try:
+        return flax_networks.shapes(module)
+    except Exception as error:  # Flax has no check of its own: IndexError, ZeroDivisionError, ScopeParamShapeError, ...
+        file = folder / (PARTS | POSED_PARTS)[part][0] / "config.json"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(f"{file} describes no network that can be built: {reason}") from error
+
+
+def load(folder: Path, part: str, shapes: Any, dtype: DTypeLike, variant: str | None = None) -> Any:
     """The parameters of one part of the folder, read from disk as `dtype`."""
-    params = torch_weights.to_flax(torch_weights.read_state(folder, part, variant), flax_networks.shapes(module))
+    state, where = torch_weights.read_state(folder, part, variant), folder / (PARTS | POSED_PARTS)[part][0]
+    most = float(jnp.finfo(dtype).max)
+    if beyond := [name for name, array in state.items() if float(np.abs(array).max(initial=0)) > most]:
+        found = f"{float(np.abs(state[beyond[0]]).max()):.3g}"
+        raise ValueError(f"{where}: {beyond[0]} has values up to {found}, too large for {jnp.dtype(dtype).name}")
+    try:
+        params = torch_weights.to_flax(state, shapes)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+
+
+def describe_input(channels: int, latents: int) -> str:
+    """Why a U-Net is no prior of texts, told by the channels of its input."""
+    kinds = {2 * latents + 1: "inpainting", 2 * latents: "edits by instruction or views of a picture", latents + 1: "depth maps"}
+    made_for = f", as one for {kinds[channels]} has," if channels in kinds else ""
+    return f"the U-Net has {channels} input channels{made_for} and latents have {latents}: expected one that takes a text alone"
 
 
 def resize(rgb: Float[Array, "b h w 3"], size: int, antialias: bool = False) -> Float[Array, "b _ _ 3"]:
@@ -168,16 +218,10 @@ def resize(rgb: Float[Array, "b h w 3"], size: int, antialias: bool = False) -> 
     return rgb if rgb.shape == shape else jax.image.resize(rgb, shape, "bilinear", antialias=antialias)
 
 
-def vocabulary(folder: str | Path) -> frozenset[str] | None:
-    """The words that the prior of a folder was trained on; None where no `vocabulary.json` limits them."""
-    file = Path(folder) / "vocabulary.json"
-    return frozenset(torch_weights.read_config(file)["words"]) if file.is_file() else None
-
-
 def read_schedule(folder: Path) -> str:
     """The folder's prediction type; refuses any noise schedule but the one in `diffusion`."""
     file = folder / "scheduler" / "scheduler_config.json"
-    config = torch_weights.read_config(file)
+    config = read_config(file)
     for name in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "trained_betas"):
         if config.get(name, torch_weights.SCHEDULER[name]) != torch_weights.SCHEDULER[name]:
             raise ValueError(f"{file}: {name} must be {torch_weights.SCHEDULER[name]}, got {config[name]}")

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from lods_jax.priors.diffusers_folder import read_config
+
 Merge = tuple[str, str]
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -86,20 +88,81 @@ def from_words(words: Sequence[str]) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The CLIPTokenizer of a Stable Diffusion folder."""
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+    """The CLIP tokenizer of a Stable Diffusion folder, from vocab.json and merges.txt or from tokenizer.json.
 
+    transformers 5 saves the latter alone. Where there are both, the former are read, as by transformers 4.
+
+    Raises:
+      FileNotFoundError: neither is there.
+      ValueError: in one line, for files that hold no CLIP tokenizer.
+    """
     directory = folder / "tokenizer"
-    for name in ("vocab.json", "merges.txt"):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory / name} is missing: expected a CLIP tokenizer there")
-    return CLIPTokenizer.from_pretrained(directory)
+    slow = (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file()
+    if not slow and not (directory / "tokenizer.json").is_file():
+        missing = "merges.txt" if (directory / "vocab.json").is_file() else "vocab.json"
+        beside = "and so is tokenizer.json: expected a CLIP tokenizer there"
+        raise FileNotFoundError(f"{directory / missing} is missing, {beside}")
+    if slow:
+        check_ids(directory / "vocab.json")
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+    from transformers.models.clip.tokenization_clip_fast import CLIPTokenizerFast
+
+    try:
+        clip = (CLIPTokenizer if slow else CLIPTokenizerFast).from_pretrained(directory)
+        clip("a mug")
+    except Exception as error:  # of the types that transformers and tokenizers raise for a damaged file none is their own
+        raise ValueError(f"{directory} holds no CLIP tokenizer: {one_line(error)}") from None
+    return clip
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Int[np.ndarray, "k n"]:
-    """Ids of each text between the start and the end token, cut and padded to `length`."""
-    encoded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="np")
-    return encoded["input_ids"].astype(np.int32)
+def check_ids(file: Path) -> None:
+    """Raises ValueError unless vocab.json is an object of tokens and their ids."""
+    for token, number in read_config(file).items():
+        if type(number) is not int or not 0 <= number < 2**31:
+            raise ValueError(f"{file}: the id of {token!r} must be a whole number from 0 on, got {number!r:.100}")
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], length: int, rows: int = 2**31) -> Int[np.ndarray, "k n"]:
+    """Ids of each text between the start and the end token, cut and padded to `length`.
+
+    Args:
+      rows: of the text encoder's table of embeddings.
+
+    Raises:
+      ValueError: an id is not in the table: words were added to the tokenizer alone.
+    """
+    try:
+        encoded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)["input_ids"]
+        ids = np.asarray(encoded, np.int64)
+    except Exception as error:  # as `load_tokenizer`
+        raise ValueError(f"{tokenizer.name_or_path} holds a tokenizer that fails: {one_line(error)}") from None
+    if (beyond := ids[(ids < 0) | (ids >= rows)]).size:
+        token = tokenizer.convert_ids_to_tokens(int(beyond[0]))
+        table = f"the text encoder has embeddings for 0 to {rows - 1}"
+        raise ValueError(
+            f"{tokenizer.name_or_path} gives {token!r} the id {beyond[0]}, and {table}: words that were added to a tokenizer, "
+            "as for a textual inversion, must be added to the text encoder too"
+        )
+    return ids.astype(np.int32)
+
+
+def truncate(tokenizer: Any, text: str, ending: str, length: int) -> str:
+    """The longest beginning of `text`, in whole words, that has a place in `length` tokens together with `ending`.
+
+    A text whose first word is too long, as one without spaces is, is cut between letters.
+    """
+    fits = lambda end: len(tokenizer.tokenize(text[:end] + ending)) <= length - 2  # noqa: E731 (start and end token)
+    if fits(len(text)):
+        return text
+    ends = [match.end() for match in re.finditer(r"\S+", text)]
+    if not fits(ends[0]):
+        ends = list(range(len(text)))
+    return text[: max((end for end in ends if fits(end)), default=0)].rstrip(" ,;:")
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, on one line of bounded length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def unknown_words(text: str, words: Iterable[str]) -> list[str]:

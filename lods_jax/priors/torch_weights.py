@@ -7,7 +7,7 @@ weights can run code. Both directions go through one naming function, `torch_nam
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,17 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Shaped
 from numpy.typing import DTypeLike
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lods_jax.priors.diffusers_folder import PARTS, POSED_PARTS, weight_files
 
 State = dict[str, Shaped[np.ndarray, "..."]]
 
-# Name of a part in our trees -> its folder and the stem of its weight file.
-PARTS = {
-    "unet": ("unet", "diffusion_pytorch_model"),
-    "vae": ("vae", "diffusion_pytorch_model"),
-    "text": ("text_encoder", "model"),
-}
-# The same for a folder of the Zero-1-to-3 kind, which is conditioned on a picture and a pose.
-POSED_PARTS = {
-    "unet": PARTS["unet"],
-    "vae": PARTS["vae"],
-    "image": ("image_encoder", "model"),
-    "camera": ("cc_projection", "diffusion_pytorch_model"),
-}
-PICKLES = {".bin", ".ckpt", ".pt", ".pth"}
+# What a file of CLIP may hold beside the tower that is asked for: the other tower, projections, the temperature of CLIP's loss.
+CLIP_EXTRAS = r"(text_model|vision_model)\..+|(text|visual)_projection\.weight|logit_scale"
+TOWERS = ("text_model", "vision_model")
+FLOATS = {"F64", "F32", "F16", "BF16"}
 # The Flax VAE, and VAE files until 2023, have the left names; today's files have the right ones.
 ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -76,57 +68,35 @@ SCHEDULER = {
 }
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`, which lies somewhere in a Stable Diffusion folder."""
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        expected = "unet, vae, text_encoder, tokenizer and scheduler, as diffusers saves them"
-        raise FileNotFoundError(f"{file} is missing: expected a folder with {expected}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} holds no JSON object")
-    return config
-
-
 def read_state(folder: Path, part: str, variant: str | None = None) -> State:
     """All arrays of one part ("unet", "vae", "text", ...) by their names on disk, from one file or from shards."""
     state = {}
     for file in weight_files(folder, part, variant):
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: the index beside it names it")
         state |= read_arrays(file)
     return state
 
 
 def read_arrays(file: Path) -> State:
-    """The arrays of a safetensors file. Raises ValueError, in one line, for one that is damaged or cut."""
+    """The arrays of a safetensors file, all of them of finite floats; the buffer `position_ids` of older CLIP files is left out.
+
+    Raises:
+      ValueError: in one line, for a file that is damaged or cut, and for an array that is no weight, by its name.
+    """
+    arrays = {}
     try:
-        return load_file(file)
+        with safe_open(file, framework="np") as opened:
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
+                if name.rpartition(".")[2] == "position_ids":  # 0, 1, 2, ...
+                    continue
+                if (dtype := opened.get_slice(name).get_dtype()) not in FLOATS:
+                    raise ValueError(f"{file}: {name} is of type {dtype}; weights must be float32, float16, bfloat16 or float64")
+                arrays[name] = opened.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is not a whole safetensors file: {' '.join(str(error).split())}") from None
-
-
-def weight_files(folder: Path, part: str, variant: str | None = None) -> list[Path]:
-    """The safetensors files of one part. A variant, such as "fp16", is another file beside the default one."""
-    directory, stem = folder / (PARTS | POSED_PARTS)[part][0], (PARTS | POSED_PARTS)[part][1]
-    suffix = f".{variant}" if variant else ""
-    single, index = directory / f"{stem}{suffix}.safetensors", directory / f"{stem}.safetensors.index{suffix}.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        shards = read_config(index).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(x, str) and Path(x).name == x for x in shards.values()):
-            raise ValueError(f"{index} must name files beside it under weight_map")
-        return sorted({directory / shard for shard in shards.values()})
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{directory} is missing: expected {single.name} in it")
-    if others := sorted(file.name for file in directory.glob("*.safetensors")):
-        raise FileNotFoundError(f"{single} is missing; of other variants there is {', '.join(others)}")
-    if pickles := sorted(file.name for file in directory.iterdir() if file.suffix in PICKLES):
-        raise ValueError(f"{directory} has only pickled weights, {pickles[0]}: expected safetensors, as {single.name}")
-    raise FileNotFoundError(f"{single} is missing")
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{file}: {name} has values that are NaN or infinite: the file is damaged, or training diverged")
+    return arrays
 
 
 def to_flax(state: Mapping[str, np.ndarray], shapes: Any) -> Any:
@@ -134,9 +104,10 @@ def to_flax(state: Mapping[str, np.ndarray], shapes: Any) -> Any:
     leaves = {torch_name(path): (path, leaf) for path, leaf in flatten_dict(shapes).items()}
     arrays = {}
     for name, array in state.items():
-        if name.endswith(".position_ids"):  # 0, 1, 2, ...: a buffer that older files of CLIP carry
+        today = next((own for own in names_today(name) if own in leaves), None)
+        if today is None and is_beside(name, leaves):
             continue
-        if (today := modern_name(name)) not in leaves:
+        if today is None:
             raise ValueError(f"{name} of shape {array.shape} has no place in this network")
         if today in arrays:
             raise ValueError(f"{name} is given twice, under its old and its new name")
@@ -170,9 +141,16 @@ def torch_name(path: tuple[str, ...]) -> str:
     return ".".join([*names, {"kernel": "weight", "scale": "weight", "embedding": "weight"}.get(leaf, leaf)])
 
 
-def modern_name(name: str) -> str:
-    """Today's name of a parameter that older VAE files name otherwise."""
-    return re.sub(r"\.(query|key|value|proj_attn)(?=\.(weight|bias)$)", lambda match: f".{ATTENTION[match[1]]}", name)
+def names_today(name: str) -> Iterator[str]:
+    """What a parameter may be called here: older VAE files name attention otherwise, and transformers 5 leaves out the tower."""
+    yield re.sub(r"\.(query|key|value|proj_attn)(?=\.(weight|bias)$)", lambda match: f".{ATTENTION[match[1]]}", name)
+    yield from (f"{tower}.{name}" for tower in TOWERS)
+
+
+def is_beside(name: str, leaves: Collection[str]) -> bool:
+    """Whether a parameter belongs to CLIP, but not to the tower that `leaves` are the parameters of."""
+    own = {leaf.partition(".")[0] for leaf in leaves}
+    return not own.isdisjoint(TOWERS) and name.partition(".")[0] not in own and re.fullmatch(CLIP_EXTRAS, name) is not None
 
 
 def channels_first(path: tuple[str, ...], array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:

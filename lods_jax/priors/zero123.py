@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lods_jax.core.types import Camera, Prior
-from lods_jax.priors import flax_networks, torch_weights
-from lods_jax.priors.stable_diffusion import backbone, resize
+from lods_jax.priors import flax_networks
+from lods_jax.priors.stable_diffusion import backbone, network, resize
 
 
 class PosedPrior(NamedTuple):
@@ -37,9 +37,12 @@ def zero123(
 
     Pictures are brought to size by a bilinear resize with antialiasing; the published pipeline's is bicubic.
     """
-    encoder = flax_networks.image_encoder(torch_weights.read_config(Path(folder) / "image_encoder" / "config.json"))
-    join = flax_networks.linear(torch_weights.read_config(Path(folder) / "cc_projection" / "config.json"))
+    encoder = network(Path(folder), "image", flax_networks.image_encoder)
+    join = network(Path(folder), "camera", flax_networks.linear)
     base = backbone(folder, {"image": encoder, "camera": join}, dtype, image_size, variant, attention, remat)
+    if base.unet.in_channels != 2 * base.vae.latent_channels:
+        expected = f"{2 * base.vae.latent_channels}, latents beside those of a picture"
+        raise ValueError(f"{folder}: the U-Net has {base.unet.in_channels} input channels; expected {expected}")
 
     def embed(weights: Any, texts: Any) -> Any:
         raise ValueError("a prior of poses takes no text, but a picture: ask it with what `look` gives")

@@ -23,9 +23,9 @@ from lods_jax.distillation.regularizers import ERRORS, against_picture, weighted
 from lods_jax.distillation.train_step import Known, by_view
 from lods_jax.priors.architectures import write_configs
 from lods_jax.priors.captioned_images import caption_gaussians, posterior_mean
+from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.priors.hub import local, unet_hash
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.priors.torch_weights import read_config
 from lods_jax.tabletop.captioned import captioned_renders
 from lods_jax.tabletop.dataset import parse_caption
 from lods_jax.tabletop.objects import COMPOSITE
@@ -167,7 +167,7 @@ def make_prior(config: Config) -> Prior:
 def from_folder(config: Config, folder: str | Path, untrained: bool = False) -> Prior:
     p = config.prior
     options = {"rank": p.rank, "attention": p.attention, "remat": p.remat, "untrained": untrained}
-    return stable_diffusion(folder, jnp.dtype(p.dtype), strict=False, **options)
+    return stable_diffusion(folder, jnp.dtype(p.dtype), variant=p.variant, strict=False, **options)
 
 
 def exact(config: Config, make: Callable[..., Prior], size: int) -> Prior:

@@ -32,6 +32,19 @@ def arrays() -> dict[str, jax.Array]:
 
 
 @pytest.fixture(scope="session")
+def folders() -> Path:
+    """Folders and adapters that PyTorch's programs wrote: see test_diffusers_folder.py."""
+    return DATA.parent / "sd_folders"
+
+
+@pytest.fixture(scope="session")
+def torch_arrays(folders) -> dict[str, jax.Array]:
+    """PyTorch's numbers for `folders`, images and latents as NHWC."""
+    stored = np.load(folders / "arrays.npz")
+    return {name: jax.numpy.asarray(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x) for name, x in stored.items()}
+
+
+@pytest.fixture(scope="session")
 def prior(sd):
     from lods_jax.priors.stable_diffusion import stable_diffusion
 

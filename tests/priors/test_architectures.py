@@ -5,7 +5,7 @@ import pytest
 
 from lods_jax.priors import flax_networks
 from lods_jax.priors.architectures import write_configs
-from lods_jax.priors.torch_weights import read_config
+from lods_jax.priors.diffusers_folder import read_config
 
 
 @pytest.mark.parametrize(

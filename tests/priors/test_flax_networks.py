@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.priors import flax_networks, torch_weights
+from lods_jax.priors import diffusers_folder, flax_networks
+from lods_jax.priors.diffusers_folder import read_config
 
 PARTS = {"unet": flax_networks.unet, "vae": flax_networks.vae, "text": flax_networks.text_encoder}
 
 
 def module(sd, part, **changes):
-    return PARTS[part](torch_weights.read_config(sd / torch_weights.PARTS[part][0] / "config.json") | changes)
+    return PARTS[part](read_config(sd / diffusers_folder.PARTS[part][0] / "config.json") | changes)
 
 
 def test_without_its_mends_the_unet_is_not_pytorchs(sd, weights, arrays):
@@ -69,7 +70,7 @@ def test_a_setting_that_flax_would_ignore_is_refused_in_one_line(sd, part, chang
 
 
 def test_attention_is_upcast_in_float32_and_nowhere_else(sd):
-    config = torch_weights.read_config(sd / "unet" / "config.json") | {"upcast_attention": True}
+    config = read_config(sd / "unet" / "config.json") | {"upcast_attention": True}
     flax_networks.unet(config)
     with pytest.raises(ValueError, match="upcast_attention needs dtype float32, got bfloat16"):
         flax_networks.unet(config, jnp.bfloat16)

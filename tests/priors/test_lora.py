@@ -122,11 +122,13 @@ def test_an_adapter_of_another_network_is_refused(prior, weights, psi, given):
 
 
 # --- files ------------------------------------------------------------------------------------------------------------------
-def test_a_saved_adapter_comes_back_with_its_scale(weights, psi, tmp_path):
+def test_a_saved_adapter_carries_its_scale_in_its_weights(weights, psi, tmp_path):
+    """A program that ignores the metadata sees the same product, and one that reads it multiplies by 1."""
     save_lora(tmp_path / "a.safetensors", psi["lora"], scale=0.5)
     back, scale = load_lora(tmp_path / "a.safetensors", weights["unet"])
-    assert scale == 0.5
-    jax.tree.map(np.testing.assert_array_equal, back, dict(sorted(psi["lora"].items())))
+    assert scale == 1
+    expected = {name: {"down": x["down"], "up": 0.5 * x["up"]} for name, x in sorted(psi["lora"].items())}
+    jax.tree.map(np.testing.assert_array_equal, back, expected)
 
 
 def test_the_file_is_in_the_layout_of_diffusers(psi, tmp_path):
@@ -134,9 +136,98 @@ def test_the_file_is_in_the_layout_of_diffusers(psi, tmp_path):
     flat = load_file(tmp_path / "a.safetensors")
     assert flat["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora.down.weight"].shape == (4, 32)
     assert flat["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora.up.weight"].shape[1] == 4
-    with safe_open(tmp_path / "a.safetensors", "np") as opened:
-        about = json.loads(opened.metadata()["lora_adapter_metadata"])
-    assert (about["unet.r"], about["unet.lora_alpha"]) == (4, 2.0)
+    about = metadata(tmp_path / "a.safetensors")
+    assert (about["unet.r"], about["unet.lora_alpha"]) == (4, 4)
+
+
+def metadata(file):
+    with safe_open(file, "np") as opened:
+        return json.loads(opened.metadata()["lora_adapter_metadata"])
+
+
+@pytest.fixture(scope="module")
+def adapted(folders, torch_arrays):
+    """(lora, scale) -> what the U-Net of the adapters' folder says with an adapter; and its weights."""
+    prior, a = stable_diffusion(folders / "transformers5"), torch_arrays
+    weights = prior.init(jax.random.key(0))
+    cond = lambda scale: Cond(a["lora_emb"], lora=scale)  # noqa: E731
+    return jax.jit(lambda lora, scale: prior.predict(weights, {"lora": lora}, a["z"], a["t"], cond(scale))), weights["unet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"), [("alpha_pattern/pytorch_lora_weights.safetensors", 1), ("peft/adapter_model.safetensors", 4)]
+)
+def test_an_adapter_of_peft_acts_as_in_pytorch(folders, torch_arrays, adapted, name, scale):
+    """alpha_pattern in the metadata, lora_alpha in adapter_config.json: without it the error is a fifth of the effect or more."""
+    predict, unet = adapted
+    lora, found = load_lora(folders / name, unet)
+    assert found == scale
+    expected = torch_arrays[f"{name.split('/')[0]}_eps"]
+    np.testing.assert_allclose(predict(lora, jnp.full(3, scale, jnp.float32)), expected, atol=2e-5)
+
+
+def test_ranks_may_differ_by_layer(weights, psi, tmp_path):
+    """What is written says alpha = rank for each layer, so that every reader finds the scale 1."""
+    cut = lambda x, rank: {"down": x["down"][:, :rank], "up": x["up"][:rank]}  # noqa: E731
+    lora = {name: cut(x, 1 + i % 4) for i, (name, x) in enumerate(sorted(psi["lora"].items()))}
+    save_lora(tmp_path / "a.safetensors", lora)
+    back, scale = load_lora(tmp_path / "a.safetensors", weights["unet"])
+    assert scale == 1
+    jax.tree.map(np.testing.assert_array_equal, back, lora)
+    about = metadata(tmp_path / "a.safetensors")
+    assert {name: about["unet.rank_pattern"].get(name, about["unet.r"]) for name in lora} == {
+        name: x["down"].shape[1] for name, x in lora.items()
+    }
+    assert about["unet.alpha_pattern"] == about["unet.rank_pattern"]
+
+
+NAME = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+
+
+@pytest.mark.parametrize(
+    ("about", "alpha", "expected"),
+    [
+        ({"lora_alpha": 8}, None, 8 / 4),
+        ({"lora_alpha": 8, "use_rslora": True}, None, 8 / 2),
+        ({"lora_alpha": 4, "alpha_pattern": {"to_k": 12}}, None, 12 / 4),
+        ({"lora_alpha": 4, "alpha_pattern": {"attn1.to_k": 12}}, None, 1),
+        ({"lora_alpha": 4, "alpha_pattern": {r"mid_block.*attn2\.to_[kv]": 12}}, None, 12 / 4),
+        ({"lora_alpha": 4, "alpha_pattern": {"attn2.to_k": 2, "to_k": 12}}, None, 2 / 4),  # the first that fits
+        ({}, np.array([2.0], np.float32), 2 / 4),
+        ({}, np.array(2.0, np.float16), 2 / 4),
+        ({"lora_alpha": 8}, np.array(2.0, np.float32), 2 / 4),  # a layer's own goes first
+        ({}, None, 1),
+    ],
+)
+def test_the_scale_of_a_layer_is_what_peft_makes_of_it(weights, psi, tmp_path, about, alpha, expected):
+    flat = {f"unet.{name}.lora_A.weight": np.asarray(x["down"].T) for name, x in psi["lora"].items()}
+    flat |= {f"unet.{name}.lora_B.weight": np.asarray(x["up"].T) for name, x in psi["lora"].items()}
+    flat |= {} if alpha is None else {f"unet.{NAME}.alpha": alpha}
+    flat = {name: np.ascontiguousarray(x) if x.ndim else x for name, x in flat.items()}
+    said = json.dumps({f"unet.{key}": value for key, value in about.items()})
+    save_file(flat, tmp_path / "a.safetensors", {"lora_adapter_metadata": said})
+    back, scale = load_lora(tmp_path / "a.safetensors", weights["unet"])
+    np.testing.assert_allclose(scale * back[NAME]["up"], expected * psi["lora"][NAME]["up"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        "{",
+        "[]",
+        '{"unet.lora_alpha": "16"}',
+        '{"unet.alpha_pattern": [1]}',
+        '{"unet.alpha_pattern": {"(": 2}}',
+        '{"unet.alpha_pattern": {"(a+)+x": 2}}',
+        '{"unet.lora_alpha": NaN}',
+    ],
+)
+def test_metadata_that_is_malformed_is_one_line(weights, psi, tmp_path, about):
+    save_lora(tmp_path / "a.safetensors", psi["lora"])
+    save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", {"lora_adapter_metadata": about})
+    with pytest.raises(ValueError, match=r"b\.safetensors") as error:
+        load_lora(tmp_path / "b.safetensors", weights["unet"])
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +238,9 @@ def test_the_file_is_in_the_layout_of_diffusers(psi, tmp_path):
         lambda name, part: (
             f"{name.rsplit('.to_', 1)[0]}.processor.to_{name.rsplit('.to_', 1)[1].removesuffix('.0')}_lora.{part}.weight"
         ),
+        lambda name, part: f"lora_unet_{name.replace('.', '_')}.lora_{part}.weight",
     ],
-    ids=["peft", "peft model", "2023"],
+    ids=["peft", "peft model", "2023", "kohya"],
 )
 def test_older_names_are_read(weights, psi, tmp_path, rename):
     flat = {
@@ -168,6 +260,9 @@ def test_older_names_are_read(weights, psi, tmp_path, rename):
         (lambda flat: flat | {"unet.conv_in.weight": np.zeros(3, np.float32)}, "no part of a U-Net"),
         (lambda flat: {k.replace("mid_block", "middle"): x for k, x in flat.items()}, "no layer middle"),
         (lambda flat: dict(list(flat.items())[1:]), "do not fit"),
+        (lambda flat: {k: np.full_like(x, np.nan) for k, x in flat.items()}, "NaN or infinite"),
+        (lambda flat: {k: x.astype(np.int8) for k, x in flat.items()}, "is of type I8"),
+        (lambda flat: {}, "holds no adapter"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(weights, psi, tmp_path, change, says):

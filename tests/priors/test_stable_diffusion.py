@@ -9,14 +9,15 @@ import pytest
 from lods_jax.core.noise_schedule import add_noise, velocity
 from lods_jax.core.types import Cond, Query
 from lods_jax.distillation.train_step import encode_each
-from lods_jax.priors import flax_networks, tokenizer, torch_weights
-from lods_jax.priors.stable_diffusion import resize, stable_diffusion, vocabulary
+from lods_jax.priors import flax_networks, tokenizer
+from lods_jax.priors.diffusers_folder import read_config, read_vocabulary
+from lods_jax.priors.stable_diffusion import resize, stable_diffusion
 
 
 def changed(sd, to, file, **changes):
     """A copy of the folder in which the config `file` has `changes`."""
     shutil.copytree(sd, to)
-    (to / file).write_text(json.dumps(torch_weights.read_config(sd / file) | changes))
+    (to / file).write_text(json.dumps(read_config(sd / file) | changes))
     return to
 
 
@@ -145,10 +146,10 @@ def test_a_condition_without_an_input_is_refused(prior, weights, arrays, name):
 
 
 def test_a_prior_says_which_words_it_knows(sd, tmp_path, weights):
-    assert vocabulary(sd) is None
+    assert read_vocabulary(sd) is None
     shutil.copytree(sd, folder := tmp_path / "sd")
     (folder / "vocabulary.json").write_text(json.dumps({"words": ["a", "mug"]}))
-    assert vocabulary(folder) == {"a", "mug"}
+    assert read_vocabulary(folder).words == {"a", "mug"}
     prior = stable_diffusion(folder)
     assert prior.embed(weights, ["a mug", ""]).shape == (2, 77, 32)
     with pytest.raises(ValueError, match=r"unknown word 'dragon' in 'a dragon'; it may use: a, mug"):

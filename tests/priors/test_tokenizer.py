@@ -61,5 +61,5 @@ def test_unknown_words_are_found_whatever_their_case_and_marks():
 
 
 def test_a_missing_tokenizer_is_one_line(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"vocab\.json is missing: expected a CLIP tokenizer there"):
+    with pytest.raises(FileNotFoundError, match=r"vocab\.json is missing, and so is tokenizer\.json: expected a CLIP tokenizer"):
         tokenizer.load_tokenizer(tmp_path)

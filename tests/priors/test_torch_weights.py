@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lods_jax.priors import flax_networks, tokenizer, torch_weights
+from lods_jax.priors import diffusers_folder, flax_networks, tokenizer, torch_weights
+from lods_jax.priors.diffusers_folder import read_config
 
 MODULES = {"unet": flax_networks.unet, "vae": flax_networks.vae, "text": flax_networks.text_encoder}
 PARTS = list(MODULES)
@@ -14,7 +15,7 @@ PARTS = list(MODULES)
 @pytest.fixture(scope="module")
 def shapes(sd):
     """Shapes of the parameter tree of each part."""
-    configs = {part: torch_weights.read_config(sd / torch_weights.PARTS[part][0] / "config.json") for part in PARTS}
+    configs = {part: read_config(sd / diffusers_folder.PARTS[part][0] / "config.json") for part in PARTS}
     return {part: flax_networks.shapes(MODULES[part](configs[part])) for part in PARTS}
 
 
@@ -36,7 +37,7 @@ def test_to_flax_and_back_is_the_identity(part, states, shapes):
 @pytest.mark.parametrize("linear", [False, True])
 def test_linear_layers_and_1x1_convolutions_stand_for_each_other(linear, sd, states):
     """Files of different age differ in the window of these kernels, and so do networks in `use_linear_projection`."""
-    config = torch_weights.read_config(sd / "unet" / "config.json") | {"use_linear_projection": linear}
+    config = read_config(sd / "unet" / "config.json") | {"use_linear_projection": linear}
     shapes, windowed = flax_networks.shapes(flax_networks.unet(config)), states["unet"]
     bare = {name: array.reshape(torch_weights.as_matrix(array.shape)) for name, array in windowed.items()}
     assert sum(bare[name].ndim != windowed[name].ndim for name in bare) >= 8
@@ -105,7 +106,6 @@ def test_shards_and_variants_are_the_same_weights(tmp_path, states):
         (["unet/config.json"], FileNotFoundError, "diffusion_pytorch_model.safetensors is missing"),
         (["unet/diffusion_pytorch_model.bin"], ValueError, "expected safetensors"),
         (["unet/diffusion_pytorch_model.ckpt"], ValueError, "expected safetensors"),
-        (["unet/diffusion_pytorch_model.fp16.safetensors"], FileNotFoundError, "other variants"),
     ],
 )
 def test_weights_that_cannot_be_read_are_one_line(tmp_path, files, error, named):
@@ -144,13 +144,13 @@ def test_what_is_not_a_folder_is_told_what_one_looks_like(tmp_path):
     (tmp_path / "model.ckpt").write_text("")
     for wrong in ("nowhere", "model.ckpt"):
         with pytest.raises(FileNotFoundError, match="expected a folder with unet, vae, text_encoder"):
-            torch_weights.read_config(tmp_path / wrong / "unet" / "config.json")
+            read_config(tmp_path / wrong / "unet" / "config.json")
 
 
 @pytest.fixture
 def saved(tmp_path, sd, states, shapes):
     """Arguments of `save_folder` that copy the fixture."""
-    configs = {part: torch_weights.read_config(sd / torch_weights.PARTS[part][0] / "config.json") for part in PARTS}
+    configs = {part: read_config(sd / diffusers_folder.PARTS[part][0] / "config.json") for part in PARTS}
     weights = {part: torch_weights.to_flax(states[part], shapes[part]) for part in PARTS}
     return tmp_path / "out", configs, weights, tokenizer.files(["a", "mug"])
 
@@ -159,7 +159,7 @@ def test_a_saved_folder_reads_back(saved, states):
     folder, configs, weights, files = saved
     torch_weights.save_folder(folder, configs, weights, files, "v_prediction", np.float32)
     assert all(same(torch_weights.read_state(folder, part), states[part]) for part in PARTS)
-    assert torch_weights.read_config(folder / "scheduler/scheduler_config.json")["prediction_type"] == "v_prediction"
+    assert read_config(folder / "scheduler/scheduler_config.json")["prediction_type"] == "v_prediction"
     assert (folder / "vocabulary.json").read_text() == files["vocabulary.json"]
 
 
@@ -168,7 +168,7 @@ def test_a_saved_folder_has_the_layout_of_diffusers(saved, sd):
     torch_weights.save_folder(*saved)
     ours, theirs = ({str(f.relative_to(root)) for f in root.rglob("*") if f.is_file()} for root in (saved[0], sd))
     assert theirs <= ours
-    index, expected = (torch_weights.read_config(root / "model_index.json") for root in (saved[0], sd))
+    index, expected = (read_config(root / "model_index.json") for root in (saved[0], sd))
     assert index == expected | {"scheduler": ["diffusers", "DDIMScheduler"]}
 
 

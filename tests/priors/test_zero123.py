@@ -12,7 +12,8 @@ from lods_jax.core.cameras import orbit_camera, relative_pose
 from lods_jax.core.types import Cond, Query
 from lods_jax.distillation.objectives import sds
 from lods_jax.distillation.scores import score
-from lods_jax.priors import flax_networks, torch_weights
+from lods_jax.priors import flax_networks
+from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.priors.zero123 import zero123
 from lods_jax.training.image_to_3d import by_pose, shown
 
@@ -40,7 +41,7 @@ def posed():
 
 def test_picture_token_and_noise_are_those_of_pytorch(posed, arrays):
     (prior, _), weights = posed
-    encoder = flax_networks.image_encoder(torch_weights.read_config(DATA / "image_encoder" / "config.json"))
+    encoder = flax_networks.image_encoder(read_config(DATA / "image_encoder" / "config.json"))
     embedding = jax.jit(partial(flax_networks.encode_image, encoder))(weights["image"], arrays["pixels"])
     np.testing.assert_allclose(embedding, arrays["embedding"], atol=2e-5)
     join = weights["camera"]["projection"]

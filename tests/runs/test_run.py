@@ -112,7 +112,7 @@ def test_a_run_with_lora_on_a_stable_diffusion_folder_leaves_what_it_learned(tmp
     assert main([*TINY, *flags]) == 0
     prior = build(load(folder / "config.yaml"))
     lora, scale = load_lora(folder / "pytorch_lora_weights.safetensors", prior.weights["unet"])
-    assert scale == 0.5
+    assert scale == 1  # it is in the weights
     assert json.loads((folder / "run.json").read_text())["prior_sha256"]
     assert {factors["down"].shape[1] for factors in lora.values()} == {2}
     assert max(float(np.abs(factors["up"]).max()) for factors in lora.values()) > 0

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.priors import flax_networks, torch_weights
+from lods_jax.priors import flax_networks
+from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.tabletop import train_prior
 from lods_jax.tabletop.dataset import WORDS, caption_of
@@ -110,7 +111,7 @@ def test_a_folder_alone_is_enough_to_go_on(tmp_path, vae):
     prior = stable_diffusion(tmp_path / "prior")
     assert prior.embed(prior.init(jax.random.key(0)), ["a red mug, side view"]).shape == (1, 12, 64)
     assert sum(f.stat().st_size for f in (tmp_path / "prior").rglob("*.safetensors")) < 16 * 2**20
-    assert torch_weights.read_config(tmp_path / "prior" / "vocabulary.json")["words"] == list(WORDS)
+    assert read_config(tmp_path / "prior" / "vocabulary.json")["words"] == list(WORDS)
 
 
 def test_bad_sittings_are_refused_in_one_line(tmp_path):

@@ -1,0 +1,143 @@
+"""A Stable Diffusion folder as diffusers and transformers lay it out: which files there are, and what their JSON says.
+
+Loads no jax, so that a command can refuse a folder at once. What the weight files hold is read by `convert`.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Name of a part in our trees -> its folder and the stem of its weight file.
+PARTS = {
+    "unet": ("unet", "diffusion_pytorch_model"),
+    "vae": ("vae", "diffusion_pytorch_model"),
+    "text": ("text_encoder", "model"),
+}
+# The same for a folder of the Zero-1-to-3 kind, which is conditioned on a picture and a pose.
+POSED_PARTS = {
+    "unet": PARTS["unet"],
+    "vae": PARTS["vae"],
+    "image": ("image_encoder", "model"),
+    "camera": ("cc_projection", "diffusion_pytorch_model"),
+}
+PICKLES = {".bin", ".ckpt", ".pt", ".pth"}
+
+
+class Vocabulary(NamedTuple):
+    """What a prior was trained on, where that is little: `vocabulary.json` of its folder."""
+
+    words: frozenset[str]
+    prompts: Sequence[str]  # captions of the training images, to suggest to a person; may be empty
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`, which lies somewhere in a Stable Diffusion folder.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it holds something else.
+    """
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        expected = "unet, vae, text_encoder, tokenizer and scheduler, as diffusers saves them"
+        raise FileNotFoundError(f"{file} is missing: expected a folder with {expected}") from None
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds no JSON object")
+    return config
+
+
+def read_vocabulary(folder: str | Path) -> Vocabulary | None:
+    """The words that the prior of a folder was trained on; None where no `vocabulary.json` limits them.
+
+    Raises:
+      ValueError: the file is not {"words": [...], "prompts": [...]} with lists of texts; "prompts" may be absent.
+    """
+    file = Path(folder) / "vocabulary.json"
+    if not file.is_file():
+        return None
+    config = read_config(file)
+    words, prompts = config.get("words"), config.get("prompts", [])
+    for name, texts in (("words", words), ("prompts", prompts)):
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{file}: {name} must be a list of texts")
+    if not words:
+        raise ValueError(f"{file}: words must name at least one word; without the file a prior takes any")
+    return Vocabulary(frozenset(words), prompts)
+
+
+def weight_files(folder: Path, part: str, variant: str | None = None) -> list[Path]:
+    """The safetensors files of one part ("unet", "vae", "text", "image", "camera").
+
+    Args:
+      variant: such as "fp16", another file beside the default one. A part without it has its default file read, as diffusers
+        does: "non_ema" is a variant of the U-Net alone. Without a variant, a part that has only one kind of file has that read.
+
+    Raises:
+      FileNotFoundError: no such weights; the message names what there is.
+      ValueError: only pickled weights, several variants to choose from, or a malformed index of shards.
+    """
+    directory, stem = folder / (PARTS | POSED_PARTS)[part][0], (PARTS | POSED_PARTS)[part][1]
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory} is missing: expected {stem}.safetensors in it")
+    there = variants(directory, stem)
+    if not there:
+        refuse_pickles(directory, stem)
+        raise FileNotFoundError(f"{directory / stem}.safetensors is missing")
+    if variant in there:
+        chosen = variant
+    elif None in there or len(there) == 1:
+        chosen = None if None in there else next(iter(there))
+    else:
+        names = ", ".join(sorted(filter(None, there)))
+        raise ValueError(f"{directory} has weights of several variants, {names}: choose one by --prior.variant")
+    return shards(there[chosen]) if there[chosen].suffix == ".json" else [there[chosen]]
+
+
+def variants(directory: Path, stem: str) -> dict[str | None, Path]:
+    """{variant: its weight file, or the index of its shards} of one part; the default has the name None."""
+    found: dict[str | None, Path] = {}
+    # A whole file wins over an index of shards with the same variant.
+    for pattern in (rf"{stem}\.safetensors\.index(?:\.([\w-]+))?\.json", rf"{stem}(?:\.([\w-]+))?\.safetensors"):
+        for file in sorted(directory.iterdir()):
+            match = re.fullmatch(pattern, file.name)
+            if match and file.is_file() and not re.search(r"-\d+-of-\d+", file.name):
+                found[match[1]] = file
+    return found
+
+
+def check_variant(folder: Path, parts: Sequence[str], variant: str | None) -> None:
+    """Raises FileNotFoundError where no part of the folder has weights of the variant."""
+    directories = [(folder / directory, stem) for directory, stem in ((PARTS | POSED_PARTS)[part] for part in parts)]
+    there = set().union(*(variants(*where) for where in directories if where[0].is_dir()))
+    if variant is not None and variant not in there:
+        names = ", ".join(sorted(filter(None, there))) or "none"
+        raise FileNotFoundError(f"{folder} has no weights of the variant {variant!r}; its variants: {names}")
+
+
+def refuse_pickles(directory: Path, stem: str) -> None:
+    """Raises ValueError where a part has pickled weights: loading them can run code."""
+    if pickles := sorted(file.name for file in directory.iterdir() if file.suffix in PICKLES):
+        raise ValueError(f"{directory} has only pickled weights, {pickles[0]}: expected safetensors, as {stem}.safetensors")
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index of shards names."""
+    names = read_config(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(is_plain_name(name) for name in names.values()):
+        raise ValueError(f"{index} must name files beside it under weight_map")
+    files = [index.parent / name for name in sorted(set(names.values()))]
+    if missing := [file for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"{missing[0]} is missing: the index beside it names it")
+    return files
+
+
+def is_plain_name(name: Any) -> bool:
+    """Whether this is the name of a file, without a way to another folder."""
+    return isinstance(name, str) and bool(name) and name == Path(name).name and "\0" not in name and len(name) < 256

@@ -1,0 +1,147 @@
+"""What the `config.json` of a network may say: kinds and bounds of its settings, and what the Flax classes would ignore."""
+
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+# What the Flax classes compute whatever the config says: another value would be ignored in silence.
+UNET_FIXED = {
+    "act_fn": "silu",
+    "addition_embed_type": None,
+    "attention_type": "default",
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "norm_eps": 1e-5,
+    "norm_num_groups": 32,
+    "only_cross_attention": False,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
+}
+VAE_FIXED = {
+    "act_fn": "silu",
+    "in_channels": 3,
+    "mid_block_add_attention": True,
+    "out_channels": 3,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
+# Said by the config, and without effect on these networks: details of an addition_embed_type that is None, and the
+# upcast of a float16 VAE.
+IDLE = {"addition_embed_type_num_heads", "force_upcast"}
+BLOCKS = {
+    "down_block_types": {"CrossAttnDownBlock2D", "DownBlock2D", "DownEncoderBlock2D"},
+    "up_block_types": {"CrossAttnUpBlock2D", "UpBlock2D", "UpDecoderBlock2D"},
+}
+TEXT = {
+    "vocab_size": int, "hidden_size": int, "intermediate_size": int, "num_hidden_layers": int, "num_attention_heads": int,
+    "max_position_embeddings": int, "hidden_act": str, "layer_norm_eps": float, "projection_dim": int,
+}  # fmt: skip
+VISION = {
+    "image_size": int, "patch_size": int, "num_channels": int, "hidden_size": int, "intermediate_size": int,
+    "num_hidden_layers": int, "num_attention_heads": int, "hidden_act": str, "layer_norm_eps": float, "projection_dim": int,
+}  # fmt: skip
+JOIN = {"in_channel": int, "out_channel": int}
+# No published network comes near these; beyond them a damaged file costs minutes or all memory.
+MOST = 2**24
+MOST_OF = {
+    "sample_size": 2048,
+    "image_size": 2048,
+    "layers_per_block": 32,
+    "transformer_layers_per_block": 32,
+    "num_hidden_layers": 128,
+}
+WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text", types.NoneType: "null"}
+
+
+def unet_settings(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a diffusers `unet/config.json` that are fields of the Flax class, whose kinds are `kinds`.
+
+    Raises:
+      ValueError: a setting has the wrong kind, is out of bounds, or would be ignored.
+    """
+    size = config.get("sample_size")
+    if isinstance(size, list) and len(set(map(repr, size))) == 1:  # [64, 64] is 64
+        config = {**config, "sample_size": size[0]}
+    return settings(config, kinds, UNET_FIXED, IDLE | {"upcast_attention"})
+
+
+def vae_settings(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a `vae/config.json`, whose sample_size nothing uses."""
+    return settings({k: x for k, x in config.items() if k != "sample_size"}, kinds, VAE_FIXED, IDLE)
+
+
+def clip_settings(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
+    """The settings of one tower of CLIP, "text" or "vision", from its own config or from that of the whole CLIP.
+
+    Raises:
+      ValueError: the config is of another kind of network, or a setting has the wrong kind or is out of bounds.
+    """
+    model = config.get("model_type", f"clip_{tower}_model")
+    if model == "clip":
+        config = config.get(f"{tower}_config")
+        if not isinstance(config, dict):
+            raise ValueError(f"{tower}_config is missing: a config of a whole CLIP has it")
+    elif model != f"clip_{tower}_model":
+        raise ValueError(f"the {tower} encoder must be CLIP, with the model_type clip_{tower}_model, got {model!r}")
+    kinds = {"text": TEXT, "vision": VISION}[tower]
+    return checked({key: value for key, value in config.items() if key in kinds}, kinds)
+
+
+def join_settings(config: Mapping[str, Any]) -> dict[str, int]:
+    """The settings of the layer that joins picture and pose in a Zero-1-to-3 folder: in_channel and out_channel."""
+    if missing := [key for key in JOIN if key not in config]:
+        raise ValueError(f"{missing[0]} is missing")
+    return checked({key: config[key] for key in JOIN}, JOIN)
+
+
+def settings(config: Mapping[str, Any], kinds: Mapping[str, Any], fixed: Mapping[str, Any], idle: set[str]) -> dict[str, Any]:
+    """The entries of config that are in `kinds`. Refuses what the network would ignore: whatever is not there must be off."""
+    for key, value in config.items():
+        if key in fixed and value != fixed[key]:
+            raise ValueError(f"{key} must be {fixed[key]!r}, got {value!r}")
+        known = key in kinds or key in fixed or key in idle or key.startswith("_")
+        if not known and value not in (None, False):
+            raise ValueError(f"{key} is not supported, got {value!r}")
+    found = checked({key: value for key, value in config.items() if key in kinds}, kinds)
+    for key in BLOCKS.keys() & found.keys():
+        if not set(found[key]) <= BLOCKS[key]:
+            raise ValueError(f"{key} must be of {sorted(BLOCKS[key])}, got {list(found[key])}")
+    return found
+
+
+def checked(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, lists as tuples, once each is of its kind and within bounds."""
+    for key, value in config.items():
+        if not fits(value, kinds[key], MOST_OF.get(key, MOST)):
+            what = f"{wanted(kinds[key])}" + (f" up to {MOST_OF[key]}" if key in MOST_OF else "")
+            raise ValueError(f"{key} must be {what}, got {value!r:.100}")
+    # Tuples, because fields of a Flax module are hashed.
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+
+
+def fits(value: Any, kind: Any, most: int) -> bool:
+    """Whether a value of JSON is of a kind: int, float, bool, str, None, a tuple of one of them, or a union of these."""
+    if isinstance(kind, types.UnionType):
+        return any(fits(value, one, most) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, list) and 0 < len(value) <= 16 and all(fits(x, typing.get_args(kind)[0], most) for x in value)
+    if kind is int:
+        return type(value) is int and 0 <= value <= most
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+def wanted(kind: Any) -> str:
+    """A kind in words."""
+    if isinstance(kind, types.UnionType):
+        return " or ".join(wanted(one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {WORDS[typing.get_args(kind)[0]]}s"
+    return WORDS[kind] if kind in (bool, types.NoneType) else f"a {WORDS[kind]}"
