@@ -19,7 +19,7 @@ from lods_jax.core.errors import UserError
 from lods_jax.priors.adapter_files import load_embedding, load_lora
 from lods_jax.priors.captioned_images import read_image
 from lods_jax.priors.diffusers_folder import read_config
-from lods_jax.runs import batch
+from lods_jax.runs.prompt_files import read_prompts
 from lods_jax.runs.run_directory import read_json, read_metrics, read_run
 from lods_jax.scenes.ply import read_ply, read_points, write_ply
 
@@ -55,7 +55,9 @@ def valid(tmp: Path) -> dict[str, bytes]:
         "lora": save(lora, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 2})}),
         "json": json.dumps({"unet": {"in_channels": 4}, "a": [1, 2]}).encode(),
         "prompts": b"a red mug\n# no\na blue chair\n",
-        "library": json.dumps({"x": ["a red mug", {"y": "a blue chair"}]}).encode(),
+        "library": json.dumps({"x": ["a red mug", {"y": ["a blue chair"]}]}).encode(),
+        "lines": b'{"prompt": "a red mug"}\n["a blue chair"]\n',
+        "table": b'prompt,seed\n"a red mug",1\n',
         "metrics": b'{"step": 1, "fit": 0.5}\n{"step": 2, "fit": 0.25}\n',
     }
 
@@ -76,8 +78,10 @@ READERS = {
     "embedding": (".safetensors", load_embedding),
     "lora": (".safetensors", lambda file: load_lora(file, {"a": {"kernel": np.zeros((4, 4))}})),
     "json": (".json", read_config),
-    "prompts": (".txt", batch.read_prompts),
-    "library": (".json", batch.read_prompts),
+    "prompts": (".txt", read_prompts),
+    "library": (".json", read_prompts),
+    "lines": (".jsonl", read_prompts),
+    "table": (".csv", read_prompts),
     "metrics": (".jsonl", a_run),
 }
 

@@ -13,15 +13,15 @@ from lods_jax.cli import flags
 from lods_jax.config import Config
 from lods_jax.core.errors import UserError
 from lods_jax.core.paths import TABLETOP
-from lods_jax.runs import batch
+from lods_jax.runs import batch, prompt_files
 
 CLOSED_FORM = ("exact", "exact-gaussians")  # priors of the tabletop world without a folder
 
 
 def text_to_3d(args: flags.TextTo3D) -> int:
-    config, prompts = configs.check(args.settings), batch.read_prompts(args.prompts) if args.prompts else []
+    config, prompts = configs.check(args.settings), prompt_files.read_prompts(args.prompts) if args.prompts else {}
     if prompts and config.prompt.startswith("lib:"):
-        config, prompts = replace(config, prompt=batch.pick(prompts, config.prompt)), []
+        config, prompts = replace(config, prompt=prompt_files.pick(prompts, config.prompt)), {}
     elif prompts and config.prompt:
         raise UserError("give a prompt or --prompts, not both; lib:WORDS picks one of the file")
     if args.print_config:
@@ -36,8 +36,8 @@ def text_to_3d(args: flags.TextTo3D) -> int:
         return 0
     closed = config.prior.name in CLOSED_FORM
     folder = TABLETOP if closed else prior_folder(config.prior.name, config.prior.download)
-    for prompt in prompts or [config.prompt]:
-        check_prompt(prompt, folder, args.anyway)
+    if not prompts:
+        check_prompt(config.prompt, folder, args.anyway)
     out = args.out or Path("outputs/text-to-3d", Path(args.prompts).stem if prompts else batch.slug(config.prompt))
     if args.distributed and prompts:
         raise UserError("--distributed makes one run of several processes: with --prompts pass --shard, a process for each share")
@@ -46,7 +46,8 @@ def text_to_3d(args: flags.TextTo3D) -> int:
 
     if prompts:
         jobs = batch.folders(prompts, out)
-        return batch.run_all(config, batch.share(jobs, args.shard) if args.shard else jobs)
+        check = lambda prompt: check_prompt(prompt, folder, args.anyway, f"{prompts[prompt]}: ")  # noqa: E731
+        return batch.run_all(config, batch.share(jobs, args.shard) if args.shard else jobs, check)
     return run.start(config, args.out or out / datetime.now().strftime("%Y%m%d-%H%M%S"))
 
 
@@ -292,10 +293,17 @@ def prior_folder(name: str, download: bool = False) -> Path:
     return folder
 
 
-def check_prompt(prompt: str, folder: Path, anyway: bool) -> None:
-    """Refuses an empty prompt, and words that the prior has never seen; names the nearest prompts that it knows."""
+def check_prompt(prompt: str, folder: Path, anyway: bool, place: str = "") -> None:
+    """Refuses an empty prompt, and words that the prior has never seen; names the nearest prompts that it knows.
+
+    Args:
+      prompt: of a person.
+      folder: of the prior.
+      anyway: let words pass that the prior has never seen.
+      place: where the prompt stands, as an error begins: "prompts.txt, line 3: ".
+    """
     if not prompt.strip() or "\0" in prompt or len(prompt) > 2000:
-        raise UserError(f"the prompt must be 1 to 2000 characters of text, got {len(prompt)}")
+        raise UserError(f"{place}the prompt must be 1 to 2000 characters of text, got {len(prompt)}")
     from lods_jax.priors.diffusers_folder import read_vocabulary
     from lods_jax.priors.tokenizer import unknown_words
 
@@ -306,7 +314,7 @@ def check_prompt(prompt: str, folder: Path, anyway: bool) -> None:
         if not nearest:
             knows = f"it knows {', '.join(sorted(known.words)[:40])}"
         do = "Pass --prior DIR with a Stable Diffusion folder for free text, or --anyway"
-        raise UserError(f"this prior has never seen the words {', '.join(unknown)}; {knows}. {do}")
+        raise UserError(f"{place}this prior has never seen the words {', '.join(unknown)}; {knows}. {do}")
 
 
 RUN = {

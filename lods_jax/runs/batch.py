@@ -1,111 +1,133 @@
-"""Many prompts, one run folder each, from lists as T3Bench has them and libraries as threestudio has them."""
+"""Many prompts, one run folder each: a folder belongs to one prompt and one configuration, and one that fails ends no other."""
 
-import json
+import hashlib
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lods_jax.config import Config
-from lods_jax.core.errors import UserError
-from lods_jax.core.paths import PRESETS
+from lods_jax.config import Config, differences, dump
+from lods_jax.core.errors import UserError, one_line
 
-MOST = 1_000_000  # bytes of a file
-
-
-def read_prompts(name: str | Path) -> list[str]:
-    """The prompts of a file, each once: a text with one a line, or JSON whose strings are prompts, however they are nested.
-
-    `name` may also be a set that is shipped: "tabletop". Empty lines and lines that start with # are left out.
-    """
-    shipped = PRESETS / "prompts" / f"{name}.txt"
-    file = Path(name) if Path(name).is_file() or not shipped.is_file() else shipped
-    if not file.is_file():
-        sets = ", ".join(sorted(path.stem for path in (PRESETS / "prompts").glob("*.txt")))
-        raise UserError(f"no file of prompts {name}, and no set of that name: {sets}")
-    if file.stat().st_size > MOST:
-        raise UserError(f"{file} has {file.stat().st_size} bytes: a file of prompts may have {MOST}")
-    try:
-        text = file.read_text(encoding="utf-8")
-        found = strings(json.loads(text)) if file.suffix == ".json" else text.splitlines()
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not {'JSON' if file.suffix == '.json' else 'UTF-8 text'}: {error}") from None
-    prompts = [line.strip() for line in found]
-    prompts = list(dict.fromkeys(line for line in prompts if line and not line.startswith("#")))
-    if not prompts:
-        raise UserError(f"{file} holds no prompt")
-    return prompts
-
-
-def strings(value: Any) -> list[str]:
-    """Every string in nested lists and objects, keys left out."""
-    if isinstance(value, str):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [text for item in inner for text in strings(item)]
-
-
-def pick(prompts: Sequence[str], name: str) -> str:
-    """The one prompt that has all words of "lib:two_words", as threestudio writes it; a UserError if none or several do."""
-    words = name.removeprefix("lib:").lower().split("_")
-    found = [prompt for prompt in prompts if all(word in re.findall(r"\w+", prompt.lower()) for word in words)]
-    if len(found) != 1:
-        several = f"{len(found)} prompts have these words: {'; '.join(map(repr, found[:5]))}"
-        raise UserError(f"{name}: {several if found else 'no prompt has these words'}")
-    return found[0]
+Jobs = Sequence[tuple[str, Path]]  # prompts and the folders of their runs
 
 
 def share(items: Sequence[Any], shard: str) -> list[Any]:
     """Every N-th item from the I-th on, for "I/N" with I from 1: the part of one job of an array."""
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"shard must read like 1/4, the first of four, got {shard}")
     return list(items[int(match[1]) - 1 :: int(match[2])])
 
 
 def slug(prompt: str) -> str:
-    """A prompt as the name of a folder."""
+    """A prompt as words of a folder's name."""
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "prompt"
 
 
-def folders(prompts: Sequence[str], out: Path) -> list[tuple[str, Path]]:
-    """Each prompt with the folder of its run; two that read alike as names get a number."""
-    taken: dict[str, int] = {}
-    named = []
-    for prompt in prompts:
-        name = slug(prompt)
-        taken[name] = taken.get(name, 0) + 1
-        named.append((prompt, out / (name if taken[name] == 1 else f"{name}-{taken[name]}")))
-    return named
+def folder_name(prompt: str) -> str:
+    """The name of a prompt's folder: its words, and a hash where the words are not the whole prompt.
+
+    It hangs on the prompt alone: other lines of a file change nothing, and no two prompts share a folder.
+    """
+    words = slug(prompt)
+    return words if words.replace("-", " ") == prompt else f"{words}-{hashlib.sha256(prompt.encode()).hexdigest()[:10]}"
 
 
-def run_all(config: Config, jobs: Sequence[tuple[str, Path]]) -> int:
+def folders(prompts: Iterable[str], out: Path) -> list[tuple[str, Path]]:
+    """Each prompt with the folder of its run."""
+    return [(prompt, out / folder_name(prompt)) for prompt in prompts]
+
+
+def check_folders(config: Config, jobs: Jobs) -> None:
+    """Refuses a folder of another prompt or configuration, or of something else, before any run begins."""
+    from lods_jax.runs.run_directory import check_empty, read_run
+
+    for prompt, folder in jobs:
+        if not (folder / "config.yaml").is_file():
+            check_empty(folder)
+            continue
+        try:
+            held = read_run(folder).config
+        except UserError:  # its own run will fail with this, and no other
+            continue
+        if held != (mine := replace(config, prompt=prompt)):
+            how = "; ".join(differences(held, mine)) or "output or checkpoints"
+            raise UserError(f"{folder} holds a run of other settings ({how}): pass another --out")
+
+
+def run_all(config: Config, jobs: Jobs, check: Callable[[str], None] = lambda prompt: None) -> int:
     """Runs every prompt that is not finished, and goes on with those that were begun. All share their compiled steps.
 
-    Returns the exit code: 0, or that of the run that was stopped by a signal, after which no other is begun.
+    A prompt that fails is recorded in its folder with the reason, and tried again by the next call; the others are run.
+
+    Args:
+      config: of all runs, but for the prompt.
+      jobs: as from `folders`.
+      check: raises for a prompt that cannot be run.
+
+    Returns:
+      The exit code: 0, 1 after failures, or that of the run that was stopped by a signal, after which no other is begun.
+
+    Raises:
+      UserError: a folder holds another run, or something else; nothing has begun then.
     """
     from lods_jax.runs import run
     from lods_jax.runs.run_directory import read_run
     from lods_jax.training import loop
 
+    check_folders(config, jobs)
+    compile, failed = shared(loop.compiled), []
+    for i, (prompt, folder) in enumerate(jobs, 1):
+        mine, begun = replace(config, prompt=prompt), (folder / "config.yaml").is_file()
+        try:
+            if begun and read_run(folder).end == "finished":
+                run.say("skip", f"{i} of {len(jobs)}, {prompt!r}: finished in {folder}")
+                continue
+            check(prompt)
+            run.say("prompt", f"{i} of {len(jobs)}")
+            code = run.resume(mine, folder, compile) if begun else run.start(mine, folder, compile)
+        except Exception as error:  # whatever it is: the other prompts are run
+            if os.environ.get("LODS_TRACEBACK"):
+                raise
+            failed.append(prompt)
+            run.say("failed", f"{i} of {len(jobs)}, {prompt!r}: {record(mine, folder, error)}")
+            continue
+        if code:
+            return code
+    if failed:
+        run.say(
+            "failed", f"{len(failed)} of {len(jobs)} prompts: {', '.join(map(repr, failed))}; the same command tries them again"
+        )
+    return 1 if failed else 0
+
+
+def shared(compiled: Callable) -> Callable:
+    """The train step of a static shape, compiled once for all runs."""
     steps: dict[Any, Callable] = {}
 
     def compile(config, parts, static):
         if static not in steps:
-            steps[static] = loop.compiled(config, parts, static)
+            steps[static] = compiled(config, parts, static)
         return steps[static]
 
-    for i, (prompt, folder) in enumerate(jobs, 1):
-        mine = replace(config, prompt=prompt)
-        begun = (folder / "config.yaml").is_file()
-        if begun and read_run(folder).end == "finished":
-            run.say("skip", f"{i} of {len(jobs)}, {prompt!r}: finished in {folder}")
-            continue
-        if begun and read_run(folder).config != mine:
-            raise UserError(f"{folder} holds a run of another configuration: pass another --out")
-        run.say("prompt", f"{i} of {len(jobs)}")
-        code = run.resume(mine, folder, compile) if begun else run.start(mine, folder, compile)
-        if code:
-            return code
-    return 0
+    return compile
+
+
+def record(config: Config, folder: Path, error: Exception) -> str:
+    """Writes into a run's folder why it failed, unless another process has it; returns the reason."""
+    from lods_jax.core.files import replacing
+    from lods_jax.runs.run_directory import locked, read_json, write_json
+
+    reason = one_line(error)
+    try:
+        with locked(folder):
+            if not (folder / "config.yaml").is_file():
+                with replacing(folder / "config.yaml") as file:
+                    file.write_text(dump(config), encoding="utf-8")
+            write_json(folder / "run.json", read_json(folder / "run.json") | {"state": "failed", "error": reason})
+    except (OSError, ValueError, UserError) as problem:  # a full disk, or the lock of another process
+        return f"{reason} (not recorded: {one_line(problem)})"
+    return reason

@@ -1,71 +1,16 @@
-"""Files of prompts: what is read, what is refused, and that a batch goes on where it was stopped."""
+"""Many prompts: each has a folder of its own; a batch skips what is done, goes on with what is begun and survives what fails."""
 
 import json
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lods_jax.config import Config, dump
 from lods_jax.core.errors import UserError
 from lods_jax.runs import batch, run
-from lods_jax.tabletop.dataset import parse_caption
-
-
-def written(tmp_path, name, text):
-    file = tmp_path / name
-    file.write_text(text)
-    return file
-
-
-def test_a_text_has_a_prompt_a_line_and_each_counts_once(tmp_path):
-    file = written(tmp_path, "p.txt", "# a set\na red mug\n\n  a blue car \na red mug\n")
-    assert batch.read_prompts(file) == ["a red mug", "a blue car"]
-
-
-def test_a_library_is_every_string_in_the_json(tmp_path):
-    file = written(tmp_path, "p.json", json.dumps({"dreamfusion": ["a corgi", "a hamburger"], "more": {"x": ["a cat"]}}))
-    assert batch.read_prompts(file) == ["a corgi", "a hamburger", "a cat"]
-
-
-def test_the_shipped_set_is_of_the_world_that_the_prior_knows():
-    prompts = batch.read_prompts("tabletop")
-    assert len(prompts) == 24
-    captions = [parse_caption(prompt) for prompt in prompts]
-    assert {str(caption) for caption in captions} == set(prompts)
-    assert all(sum(c.kind == kind for c in captions) == 2 for kind in {c.kind for c in captions})
-    assert all(sum(c.color == color for c in captions) == 3 for color in {c.color for c in captions})
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "says"),
-    [
-        ("p.txt", "# nothing\n\n", "holds no prompt"),
-        ("p.json", "{", "is not JSON"),
-        ("p.json", '{"a": 1}', "holds no prompt"),
-        ("p.txt", "x" * (batch.MOST + 1), "a file of prompts may have 1000000"),
-    ],
-)
-def test_a_file_without_prompts_is_refused(tmp_path, name, text, says):
-    with pytest.raises(UserError, match=says):
-        batch.read_prompts(written(tmp_path, name, text))
-
-
-def test_a_missing_file_is_refused_with_the_sets_that_there_are(tmp_path):
-    with pytest.raises(UserError, match="no set of that name: tabletop"):
-        batch.read_prompts(tmp_path / "nothing.txt")
-
-
-def test_bytes_that_are_no_text_are_refused(tmp_path):
-    (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="is not UTF-8 text"):
-        batch.read_prompts(tmp_path / "p.txt")
-
-
-def test_words_pick_the_one_prompt_that_has_them():
-    prompts = ["a zoomed out photo of a hamburger", "a corgi, a hamburger and a cat", "a corgi"]
-    assert batch.pick(prompts, "lib:zoomed_hamburger") == prompts[0]
-    for name, says in (("lib:hamburger", "2 prompts have these words"), ("lib:dog", "no prompt has these words")):
-        with pytest.raises(UserError, match=says):
-            batch.pick(prompts, name)
+from lods_jax.runs.run_directory import locked, read_run
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
@@ -80,27 +25,125 @@ def test_a_share_that_is_none_is_refused(shard):
         batch.share([1], shard)
 
 
-def test_prompts_that_read_alike_have_folders_of_their_own(tmp_path):
-    names = [folder.name for _, folder in batch.folders(["a mug!", "a mug?", "a car"], tmp_path)]
-    assert names == ["a-mug", "a-mug-2", "a-car"]
+ALIKE = [
+    "a mug",
+    "a mug!",
+    "a mug?",
+    "A mug",
+    "a-mug",
+    "a mug 2",
+    "a mug-2",
+    "一只红色的杯子",
+    "一辆蓝色的汽车",
+    "prompt",
+    "!",
+    70 * "x",
+    71 * "x",
+]
 
 
-def test_a_batch_skips_what_is_finished_goes_on_with_what_is_begun_and_stops_at_a_signal(tmp_path, monkeypatch):
-    config, calls = Config(steps=5), []
-    jobs = batch.folders(["one", "two", "three", "four"], tmp_path)
+def test_no_two_prompts_have_one_folder(tmp_path):
+    assert len({folder for _, folder in batch.folders(ALIKE, tmp_path)}) == len(ALIKE)
+
+
+def test_the_folder_of_a_prompt_hangs_on_no_other_line(tmp_path):
+    alone = {prompt: batch.folders([prompt], tmp_path)[0][1] for prompt in ALIKE}
+    assert dict(batch.folders(ALIKE[::-1], tmp_path)) == alone
+
+
+def test_the_words_of_a_plain_prompt_are_its_folder(tmp_path):
+    assert batch.folders(["a red mug"], tmp_path) == [("a red mug", tmp_path / "a-red-mug")]
+
+
+@given(st.text(max_size=80))
+def test_any_prompt_is_the_name_of_a_folder(prompt):
+    name = batch.folder_name(prompt.encode(errors="replace").decode())
+    assert re.fullmatch("[a-z0-9][a-z0-9-]{0,70}", name)
+
+
+def begun(folder, state, **settings):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump(Config(**settings)))
+    (folder / "run.json").write_text(json.dumps({"state": state}))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The runs that a batch begins, in place of running them; a prompt with the word fails is one that does."""
+    seen = []
+
+    def call(name):
+        def run_one(config, folder, compile):
+            seen.append((name, config.prompt))
+            if "fails" in config.prompt:
+                raise RuntimeError("RESOURCE_EXHAUSTED:\nout of memory")
+            if name == "start":
+                begun(folder, "finished", prompt=config.prompt, steps=config.steps)
+            return 130 if "stops" in config.prompt else 0
+
+        return run_one
+
+    for name in ("start", "resume"):
+        monkeypatch.setattr(run, name, call(name))
+    return seen
+
+
+def test_a_batch_skips_what_is_finished_goes_on_with_what_is_begun_and_stops_at_a_signal(tmp_path, calls):
+    jobs = batch.folders(["one", "two", "it stops", "four"], tmp_path)
     for (prompt, folder), state in zip(jobs[:2], ("finished", "running"), strict=True):
-        folder.mkdir()
-        (folder / "config.yaml").write_text(dump(Config(prompt=prompt, steps=5)))
-        (folder / "run.json").write_text(json.dumps({"state": state}))
-    monkeypatch.setattr(run, "resume", lambda config, folder, compile: calls.append(("resume", config.prompt)) or 0)
-    monkeypatch.setattr(run, "start", lambda config, folder, compile: calls.append(("start", config.prompt)) or 130)
-    assert batch.run_all(config, jobs) == 130
-    assert calls == [("resume", "two"), ("start", "three")]
+        begun(folder, state, prompt=prompt, steps=5)
+    assert batch.run_all(Config(steps=5), jobs) == 130
+    assert calls == [("resume", "two"), ("start", "it stops")]
 
 
-def test_a_folder_of_another_configuration_is_not_gone_on_with(tmp_path):
-    [(_, folder)] = jobs = batch.folders(["one"], tmp_path)
-    folder.mkdir()
-    (folder / "config.yaml").write_text(dump(Config(prompt="one", steps=6)))
-    with pytest.raises(UserError, match="holds a run of another configuration"):
+def test_what_fails_is_recorded_and_ends_no_other_and_the_same_command_tries_it_again(tmp_path, calls, capsys):
+    jobs = batch.folders(["one", "it fails", "three", "a teapot"], tmp_path)
+
+    def check(prompt):
+        if "teapot" in prompt:
+            raise UserError("p.txt, line 4: this prior has never seen the words teapot")
+
+    assert batch.run_all(Config(steps=5), jobs, check) == 1
+    assert calls == [("start", "one"), ("start", "it fails"), ("start", "three")]
+    said = capsys.readouterr().out.splitlines()
+    assert "failed    2 of 4, 'it fails': RESOURCE_EXHAUSTED: out of memory" in said
+    assert said[-1].startswith("failed    2 of 4 prompts: 'it fails', 'a teapot'")
+    ends = [read_run(folder).end for _, folder in jobs]
+    assert ends == [
+        "finished",
+        "failed: RESOURCE_EXHAUSTED: out of memory",
+        "finished",
+        "failed: p.txt, line 4: this prior has never seen the words teapot",
+    ]
+    calls.clear()
+    assert batch.run_all(Config(steps=5), jobs) == 1  # the prior has learned the word; the other fails again
+    assert calls == [("resume", "it fails"), ("resume", "a teapot")]
+
+
+def test_a_failure_is_not_written_into_the_folder_of_another_process(tmp_path, calls, capsys):
+    [(_, folder)] = jobs = batch.folders(["it fails"], tmp_path)
+    with locked(folder):
+        assert batch.run_all(Config(), jobs) == 1
+    assert {path.name for path in folder.iterdir()} == {".lock"}
+    assert "not recorded" in capsys.readouterr().out
+
+
+def test_other_settings_and_other_things_are_refused_before_anything_begins(tmp_path, calls):
+    jobs = batch.folders(["one", "two"], tmp_path)
+    begun(jobs[1][1], "finished", prompt="two", steps=6)
+    with pytest.raises(UserError, match=r"two holds a run of other settings \(steps: 6 -> 5\): pass another --out"):
         batch.run_all(Config(steps=5), jobs)
+    (jobs[0][1]).mkdir()
+    (jobs[0][1] / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="one is there already"):
+        batch.run_all(Config(steps=6), jobs)
+    assert calls == []
+
+
+def test_a_damaged_folder_fails_its_own_prompt_alone(tmp_path, calls):
+    jobs = batch.folders(["one", "two"], tmp_path)
+    begun(jobs[0][1], "finished", prompt="one")
+    (jobs[0][1] / "config.yaml").write_text("steps: many")
+    assert batch.run_all(Config(), jobs) == 1
+    assert calls == [("start", "two")]
+    assert (jobs[0][1] / "config.yaml").read_text() == "steps: many"
