@@ -20,13 +20,17 @@ from lods_jax.config.schema import (
     PoseConfig,
     PriorConfig,
     RefineConfig,
+    Schedule,
     TimestepConfig,
+    ever_on,
+    has_milestones,
+    milestone_step,
 )
 from lods_jax.config.validation import check
 
 __all__ = [
     "FREE", "CameraConfig", "CheckpointConfig", "Config", "GaussianConfig", "GaussianRates", "NerfConfig",
     "NerfRates", "ObjectiveConfig", "OptimizerConfig", "OutputConfig", "PenaltyConfig", "PictureConfig", "PoseConfig",
-    "PriorConfig", "RefineConfig", "TimestepConfig", "check", "differences", "dump", "find", "from_mapping", "keys", "leaves",
-    "load", "parse_yaml",
+    "PriorConfig", "RefineConfig", "Schedule", "TimestepConfig", "check", "differences", "dump", "ever_on", "find",
+    "from_mapping", "has_milestones", "keys", "leaves", "load", "milestone_step", "parse_yaml",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -58,7 +58,12 @@ def find(name: str | Path) -> Path:
 
 def dump(config: Config) -> str:
     """The configuration as YAML; `load` gives it back."""
-    plain = lambda x: {k: plain(v) for k, v in x.items()} if isinstance(x, dict) else list(x) if isinstance(x, tuple) else x  # noqa: E731
+
+    def plain(x):
+        if isinstance(x, dict):
+            return {name: plain(value) for name, value in x.items()}
+        return [plain(value) for value in x] if isinstance(x, tuple) else x
+
     return write_yaml(plain(asdict(config)))
 
 
@@ -101,9 +106,13 @@ def convert(kind: Any, value: Any) -> Any:
     """A value of a YAML file, as `read_yaml` gives it, as the type of a field. TypeError or ValueError if it is none."""
     origin, of = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else convert(next(x for x in of if x is not type(None)), value)
+        if value is None and type(None) in of:
+            return None
+        return first_that_fits([x for x in of if x is not type(None)], value)
     if origin is Literal:
         return dict(zip(of, of, strict=True))[value] if value in of else refuse(value)
+    if origin is tuple and of[-1] is Ellipsis:
+        return tuple(convert(of[0], x) for x in (value if isinstance(value, list) else refuse(value)))
     if origin is tuple:
         return tuple(convert(k, x) for k, x in zip(of, value if isinstance(value, list) else refuse(value), strict=True))
     if origin is dict:
@@ -141,17 +150,27 @@ def whole(text: str) -> int:
     return int(number) if number.is_integer() else refuse(text)
 
 
+def first_that_fits(kinds: Sequence[Any], value: Any) -> Any:
+    """`value` as the first of several types that it can be read as."""
+    for kind in kinds[:-1]:
+        try:
+            return convert(kind, value)
+        except (TypeError, ValueError):
+            pass
+    return convert(kinds[-1], value)
+
+
 def wanted(kind: Any) -> str:
     """A type as a person would say it."""
     origin, of = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return " or ".join(map(str, of))
     if origin is tuple:
-        return f"{len(of)} numbers"
+        return f"a list of {wanted(of[0])} each" if of[-1] is Ellipsis else f"{len(of)} numbers"
     if origin is dict:
         return f"names with {wanted(of[1])} each"
     if origin in (typing.Union, types.UnionType):
-        return f"{wanted(of[0])} or null"
+        return " or ".join("null" if x is type(None) else wanted(x) for x in of)
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]
 
 

@@ -10,6 +10,25 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+# A pair (before `switch`, from there on), or milestones ((step, value), ...), each value from its step on. A step up to 1 is a
+# share of the run.
+Schedule = tuple[float, float] | tuple[tuple[float, float], ...]
+
+
+def has_milestones(schedule: Any) -> bool:
+    """Whether a schedule is one of milestones, and no pair."""
+    return isinstance(schedule, tuple) and all(isinstance(x, tuple) for x in schedule)
+
+
+def ever_on(schedule: Schedule) -> bool:
+    """Whether a weight is ever anything but 0."""
+    return any(value for _, value in schedule) if has_milestones(schedule) else any(schedule)
+
+
+def milestone_step(at: float, steps: int) -> float:
+    """The step of a milestone in a run of so many steps."""
+    return at * steps if at <= 1 else at
+
 
 def bounded(default: Any, low: float | int, high: float | int) -> Any:
     """A field whose numbers must lie in [low, high]."""
@@ -48,6 +67,8 @@ class ObjectiveConfig:
     """Whatever else the objective's factory takes, by name."""
     fit_shares_noise: bool = False
     """Score and fit share timestep and noise: a third fewer predictions, and no longer what the papers do."""
+    adapter_text: str | None = None
+    """What `lods-lora` says to its adapter, "<new1>" in the release of LODS. None: the negative prompt."""
     schedule: tuple[int, int] | None = bounded(None, 1, 10**6)
     """Steps of the scene alone, then of the learned branch alone, in turn; both count as steps. None: both in every step."""
 
@@ -81,14 +102,14 @@ class TimestepConfig:
 
 @dataclass(frozen=True)
 class PenaltyConfig:
-    """Weights of the penalties on renders, on the scale of LODS."""
+    """Weights of the penalties on renders, on the scale of LODS: a pair, or milestones [[0, 0], [0.6, 100]] of [step, value]."""
 
-    sparsity: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
-    opaque: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
-    z_variance: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    sparsity: Schedule = bounded((0.0, 0.0), 0, 1e6)
+    opaque: Schedule = bounded((0.0, 0.0), 0, 1e6)
+    z_variance: Schedule = bounded((0.0, 0.0), 0, 1e6)
     """This and the next two: of a NeRF alone."""
-    distortion: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
-    orientation: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
+    distortion: Schedule = bounded((0.0, 0.0), 0, 1e6)
+    orientation: Schedule = bounded((0.0, 0.0), 0, 1e6)
 
 
 @dataclass(frozen=True)
@@ -160,6 +181,9 @@ class RefineConfig:
     stop: float = bounded(0.8, 0, 1)
     fraction: float = bounded(0.1, 0, 1)
     threshold: float = bounded(0.0, 0, 1e6)
+    statistic: Literal["mean-of-norms", "norm-of-sum"] = "mean-of-norms"
+    """What `threshold` and `fraction` compare: the mean length of a view's screen-space gradient; or the length of the sum over a
+    step's views, as in GaussianDreamer and the release of LODS."""
     split_size: float = bounded(0.02, 0, 1e3)
     prune_opacity: float = bounded(0.005, 0, 1)
     """Below it a Gaussian is pruned, or is dead and relocated."""
@@ -183,8 +207,10 @@ class GaussianConfig:
     opacity: float = bounded(0.1, 1e-6, 1 - 1e-6)
     degree: int = bounded(0, 0, 3)
     """Of the spherical harmonics of colour."""
-    background: Literal["white-or-grey", "white", "black"] = "white-or-grey"
+    background: Literal["white-or-grey", "white", "black", "random"] = "white-or-grey"
     lr: GaussianRates = field(default_factory=GaussianRates)
+    means_decay: float = bounded(1.0, 1e-6, 1)
+    """The learning rate of means falls exponentially to this share at the end, beside `optimizer.decay` of all rates."""
     refine: RefineConfig = field(default_factory=RefineConfig)
 
 
@@ -206,8 +232,9 @@ class NerfConfig:
     """`scenes.nerf.TINY`, for CPUs, or the field of LODS and threestudio."""
     samples: int = bounded(64, 1, 4096)
     """Per ray through the whole field."""
-    background: Literal["white-or-grey", "white", "black", "learned"] = "white-or-grey"
-    """learned: of the ray's direction, in half of the views; the others are white or grey."""
+    background: Literal["white-or-grey", "white", "black", "random", "learned", "learned-or-random"] = "white-or-grey"
+    """random: a colour for each view. learned: of the ray's direction, in half of the views; the others are white or grey, or
+    random."""
     refresh_every: int = bounded(16, 1, 10**6)
     """Steps between refreshes of the occupancy grid."""
     weight_decay: float = bounded(0.0, 0, 1)
@@ -220,6 +247,8 @@ class OptimizerConfig:
 
     b1: float = bounded(0.9, 0, 0.999999)
     b2: float = bounded(0.99, 0, 0.999999)
+    psi_b2: float | None = bounded(None, 0, 0.999999)
+    """Of the learnable part alone. None: b2."""
     eps: float = bounded(1e-15, 1e-30, 1)
     decay: float = bounded(0.1, 1e-6, 1)
     """The scene's learning rates fall exponentially to this share at the end."""
@@ -230,6 +259,12 @@ class OptimizerConfig:
 class OutputConfig:
     size: int = bounded(256, 16, 2048)
     """Edge of the video and of the stills in pixels, whatever was trained at."""
+    elevation: float = bounded(20.0, -90, 90)
+    """Of the camera of video, stills and previews, degrees."""
+    radius: float | None = bounded(None, 1e-3, 1e3)
+    """Its distance. None: the largest of training."""
+    fov_y: float | None = bounded(None, 1, 170)
+    """Its field of view. None: the middle of training's."""
     frames: int = bounded(96, 1, 10_000)
     fps: int = bounded(24, 1, 240)
     preview_every: int = bounded(100, 0, 10**7)

@@ -3,10 +3,11 @@
 import importlib.util
 import math
 import unicodedata
+from itertools import pairwise
 from typing import Any
 
 from lods_jax.config.loading import leaves
-from lods_jax.config.schema import Config
+from lods_jax.config.schema import Config, ever_on, has_milestones, milestone_step
 from lods_jax.core.errors import UserError
 
 
@@ -15,6 +16,9 @@ def check(config: Config) -> Config:
     for name, item, value in leaves(config):
         if "range" in item.metadata and value is not None:
             low, high = item.metadata["range"]
+            if has_milestones(value):
+                check_milestones(name, value, config.steps)
+                value = tuple(x for _, x in value)
             for x in value if isinstance(value, tuple) else (value,):
                 if not low <= x <= high:  # also refuses NaN
                     raise UserError(f"{name} must lie in {low:g}..{high:g}, got {number(x)}")
@@ -34,7 +38,7 @@ def check(config: Config) -> Config:
     if config.debug_nans and config.objective.schedule:
         raise UserError("debug_nans stops at every NaN, and a schedule of turns logs one on purpose: pass one of them alone")
     for name in ("z_variance", "distortion", "orientation"):
-        if config.scene != "nerf" and any(getattr(config.penalty, name)):
+        if config.scene != "nerf" and ever_on(getattr(config.penalty, name)):
             raise UserError(f"penalty.{name} is of rays through a NeRF: pass --scene nerf, or leave it at 0")
     if (config.camera.radius is None) == (config.camera.extent is None):
         raise UserError(f"give either camera.radius or camera.extent, got {config.camera.radius} and {config.camera.extent}")
@@ -73,3 +77,11 @@ def texts(value: Any) -> list[str]:
     """The texts in the value of a key: itself, or keys and values of a dict."""
     held = [x for pair in value.items() for x in pair] if isinstance(value, dict) else [value]
     return [x for x in held if isinstance(x, str)]
+
+
+def check_milestones(name: str, milestones: tuple[tuple[float, float], ...], steps: int) -> None:
+    """Refuses milestones that do not begin at 0 or do not go up, in a run of so many steps."""
+    at = [milestone_step(step, steps) for step, _ in milestones]
+    if at[:1] != [0] or not all(a < b < math.inf for a, b in pairwise(at)):
+        got = [list(pair) for pair in milestones]
+        raise UserError(f"{name} must be milestones [step, value] whose steps go up from 0, got {got}")

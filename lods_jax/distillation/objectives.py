@@ -96,14 +96,17 @@ def lods_embedding(s: float = 1000.0) -> Objective:
     return lods(s, Query("learned"))
 
 
-def lods_lora(s: float = 1000.0, lora: float = 0.5) -> Objective:
+def lods_lora(s: float = 1000.0, lora: float = 0.5, adapter_text: str = "null") -> Objective:
     """LODS with a LoRA on the unconditional branch (Yang et al. 2024, eq. 11): the negative prompt through an adapter.
 
     Its scale `lora` is the same in the score and in the fit; the conditional branch is the frozen network.
+
+    Args:
+      adapter_text: the text table that the adapter is asked with: "null", or "adapter" where it has a text of its own.
     """
     if not lora > 0:
         raise ValueError(f"lora must be positive, got {lora}")
-    return lods(s, Query("null", lora=lora))
+    return lods(s, Query(adapter_text, lora=lora))
 
 
 def lods(s: float, unconditional: Query) -> Objective:
@@ -198,7 +201,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
 }
 
 
-def make_objective(name: str, s: float | None = None, options: Mapping[str, float] | None = None) -> Objective:
+def make_objective(name: str, s: float | None = None, options: Mapping[str, float | str] | None = None) -> Objective:
     """The named objective with its guidance scale, or its own, and options; a name with a colon is imported."""
     given = dict(options or {}) | ({} if s is None else {"s": s})
     factory = load_objective(name)

@@ -33,11 +33,13 @@ def prompt_table(
     with_view: bool = True,
     source: str | None = None,
     without: Mapping[str, Collection[str]] | None = None,
+    adapter: str | None = None,
 ) -> dict[str, Sequence[str]]:
     """The texts that a run may ask with, one per view.
 
-    prompt (by view, `without` some words), plain (no view), null (the negative prompt), empty, and source where there is one:
-    what the images show now.
+    prompt (by view, `without` some words), plain (no view), null (the negative prompt) and empty; and where there is one, source
+    (what the images show now) and adapter (what an adapter is asked with).
     """
-    texts = {"plain": prompt, "null": negative_prompt, "empty": ""} | ({} if source is None else {"source": source})
+    texts = {"plain": prompt, "null": negative_prompt, "empty": "", "source": source, "adapter": adapter}
+    texts = {name: text for name, text in texts.items() if text is not None}
     return {"prompt": view_prompts(prompt, with_view, without)} | {name: [text] * len(VIEWS) for name, text in texts.items()}

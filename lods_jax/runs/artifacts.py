@@ -55,10 +55,21 @@ def viewer(config: Config, size: int) -> Viewer:
     return see
 
 
-def circle(orbit: Orbit, n: int, elevation: float = 20.0) -> Camera:
-    """n cameras around the object for people, as far away as training ever was: nothing is cut off. Elevation in degrees."""
+def circle(orbit: Orbit, n: int, elevation: float = 20.0, radius: float | None = None, fov_y: float | None = None) -> Camera:
+    """n cameras around the object for people, in degrees; as far away as training ever was, so that nothing is cut off.
+
+    Args:
+      radius: the distance instead. fov_y: instead of the middle of training's.
+    """
     farthest = {name: (limits[1],) * 2 for name in ("radius", "extent") if (limits := getattr(orbit, name))}
-    return turntable(n, elevation, orbit._replace(**farthest))
+    chosen = {} if radius is None else {"radius": (radius, radius), "extent": None}
+    chosen |= {} if fov_y is None else {"fov_y": (fov_y, fov_y)}
+    return turntable(n, elevation, orbit._replace(**farthest | chosen))
+
+
+def output_views(config: Config, orbit: Orbit, n: int) -> Camera:
+    """n cameras around the object, as a configuration asks for them."""
+    return circle(orbit, n, config.output.elevation, config.output.radius, config.output.fov_y)
 
 
 def look(config: Config, state: TrainState, see: Viewer, camera: Camera) -> UInt8[np.ndarray, "n h w 3"]:
@@ -79,14 +90,14 @@ def export(config: Config, parts: Parts, folder: Path, state: TrainState) -> str
 
 def write_preview(config: Config, parts: Parts, folder: Path, done: int, state: TrainState, see: Viewer) -> Path:
     """Four sides in a row, as previews/<step>.png; and the scene as it is, for `lods view` and for whoever survives a crash."""
-    images = look(config, state, see, circle(parts.orbit, 4))
+    images = look(config, state, see, output_views(config, parts.orbit, 4))
     export(config, parts, folder, state)
     return write_png(folder / "previews" / f"{done:06d}.png", grid(images, 4))
 
 
 def write_results(config: Config, parts: Parts, folder: Path, state: TrainState, see: Viewer, say: Callable) -> None:
     """video.mp4 (a turntable), eight stills, one by one and in one picture, the scene in its own format, and what was learned."""
-    stills = look(config, state, see, circle(parts.orbit, 8))
+    stills = look(config, state, see, output_views(config, parts.orbit, 8))
     write_png(folder / "stills.png", grid(stills, 4))
     for i, image in enumerate(stills):
         write_png(folder / "stills" / f"{i * 45:03d}.png", image)
@@ -94,7 +105,7 @@ def write_results(config: Config, parts: Parts, folder: Path, state: TrainState,
     if written := write_learned(parts, folder, state.psi):
         say("", f"{' and '.join(written)}: what the prior learned")
     try:
-        frames = look(config, state, see, circle(parts.orbit, config.output.frames))
+        frames = look(config, state, see, output_views(config, parts.orbit, config.output.frames))
         write_video(folder / "video.mp4", frames, float(config.output.fps))
     except RuntimeError as error:  # no ffmpeg that works: everything else is there
         say("", f"no video: {error}")

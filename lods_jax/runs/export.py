@@ -16,7 +16,7 @@ from lods_jax.core.cameras import Orbit
 from lods_jax.core.errors import UserError
 from lods_jax.core.types import Camera, Render, TrainState
 from lods_jax.core.videos import write_video
-from lods_jax.runs.artifacts import circle, viewer
+from lods_jax.runs.artifacts import circle, output_views, viewer
 from lods_jax.runs.restore import restore_scene
 from lods_jax.runs.run_directory import Run
 from lods_jax.scenes.density_field import Surface, grid
@@ -54,7 +54,7 @@ def export(run: Run, to: str, out: Path | None, faces: int, texture: int, partic
         return kind.export(out, theta, aux)
     if to == "mp4":
         see = partial(viewer(run.config, run.config.output.size), theta, aux)
-        return write_videos(see, orbit, out, run.config.output.frames, float(run.config.output.fps))
+        return write_videos(see, output_views(run.config, orbit, run.config.output.frames), out, float(run.config.output.fps))
     see = partial(viewer(run.config, SIZE), theta, aux)
     return write_mesh(kind.surface(theta, aux), see, orbit, out / f"mesh.{to}", faces, texture)
 
@@ -107,9 +107,8 @@ def silhouettes(mesh: Mesh, camera: Camera) -> Bool[np.ndarray, "n size size"]:
 
 
 # --- videos -----------------------------------------------------------------------------------------------------------------
-def write_videos(see: See, orbit: Orbit, folder: Path, frames: int, fps: float) -> str:
+def write_videos(see: See, camera: Camera, folder: Path, fps: float) -> str:
     """video.mp4, depth.mp4 (near is bright) and normal.mp4 (camera frame: x right red, y up green, towards us blue)."""
-    camera = circle(orbit, frames)
     render = see(camera)
     solid = render.opacity > 0.5
     near, far = np.quantile(render.depth[solid], [0.005, 0.995]) if solid.any() else (0.0, 1.0)
@@ -121,7 +120,7 @@ def write_videos(see: See, orbit: Orbit, folder: Path, frames: int, fps: float) 
     }
     for name, film in films.items():
         write_video(folder / f"{name}.mp4", film, fps)
-    return f"{', '.join(str(folder / f'{name}.mp4') for name in films)}: {frames} frames"
+    return f"{', '.join(str(folder / f'{name}.mp4') for name in films)}: {len(render.rgb)} frames"
 
 
 def normals_of(render: Render, camera: Camera) -> Float[np.ndarray, "n h w 3"]:

@@ -65,24 +65,29 @@ def gaussians(
     size: float = 0.035,
     opacity: float = 0.1,
     degree: int = 0,
+    statistic: str = "mean-of-norms",
     background: Callable[[Key[Array, ""]], Float[Array, "3"]] = white_or_grey,
 ) -> Scene:
     """The scene for renders of height x width pixels.
 
     theta: means [n 3] world units, quats [n 4] wxyz, log_scales [n 3], opacity_logits [n], sh [n k 3].
     aux: alive [n] bool; for refinement, over the views in which a Gaussian was seen: grad [n] sum of the lengths of its
-    screen-space gradient in normalised device units (the image is 2 wide), seen [n] number of views, radius [n] the largest
-    on screen in pixels; total: the most tile intersections that a view had.
+    screen-space gradient in normalised device units (the image is 2 wide), seen [n] how many lengths that are, radius [n] the
+    largest on screen in pixels; total: the most tile intersections that a view had.
 
     Args:
       intersections: room for pairs of Gaussian and tile per view; the farthest are dropped beyond it (see aux["total"]).
       capacity, count: slots, and how many of them are alive at first. points: (key, count) -> {leaf of theta: first rows},
         `ball`, `shell` or what `from_points` gave; what it leaves out is round, grey, and as the next two say.
       size: first standard deviation, world units. opacity: the first one. degree: 0 to 3, of the view-dependent colour.
+      statistic: the lengths that are summed up. "mean-of-norms": of a view's own gradient. "norm-of-sum": one for a step, of the
+        gradient of the mean over its views, in which views that pull in opposite directions cancel.
       background: key -> rgb, drawn anew for every view.
     """
     if not 1 <= count <= capacity:
         raise ValueError(f"count must be in 1..capacity, got {count} of {capacity}")
+    if statistic not in ("mean-of-norms", "norm-of-sum"):
+        raise ValueError(f"statistic must be mean-of-norms or norm-of-sum, got {statistic}")
     if not 0 <= degree <= 3:
         raise ValueError(f"degree must be in 0..3, got {degree}")
     if not (0 < opacity < 1 and size > 0):
@@ -126,7 +131,11 @@ def gaussians(
         # The gradient is of the mean over views: b times it is the view's own. Pixels -> normalised device units: half the width.
         b, seen = len(g_probe["means2d"]), rendered.extras["radii"] > 0
         half = jnp.array([width / 2, height / 2])
-        grad = jnp.linalg.norm(b * g_probe["means2d"] * half[None, None], axis=-1)
+        if statistic == "mean-of-norms":
+            grad = jnp.linalg.norm(b * g_probe["means2d"] * half[None, None], axis=-1)
+        else:
+            grad = jnp.linalg.norm(jnp.sum(g_probe["means2d"], 0) * half[None], axis=-1)[None]
+            seen = jnp.any(seen, 0, keepdims=True)
         return aux | {
             "grad": aux["grad"] + jnp.sum(jnp.where(seen, grad, 0.0), 0),
             "seen": aux["seen"] + jnp.sum(seen, 0),

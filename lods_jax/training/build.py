@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from lods_jax.config import Config
+from lods_jax.config import Config, OptimizerConfig, ever_on
 from lods_jax.core.cameras import Orbit, sample_orbit
 from lods_jax.core.errors import UserError
 from lods_jax.core.paths import TABLETOP
@@ -103,18 +103,26 @@ def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
     representation.scene(config, representation.plan(config, config.resolution, None))
     source = config.source_prompt or None
     without = {word: views.replace(",", " ").split() for word, views in config.debias.items()}
-    table = prompts.prompt_table(config.prompt, config.negative_prompt, names_views(config), source, without)
+    table = prompts.prompt_table(
+        config.prompt, config.negative_prompt, names_views(config), source, without, config.objective.adapter_text
+    )
     check_queries(config, objective, table)
     return objective, table
 
 
 def objective_of(config: Config) -> Objective:
-    return make_objective(config.objective.name, config.objective.s, config.objective.options)
+    o = config.objective
+    return make_objective(o.name, o.s, o.options | ({} if o.adapter_text is None else {"adapter_text": "adapter"}))
 
 
 def first_psi(config: Config, prior: Prior, objective: Objective, weights: Any, tokens: Array) -> Any:
     """What is learned of the prior, before the first step."""
     return prior.init_psi(weights, jax.random.fold_in(jax.random.key(config.seed), 1), tokens, objective.fitted)
+
+
+def psi_optimizer(o: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam for the learnable part of the prior."""
+    return optax.adam(o.psi_lr, o.b1, o.b2 if o.psi_b2 is None else o.psi_b2, o.eps)
 
 
 def assemble(
@@ -131,11 +139,11 @@ def assemble(
         by_azimuth if config.perp_neg else by_view,
         psi,
         tx_theta=representation.tx(config),
-        tx_psi=optax.adam(config.optimizer.psi_lr, config.optimizer.b1, config.optimizer.b2, config.optimizer.eps),
+        tx_psi=psi_optimizer(config.optimizer),
         cameras=lambda keys, views: sample_orbit(keys, views, config.batch, orbit),
         orbit=orbit,
         window=window(config, config.timesteps),
-        penalty=weighted({k: partial(phase, config, v) for k, v in vars(config.penalty).items() if any(v)}),
+        penalty=weighted({k: partial(phase, config, v) for k, v in vars(config.penalty).items() if ever_on(v)}),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key
 
-from lods_jax.config import Config
+from lods_jax.config import Config, ever_on
 from lods_jax.core.errors import UserError
 from lods_jax.core.types import Scene, TrainState
 from lods_jax.scenes import density_field
@@ -70,6 +70,7 @@ def particles(config: Config, tree: Any) -> list[Any]:
 
 BACKGROUNDS = {
     "white-or-grey": gs.white_or_grey,
+    "random": lambda key: jax.random.uniform(key, (3,)),
     "white": lambda key: jnp.ones(3),
     "black": lambda key: jnp.zeros(3),
 }
@@ -91,6 +92,7 @@ def gaussian_scene(config: Config, static: Static, background: str | None = None
         size=g.size,
         opacity=g.opacity,
         degree=g.degree,
+        statistic=g.refine.statistic,
         background=BACKGROUNDS[background or g.background],
     )
 
@@ -107,13 +109,17 @@ def first_points(config: Config) -> Callable[[Key[Array, ""], int], gs.Start]:
 
 
 def gaussian_optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam with one learning rate per parameter, all of them falling alike."""
-    rates, o = vars(config.gaussians.lr), config.optimizer
-    return optax.chain(
+    """Adam with one learning rate per parameter, all of them falling alike, and those of means by `means_decay` beside."""
+    rates, o, means_decay = vars(config.gaussians.lr), config.optimizer, config.gaussians.means_decay
+    falling = lambda share: optax.scale_by_schedule(optax.exponential_decay(1.0, config.steps, share))  # noqa: E731
+    chain = [
         optax.scale_by_adam(o.b1, o.b2, o.eps),
-        optax.scale_by_schedule(optax.exponential_decay(1.0, config.steps, o.decay)),
+        falling(o.decay),
         optax.stateless(lambda updates, _: {name: -rates[name] * update for name, update in updates.items()}),
-    )
+    ]
+    if means_decay < 1:  # checkpoints of runs without it hold no such counter
+        chain.append(optax.masked(falling(means_decay), {name: name == "means" for name in rates}))
+    return optax.chain(*chain)
 
 
 def gaussian_plan(config: Config, resolution: int, aux: Any) -> Static:
@@ -157,6 +163,7 @@ def gaussian_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
 FIELDS = {"tiny": radiance.TINY, "official": radiance.OFFICIAL}
 NORMAL_EPS = 0.01  # world units
 WALL = 10.0  # density that viewers take for solid, per world unit
+BESIDE_LEARNED = {"learned": "white-or-grey", "learned-or-random": "random"}  # what views without the learned background show
 MASS = 0.05  # a cell that stops less light is empty to a count
 BUCKETS = 6  # rooms for samples: all, a half, a quarter, ...
 
@@ -170,9 +177,9 @@ def nerf_scene(config: Config, static: Static, eye: bool = False) -> Scene:
         field=FIELDS[n.size],
         samples=n.samples,
         stratified=not eye,
-        normal_eps=NORMAL_EPS if any(config.penalty.orientation) and not eye else None,
-        environment=behind == "learned",
-        background=BACKGROUNDS["white-or-grey" if behind == "learned" else behind],
+        normal_eps=NORMAL_EPS if ever_on(config.penalty.orientation) and not eye else None,
+        environment=behind in BESIDE_LEARNED,
+        background=BACKGROUNDS[BESIDE_LEARNED.get(behind, behind)],
     )
 
 

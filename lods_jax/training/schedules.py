@@ -1,17 +1,22 @@
-"""Settings that change at the switch of a run: pairs of values, the first before it, the second from there on."""
+"""Settings that change in a run: pairs of values, the first before the run's switch, or milestones with a value each."""
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lods_jax.config import Config, PoseConfig, TimestepConfig
+from lods_jax.config import Config, PoseConfig, Schedule, TimestepConfig, has_milestones, milestone_step
 from lods_jax.core.noise_schedule import T
 
 
-def phase(config: Config, pair: tuple, step: Array | int) -> Array:
-    """The value of a pair at a step."""
-    return jnp.where(step < config.switch * config.steps, *pair)
+def phase(config: Config, schedule: Schedule | tuple[int, int], step: Array | int) -> Array:
+    """The value of a pair or of milestones at a step."""
+    if not has_milestones(schedule):
+        return jnp.where(step < config.switch * config.steps, *schedule)
+    value = jnp.asarray(schedule[0][1])
+    for at, later in schedule[1:]:
+        value = jnp.where(step < milestone_step(at, config.steps), value, later)
+    return value
 
 
 def window(config: Config, limits: TimestepConfig | PoseConfig) -> Callable[[Array], tuple[Array, Array]]:

@@ -1,6 +1,8 @@
 import pytest
 
 from lods_jax.core.cameras import VIEWS
+from lods_jax.core.errors import UserError
+from lods_jax.distillation.objectives import make_objective
 from lods_jax.distillation.prompts import prompt_table
 
 
@@ -34,3 +36,12 @@ def test_a_word_is_left_out_of_the_views_that_it_contradicts():
 def test_words_that_cannot_be_left_out_are_named(without, says):
     with pytest.raises(ValueError, match=says):
         prompt_table("a smiling robot", without=without)
+
+
+def test_the_adapter_has_a_text_of_its_own():
+    assert prompt_table("a mug", "blurry", adapter="<new1>")["adapter"] == ["<new1>"] * 4
+    assert "adapter" not in prompt_table("a mug", "blurry")
+    asked = make_objective("lods-lora", options={"adapter_text": "adapter"})
+    assert asked.queries[asked.fit].text == "adapter"
+    with pytest.raises(UserError, match="sds takes no adapter_text"):
+        make_objective("sds", options={"adapter_text": "adapter"})

@@ -48,9 +48,33 @@ def test_statistics_of_two_views_add_up():
     assert int(aux["total"]) == int(rendered.extras["total"].max())
 
 
+def test_views_that_pull_in_opposite_directions_cancel_in_the_norm_of_the_sum():
+    """One length for a step, of the gradient of the mean over its views: 3 pixels times 8, halved. The other statistic sees 3 and
+    3."""
+    scene = gaussians(height=16, width=16, intersections=1024, capacity=64, count=48, statistic="norm-of-sum")
+    rendered = render(THETA, AUX)
+    seen = np.asarray(rendered.extras["radii"] > 0)
+    both = seen.all(0)
+    assert both.any()
+    assert not seen.any(0).all()
+    pull = jnp.stack([jnp.full((64, 2), 3.0), jnp.full((64, 2), -3.0)]) / 2
+    opposed = scene.observe(AUX, {"means2d": pull}, rendered)
+    np.testing.assert_allclose(opposed["grad"], 0, atol=1e-6)
+    np.testing.assert_array_equal(opposed["seen"], seen.any(0))
+    one_sided = scene.observe(AUX, {"means2d": pull.at[1].set(0.0)}, rendered)
+    np.testing.assert_allclose(one_sided["grad"], seen.any(0) * 3 / 2 * 8 * 2**0.5, rtol=1e-6)
+    assert float(SCENE.observe(AUX, {"means2d": pull}, rendered)["grad"][both].min()) > 0
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"count": 65}, "count"), ({"degree": 4}, "degree"), ({"opacity": 1.0}, "opacity"), ({"size": 0.0}, "size")],
+    [
+        ({"count": 65}, "count"),
+        ({"degree": 4}, "degree"),
+        ({"opacity": 1.0}, "opacity"),
+        ({"size": 0.0}, "size"),
+        ({"statistic": "mean"}, "statistic"),
+    ],
 )
 def test_impossible_scenes_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
