@@ -26,8 +26,9 @@ import numpy as np
 from lods_jax import config as configs
 from lods_jax.config import Config, ObjectiveConfig
 from lods_jax.core.cameras import TABLETOP, orbit_camera, sample_orbit
+from lods_jax.core.cutouts import unmultiplied
 from lods_jax.core.files import replacing
-from lods_jax.core.images import grid, read_rgba, unmultiplied, write_png
+from lods_jax.core.images import grid, read_rgba, write_png
 from lods_jax.core.types import Camera
 from lods_jax.runs import run
 from lods_jax.runs.evaluate import cell, shared_viewer

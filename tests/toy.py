@@ -20,7 +20,7 @@ TINY = [
 def final(folder, step=8):
     config = load(folder / "config.yaml")
     parts = build(config, folder)
-    state, _ = checkpoint.restore(folder / "checkpoints", jax.eval_shape(lambda: loop.first_state(config, parts)))
+    state, _ = checkpoint.restore(folder / "checkpoints", loop.state_shapes(config, parts))
     assert int(state.step) == step
     return state
 

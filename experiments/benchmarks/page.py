@@ -16,7 +16,8 @@ import numpy as np
 from lods_jax.config import Config, dump
 from lods_jax.runs.page import write_page
 from lods_jax.runs.run_directory import read_run
-from lods_jax.scenes.ply import Y00, write_splat
+from lods_jax.scenes.ply import write_splat
+from lods_jax.scenes.spherical_harmonics import Y00
 from lods_jax.tabletop.metrics import surface_points
 from tests.runs.browser import Browser
 

@@ -75,6 +75,8 @@ def image_to_3d(args: flags.ImageTo3D) -> int:
         return 0
     words = [said, f"camera at azimuth {p.azimuth:g}, elevation {p.elevation:g}", f"prompt {config.prompt!r}"]
     run.say("picture", ", ".join(word for word in words if word))
+    for note in image_to_3d.notes_on_picture(config):
+        run.say("picture", note)
     if args.dry_run:
         found = cost.estimate(config, build.build(config))
         print(cost.describe(found))

@@ -200,9 +200,12 @@ class GaussianConfig:
     count: int = bounded(2048, 1, 2**20)
     """How many of the slots are alive at first."""
     init: str = "ball"
-    """`ball`, `shell`, or a PLY file: Gaussian splats or a point cloud."""
+    """`ball`, `shell`, or a file: Gaussian splats (PLY, SuperSplat's compressed PLY, .splat) or a point cloud (PLY)."""
+    fit: Literal["auto", "always", "never"] = "auto"
+    """Whether the points of a file are centred, and scaled until nearly all lie within `radius`. auto: where fewer than three
+    quarters of them lie where cameras look, or where they are a speck."""
     radius: float = bounded(0.5, 1e-3, 1e3)
-    """Of the ball or the shell."""
+    """Of the ball, the shell or the fitted points."""
     size: float = bounded(0.035, 1e-6, 1e3)
     opacity: float = bounded(0.1, 1e-6, 1 - 1e-6)
     degree: int = bounded(0, 0, 3)

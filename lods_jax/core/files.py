@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from lods_jax.core.errors import UserError
 
@@ -133,3 +134,17 @@ def point(link: Path, at: Path) -> None:
         partial.replace(link)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Opens a file to read its bytes, and nothing else: a pipe would keep its reader waiting, and a device may never end.
+
+    Raises:
+      ValueError: in one line, for what is no file or cannot be opened.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError(f"{path} is no file")
+        return open(path, "rb")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None

@@ -1,18 +1,21 @@
-"""Image files, cut-outs and image grids."""
+"""Image files, read and written, and image grids."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
-from lods_jax.core.files import replacing
+from lods_jax.core.files import open_regular, replacing
 
-MOST_PIXELS = 64_000_000  # of a file that is read
-MOST_EDGE = 2048  # of what is kept of it
-SEEN = 0.1  # alpha from which a pixel belongs to the object
-PLAIN = 0.06  # deviation of the colours along the border of a plain background
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")  # Pillow knows others, some of which start programs
+MAX_PIXELS = 64_000_000  # of a file that is read
+MAX_BYTES = 192 << 20  # of its pixels, decoded
+MAX_EDGE = 2048  # of what is kept of it
+BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # of a pixel in Pillow's memory; 4 of other modes
+WHITES = (255, 65_535, 4_294_967_295)
 
 
 def to_uint8(rgb: np.ndarray) -> np.ndarray:
@@ -39,67 +42,120 @@ def write_png(path: str | Path, rgb: np.ndarray, scale: int = 1) -> Path:
     return Path(path)
 
 
+def write_tiff(path: str | Path, values: Float[np.ndarray, "h w"]) -> Path:
+    """Writes numbers of any range as a TIFF of floats, to the bit. A kill never leaves half a file."""
+    with replacing(path) as partial:
+        Image.fromarray(values.astype(np.float32)).save(partial, "TIFF")
+    return Path(path)
+
+
 def read_rgba(path: str | Path) -> Float[np.ndarray, "h w 4"]:
-    """An image file in [0, 1], upright, opaque where it has no alpha, at most MOST_EDGE wide; of an animation the first frame.
+    """Reads an image file, of an animation the first frame.
 
-    Raises ValueError, in one line, for what is no image, and for one of more than MOST_PIXELS, before its pixels are read.
+    Args:
+      path: a file of one of `FORMATS`, whatever its suffix is.
+
+    Returns:
+      RGBA in [0, 1], upright, opaque where it has no alpha, at most `MAX_EDGE` wide. Greys that are no bytes are divided by
+      `white_level`; where they are not finite, the image is transparent.
+
+    Raises:
+      ValueError: in one line, for what is no image, and for one that is too large, before its pixels are read.
     """
+    image = load_small(path)
+    if image.mode == "RGBA":
+        rgba = np.array(image, np.float32)
+        rgba /= 255
+        return rgba
+    grey = np.asarray(image, np.float32)
+    finite = np.isfinite(grey)
+    grey = np.clip(np.where(finite, grey, 0) / white_level(grey, image.info["whole"]), 0, 1).astype(np.float32)
+    return np.stack([grey, grey, grey, finite], -1).astype(np.float32)
+
+
+def read_depth(path: str | Path) -> Float[np.ndarray, "h w"]:
+    """Reads one number for each pixel, in the units of the file.
+
+    Args:
+      path: a grey image file: bytes, integers of 16 or 32 bits (millimetres, say) or floats (metres).
+
+    Returns:
+      The numbers, upright, at most `MAX_EDGE` wide. What is not finite is as its nearest neighbour.
+
+    Raises:
+      ValueError: in one line, for a coloured image, for one without a finite number, and as `read_rgba` does.
+    """
+    image = load_small(path)
+    depth = np.asarray(image, np.float32)
+    if image.mode == "RGBA":
+        if np.ptp(depth[..., :3], -1).max() > 3:  # what JPEG makes of grey is not quite grey
+            raise ValueError(f"{path} is coloured: depths must be a grey image, of floats or integers at best")
+        depth = depth[..., 0]
+    finite = np.isfinite(depth)
+    if not finite.any():
+        raise ValueError(f"{path} holds no finite depth")
+    return depth[tuple(ndimage.distance_transform_edt(~finite, return_distances=False, return_indices=True))]
+
+
+def white_level(values: np.ndarray, whole: bool) -> int:
+    """What stands for white where a file does not say: the smallest of 1, 255, 65,535 and 2^32 - 1 that holds all values.
+
+    Args:
+      values: of colours; what is not finite or beyond the last does not count.
+      whole: whether they are whole numbers, of which 1 is never white. Others may pass 1 a little, up to 2.
+    """
+    top = np.max(values, initial=0, where=values <= WHITES[-1])
+    return 1 if not whole and top <= 2 else next(white for white in WHITES if top <= white)
+
+
+def load_small(path: str | Path) -> Image.Image:
+    """The first frame of an image file, upright, in mode RGBA, or F of greys that are no bytes; info["whole"]: of whole numbers.
+
+    Reduced to `MAX_EDGE` in strips, so that the memory it takes is that of the pixels as they are stored, and not of RGBA.
+    """
+    with open_regular(path) as stream, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow's own bound, which is larger than ours
+        try:
+            with Image.open(stream, formats=FORMATS) as file:
+                check_size(file)
+                mode = "F" if file.mode.startswith(("F", "I")) else "RGBA"
+                small = reduced(file, mode, -(-max(file.size) // MAX_EDGE))
+                small.info = {"exif": orientation(file).tobytes(), "whole": file.mode[0] == "I"}
+                return ImageOps.exif_transpose(small)
+        except Exception as error:  # Pillow raises a dozen unrelated types for a damaged file
+            unknown = isinstance(error, UnidentifiedImageError)
+            reason = f"it is none of {', '.join(FORMATS)}" if unknown else " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"cannot read {path} as an image: {reason}") from None
+
+
+def check_size(file: ImageFile.ImageFile) -> None:
+    """Raises ValueError for more pixels than are read. A JPEG is told to decode itself at half, a quarter or an eighth."""
+    width, height = file.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
+    file.draft(None, (MAX_EDGE, MAX_EDGE))
+    copies = 2 if file.format in ("WEBP", "AVIF") else 1  # whose decoders keep one of their own
+    if (size := copies * file.width * file.height * BYTES.get(file.mode, 4)) > MAX_BYTES:
+        raise ValueError(f"{width} x {height} pixels take {size >> 20} MiB, more than {MAX_BYTES >> 20}: make it smaller")
+
+
+def reduced(file: Image.Image, mode: str, factor: int) -> Image.Image:
+    """The image in another mode, each pixel the mean of factor x factor."""
+    if factor == 1:
+        return file.convert(mode)
+    small = Image.new(mode, (-(-file.width // factor), -(-file.height // factor)))
+    rows = factor * max(1, 256 // factor)
+    for top in range(0, file.height, rows):
+        strip = file.crop((0, top, file.width, min(top + rows, file.height))).convert(mode)
+        small.paste(strip.reduce(factor), (0, top // factor))
+    return small
+
+
+def orientation(file: Image.Image) -> Image.Exif:
+    """Of all that a camera notes, which way is up."""
+    exif = Image.Exif()
     try:
-        with Image.open(path) as file:
-            width, height = file.size
-            if width * height > MOST_PIXELS:
-                raise ValueError(f"{width} x {height} pixels are more than {MOST_PIXELS:,}")
-            image = ImageOps.exif_transpose(file)
-            sixteen = image.mode.startswith("I")
-            image = image.convert("F" if sixteen else "RGBA")
-            image.thumbnail((MOST_EDGE, MOST_EDGE))
-            pixels = np.asarray(image, np.float32)
-    except Exception as error:  # Pillow raises a dozen unrelated types for a damaged file
-        raise ValueError(f"cannot read {path} as an image: {' '.join(str(error).split())}") from None
-    if sixteen:  # grey of 16 bits, as depths are
-        return np.concatenate([np.repeat(pixels[..., None] / 65535, 3, -1), np.ones((*pixels.shape, 1), np.float32)], -1)
-    return pixels / 255
-
-
-def cut_out(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
-    """The image with an alpha: its own, or 0 where a plain background reaches in from the border.
-
-    Raises ValueError for a background that is not plain, and where nothing is left of the object.
-    """
-    if min(rgba.shape[:2]) < 8:
-        raise ValueError(f"a picture must have at least 8 x 8 pixels, got {rgba.shape[1]} x {rgba.shape[0]}")
-    if rgba[..., 3].min() > 0.98:
-        border = np.concatenate([rgba[0], rgba[-1], rgba[:, 0], rgba[:, -1]])[:, :3]
-        color = np.median(border, 0)
-        if np.sqrt(np.mean(np.min([np.sum((border - color) ** 2, -1), np.full(len(border), 0.25)], 0))) > PLAIN:
-            raise ValueError("the picture has neither an alpha nor a plain background: cut the object out and save it as RGBA")
-        near = np.sqrt(np.sum((rgba[..., :3] - color) ** 2, -1)) < 1.5 * PLAIN
-        labels, _ = ndimage.label(near)
-        outside = np.isin(labels, np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))) & near
-        rgba = np.concatenate([rgba[..., :3], 1.0 - outside[..., None].astype(np.float32)], -1)
-    if np.mean(rgba[..., 3] > SEEN) < 1e-3:
-        raise ValueError("the picture shows nothing: all of it is transparent, or of the colour of its background")
-    return rgba
-
-
-def framed(rgba: Float[np.ndarray, "h w 4"], size: int, share: float | None = None) -> Float[np.ndarray, "size size 4"]:
-    """A square of the image, size pixels wide: its centre, or the object in the middle at `share` of the edge."""
-    h, w = rgba.shape[:2]
-    top, left, edge = (h - min(h, w)) / 2, (w - min(h, w)) / 2, float(min(h, w))
-    if share is not None:
-        rows, columns = (np.flatnonzero(np.any(rgba[..., 3] > SEEN, axis)) for axis in (1, 0))
-        edge = (max(np.ptp(rows), np.ptp(columns)) + 1) / share
-        top, left = (rows[0] + rows[-1] + 1 - edge) / 2, (columns[0] + columns[-1] + 1 - edge) / 2
-    # Whole pixels around the square, transparent beyond the image: a resize reads no further.
-    (first, last), (begin, end) = ((int(np.floor(x)), int(np.ceil(x + edge))) for x in (top, left))
-    flat = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1)[max(first, 0) : last, max(begin, 0) : end]
-    flat = np.pad(flat, ((max(-first, 0), max(last - h, 0)), (max(-begin, 0), max(end - w, 0)), (0, 0)))
-    box = (left - begin, top - first, left - begin + edge, top - first + edge)
-    shrink = Image.Resampling.BOX if edge > size else Image.Resampling.BILINEAR
-    planes = [np.asarray(Image.fromarray(plane).resize((size, size), shrink, box)) for plane in np.moveaxis(flat, -1, 0)]
-    return unmultiplied(np.clip(np.stack(planes, -1), 0, 1))
-
-
-def unmultiplied(flat: Float[np.ndarray, "*b 4"]) -> Float[np.ndarray, "*b 4"]:
-    """RGBA whose colours carry no alpha, of one whose colours do; black where it is transparent."""
-    return np.concatenate([flat[..., :3] / np.maximum(flat[..., 3:], 1e-6), flat[..., 3:]], -1).clip(0, 1)
+        exif[ExifTags.Base.Orientation] = file.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged notes spoil no picture
+        exif.clear()
+    return exif

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from PIL import Image, ImageOps
 
+from lods_jax.core.images import read_rgba, to_uint8
 from lods_jax.core.noise_schedule import signal_and_noise, x0_to_eps
 from lods_jax.core.types import Cond, Prior
 from lods_jax.priors.gaussian import adapter_shift, init_psi
@@ -243,10 +244,6 @@ def from_folder(
 
 def read_image(path: Path, size: int) -> Float[np.ndarray, "h w 3"]:
     """The centre square of an image file at size x size, in [0, 1], on white where it is transparent."""
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGBA")
-    except Exception as error:  # Pillow raises a dozen unrelated types for a damaged file
-        raise ValueError(f"cannot read {path} as an image: {error}") from error
+    image = Image.fromarray(to_uint8(read_rgba(path)))
     on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return np.asarray(ImageOps.fit(on_white, (size, size), Image.Resampling.BILINEAR), np.float32) / 255

@@ -36,6 +36,8 @@ from lods_jax.training.scene_setups import SCENES, particles
 
 COARSE, FINE = 64, 128  # grid points an edge: to choose a level on, and of the mesh
 SIZE = 96  # pixels of a silhouette
+SEEN = 1e-3  # of the pixels at least are solid where there is a mesh to be made
+AGREE = 0.25  # IoU of its silhouettes with them at least
 LEVELS = np.geomspace(0.02, 0.6, 10)  # of the highest density, but for a thousandth of the space
 See = Callable[[Camera], Render]  # n cameras -> renders on white, as NumPy arrays
 
@@ -77,10 +79,14 @@ def write_mesh(surface: Surface, see: See, orbit: Orbit, path: Path, faces: int 
     """
     camera = jax.tree.map(lambda *x: jnp.concatenate(x), *(circle(orbit, 8, elevation) for elevation in (0.0, 40.0)))
     seen = see(camera).opacity[..., 0] > 0.5
+    if np.mean(seen) < SEEN:
+        raise UserError("there is nothing solid in view to make a mesh of: the scene is almost empty, or lies elsewhere")
     level = best_level(surface, camera, seen)
     mesh = marching_cubes(grid(surface, FINE), surface.bound, level)
     mesh = simplify(without_crumbs(mesh), faces)
     agreement = iou(silhouettes(mesh, camera), seen)
+    if agreement < AGREE:
+        raise UserError(f"no mesh looks like this scene: silhouettes agree to an IoU of {agreement:.3f} at best")
     color = lambda x: surface.look_up(x)[:, 1:]  # noqa: E731
     if path.suffix == ".ply":
         write_mesh_ply(path, mesh._replace(colors=color(mesh.vertices)))

@@ -147,6 +147,8 @@ def stills(run: Run, prompt: str) -> str:
 
 def numbered(folder: Path) -> list[tuple[int, Path]]:
     """The pictures of a folder that have numbers as names, by number. A link may lead to a private file, and is none."""
+    if folder.is_symlink():
+        return []
     files = [file for file in folder.glob("*.png") if re.fullmatch("[0-9]{1,9}", file.stem) and is_regular(file)]
     return sorted((int(file.stem), file) for file in files)
 

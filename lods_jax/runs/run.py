@@ -30,8 +30,8 @@ from lods_jax.training import checkpoint, image_to_3d
 from lods_jax.training.build import Parts, build
 from lods_jax.training.compilation import compilations, compile_seconds
 from lods_jax.training.distributed import agreed, all_or_none, is_first
-from lods_jax.training.loop import Compile, Progress, compiled, first_state, mode_of, train
-from lods_jax.training.scene_setups import Static
+from lods_jax.training.loop import Compile, Progress, compiled, first_state, mode_of, state_shapes, train
+from lods_jax.training.scene_setups import Static, notes_on_start
 
 FIRST_PREVIEW = 10  # steps: something to look at within a minute
 GIVE_UP = 20  # updates in a row that were dropped
@@ -49,6 +49,7 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
             if is_first():
                 check_empty(folder)
             parts = build(check(config))  # before anything is written: most mistakes show here
+            notes = notes_on_start(config)
             mode_of(config)
             if is_first():
                 held.enter_context(locked(folder, empty=True))
@@ -56,6 +57,8 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
             with replacing(folder / "config.yaml") as file:
                 file.write_text(dump(config), encoding="utf-8")
             point_latest_at(folder)
+        for note in notes:
+            say("scene", note)
         return proceed(config, parts, folder, first_state(config, parts), None, compile)
 
 
@@ -84,7 +87,7 @@ def last_state(config: Config, parts: Parts, folder: Path, changed: bool) -> tup
     if not checkpoint.steps(folder / "checkpoints"):
         say("resume", f"{folder} has no checkpoint: from the beginning")
         return first_state(config, parts), None
-    like = jax.eval_shape(lambda: first_state(config, parts))
+    like = state_shapes(config, parts)
     state, meta = checkpoint.restore(folder / "checkpoints", like, tell=lambda line: say("resume", line))
     before = meta.get("config")  # which checkpoints did not always hold
     differ = differences(parse_yaml(before, "the checkpoint"), config) if before else []

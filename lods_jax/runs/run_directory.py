@@ -49,7 +49,7 @@ class Run(NamedTuple):
 
     def missing(self, *names: str) -> str:
         """One line on which of these files are not there; empty if all are."""
-        there = lambda path: is_regular(path) if path.suffix else path.is_dir()  # noqa: E731
+        there = lambda path: is_regular(path) if path.suffix else path.is_dir() and not path.is_symlink()  # noqa: E731
         absent = [name for name in names if not there(self.path / name)]
         return f"{self.path}: no {', '.join(absent)} ({self.end})" if absent else ""
 

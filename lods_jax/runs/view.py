@@ -11,7 +11,8 @@ from jaxtyping import Float
 from lods_jax.core.errors import UserError
 from lods_jax.runs.run_directory import read_run
 from lods_jax.scenes.gaussian_rasterizer_reference import covariance
-from lods_jax.scenes.ply import Y00, read_ply
+from lods_jax.scenes.ply import read_ply
+from lods_jax.scenes.spherical_harmonics import Y00
 
 HOST = "127.0.0.1"  # never to the network: whoever reaches the port sees the run
 EVERY = 1.0  # seconds between looks at the folder

@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from lods_jax.scenes.gaussians import Y00
 from lods_jax.scenes.nerf import Field
 from lods_jax.scenes.nerf import look_up as look_up_field
+from lods_jax.scenes.spherical_harmonics import Y00
 
 
 class Surface(NamedTuple):

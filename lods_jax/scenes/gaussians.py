@@ -8,44 +8,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key
-from scipy.spatial import cKDTree
 
 from lods_jax.core.types import Camera, Render, Scene
+from lods_jax.scenes.gaussian_init import Start, ball
 from lods_jax.scenes.gaussian_rasterizer import rasterize
-
-Y00 = 0.28209479177387814  # the constant spherical harmonic: rgb = 1/2 + Y00 sh_0
-Start = dict[str, Float[Array, "m ..."]]  # the first m Gaussians: means, and any other leaf of theta
-
-
-def ball(key: Key[Array, ""], count: int, radius: float = 0.5) -> Start:
-    """Points uniform in a ball around the origin."""
-    k_direction, k_radius = jax.random.split(key)
-    return {"means": jax.random.uniform(k_radius, (count, 1)) ** (1 / 3) * shell(k_direction, count, radius)["means"]}
-
-
-def shell(key: Key[Array, ""], count: int, radius: float = 0.5) -> Start:
-    """Points uniform on a sphere around the origin."""
-    direction = jax.random.normal(key, (count, 3))
-    return {"means": radius * direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)}
-
-
-def from_points(points: dict[str, Float[np.ndarray, "n ..."]], count: int, seed: int = 0) -> Start:
-    """The start from splats or from a point cloud: at most `count` of its rows, chosen at random.
-
-    `points` holds means, and what it has of quats, log_scales, opacity_logits and sh, or rgb in [0, 1]. Where it has no sizes, a
-    Gaussian is as large as the mean distance to its three nearest neighbours (Kerbl et al. 2023, section 5.1).
-    """
-    n = len(points["means"])
-    rows = np.sort(np.random.default_rng(seed).permutation(n)[:count])
-    start = {name: np.asarray(value)[rows] for name, value in points.items()}
-    if "rgb" in start:
-        start["sh"] = (start.pop("rgb")[:, None] - 0.5) / Y00
-    if "log_scales" not in start and len(rows) > 1:
-        distance, _ = cKDTree(start["means"]).query(start["means"], k=range(2, min(4, len(rows)) + 1))
-        start["log_scales"] = np.tile(np.log(np.maximum(distance.mean(1), 1e-7))[:, None], 3)
-    return {name: jnp.asarray(value, jnp.float32) for name, value in start.items()}
 
 
 def white_or_grey(key: Key[Array, ""]) -> Float[Array, "3"]:

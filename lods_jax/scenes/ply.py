@@ -1,41 +1,58 @@
-"""Gaussian splats as PLY files, in the layout that viewers read (Kerbl et al. 2023), and as the smaller .splat of web viewers.
+"""Gaussian splats as files: the PLY layout that viewers read (Kerbl et al. 2023), and the smaller .splat of web viewers.
 
 PLY: binary little endian, all float32: x y z nx ny nz f_dc_* f_rest_* opacity scale_* rot_*. Opacity is a logit, scales are
 logarithms, rot is wxyz, f_rest is channel-major. Viewers take y as down: our z-up world is written as (x, -z, y), so that it
 loads upright.
 """
 
+import math
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lods_jax.core.files import replacing
-from lods_jax.scenes.gaussians import Y00
+from lods_jax.core.images import white_level
+from lods_jax.scenes.ply_format import Table, read_ply_tables
+from lods_jax.scenes.spherical_harmonics import Y00, rotate_harmonics
+from lods_jax.scenes.splat_formats import PACKED, ROW, decompress, read_splat_columns
 
 # (x, -z, y): a rotation by 90 degrees about x.
 FLIP = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)
 HALF = np.sqrt(0.5).astype(np.float32)
-TYPES = {
-    **dict.fromkeys(("char", "int8"), "<i1"), **dict.fromkeys(("uchar", "uint8"), "<u1"),
-    **dict.fromkeys(("short", "int16"), "<i2"), **dict.fromkeys(("ushort", "uint16"), "<u2"),
-    **dict.fromkeys(("int", "int32"), "<i4"), **dict.fromkeys(("uint", "uint32"), "<u4"),
-    **dict.fromkeys(("float", "float32"), "<f4"), **dict.fromkeys(("double", "float64"), "<f8"),
-}  # fmt: skip
+MAX_LOGIT = 20.0  # of an opacity that is 1 to the last bit: finite, so that it can be trained
+MAX_VALUE = 1e9  # of a coordinate, a size or a coefficient that can still be rendered
+REST = (0, 9, 24, 45)  # numbers of f_rest_*: degrees 0 to 3
 Splats = dict[str, Float[np.ndarray, "..."]]
 
 
-def write_ply(path: str | Path, splats: Splats) -> int:
-    """Writes means, quats, log_scales, opacity_logits and sh of n Gaussians; returns how many rows were dropped as not finite.
+class Points(NamedTuple):
+    """What a scene can start from, as a file has it."""
 
-    Only degree 0 turns with the world exactly here: higher coefficients are written as they are, in the scene's own frame.
+    # means [n 3] float64, and of splats quats, log_scales, opacity_logits and sh, else rgb [n 3] in [0, 1]
+    columns: Splats
+    notes: list[str]  # what a person should know of how the file was read, a line each
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------------
+def write_ply(path: str | Path, splats: Splats) -> int:
+    """Writes n Gaussians, turned to y down: view-dependent colours too.
+
+    Args:
+      path: the file.
+      splats: means [n 3], quats [n 4] wxyz, log_scales [n 3], opacity_logits [n] and sh [n k 3].
+
+    Returns:
+      How many rows were dropped as not finite.
     """
     n = len(splats["means"])
     means, quats = splats["means"] @ FLIP.T, _turn(np.array([HALF, HALF, 0, 0]), splats["quats"])
-    k = splats["sh"].shape[1]
-    rest = splats["sh"][:, 1:].transpose(0, 2, 1).reshape(n, 3 * (k - 1))
+    sh = rotate_harmonics(splats["sh"], FLIP)
+    rest = sh[:, 1:].transpose(0, 2, 1).reshape(n, 3 * (sh.shape[1] - 1))
     opacity = splats["opacity_logits"][:, None]
-    table = np.concatenate([means, np.zeros((n, 3)), splats["sh"][:, 0], rest, opacity, splats["log_scales"], quats], 1)
+    table = np.concatenate([means, np.zeros((n, 3)), sh[:, 0], rest, opacity, splats["log_scales"], quats], 1)
     rows = np.ascontiguousarray(table[np.isfinite(table).all(1)], "<f4")
     names = [*"xyz", "nx", "ny", "nz", *(f"f_dc_{i}" for i in range(3)), *(f"f_rest_{i}" for i in range(rest.shape[1]))]
     names += ["opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
@@ -45,14 +62,18 @@ def write_ply(path: str | Path, splats: Splats) -> int:
     return n - len(rows)
 
 
-ROW = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("quat", "u1", 4)])  # of a .splat file, 32 bytes
-
-
 def write_splat(path: str | Path, splats: Splats) -> int:
-    """The same Gaussians as rows of 32 bytes in the same frame, without a header; returns how many were dropped as not finite.
+    """Writes the same Gaussians in the same frame as rows of 32 bytes, without a header.
 
     Standard deviations are linear, colour (of degree 0) and opacity are bytes, and so is the quaternion wxyz, as 128 + 128 q. The
     largest and most opaque come first: a viewer that has loaded half of the file shows the better half.
+
+    Args:
+      path: the file.
+      splats: as for `write_ply`.
+
+    Returns:
+      How many rows were dropped as not finite.
     """
     means, quats = splats["means"] @ FLIP.T, _turn(np.array([HALF, HALF, 0, 0]), splats["quats"])
     scales, opacity = np.exp(splats["log_scales"]), 1 / (1 + np.exp(-splats["opacity_logits"]))
@@ -69,78 +90,156 @@ def write_splat(path: str | Path, splats: Splats) -> int:
     return len(finite) - len(order)
 
 
+# --- reading ----------------------------------------------------------------------------------------------------------------
 def read_ply(path: str | Path) -> Splats:
-    """The inverse of `write_ply`; reads the splat files of other programs too, whatever the order of their properties."""
-    column = read_vertices(path)
-    count = len(column["x"])
+    """Reads Gaussian splats, the inverse of `write_ply`.
 
-    def take(*keys):
-        if missing := [key for key in keys if key not in column]:
-            raise ValueError(f"{path} has no property {missing[0]}: it is no file of Gaussian splats")
-        return np.stack([column[key].astype(np.float32) for key in keys], 1)
+    Args:
+      path: a splat PLY of this or another program, plain or compressed by SuperSplat, or a .splat file.
 
-    rest = sorted((key for key in column if key.startswith("f_rest_")), key=lambda key: int(key.rsplit("_", 1)[1]))
-    dc = take(*(f"f_dc_{i}" for i in range(3)))[:, None]
-    higher = take(*rest).reshape(count, 3, len(rest) // 3).transpose(0, 2, 1) if rest else np.zeros((count, 0, 3), np.float32)
-    return {
-        "means": take(*"xyz") @ FLIP,
-        "quats": _turn(np.array([HALF, -HALF, 0, 0]), take(*(f"rot_{i}" for i in range(4)))),
-        "log_scales": take(*(f"scale_{i}" for i in range(3))),
-        "opacity_logits": take("opacity")[:, 0],
-        "sh": np.concatenate([dc, higher], 1),
-    }
+    Returns:
+      means, quats, log_scales, opacity_logits and sh in our frame, float32. Rows that cannot be rendered are left out.
+
+    Raises:
+      ValueError: in one line, for what is no file of splats.
+    """
+    columns = read_points(path).columns
+    if "quats" not in columns:
+        raise ValueError(f"{path} has no property opacity, scale_0 or rot_0: it is no file of Gaussian splats")
+    return columns | {"means": columns["means"].astype(np.float32)}
 
 
-def read_points(path: str | Path) -> Splats:
-    """What a scene can start from: splats as `read_ply` has them, or a point cloud as means [n 3] and rgb [n 3] in [0, 1].
+def read_points(path: str | Path) -> Points:
+    """Reads what a scene can start from: Gaussian splats or a point cloud.
 
     A point cloud is taken as z-up, as Shap-E and scanners write it, and grey where it has no colour.
+
+    Args:
+      path: a PLY or a .splat file.
+
+    Returns:
+      The rows that can be rendered. Means are float64: map coordinates keep their decimals until they are centred.
+
+    Raises:
+      ValueError: in one line, for what cannot be read.
     """
-    column = read_vertices(path)
+    column = read_columns(path)
+    is_splat = "f_dc_0" in column or {"opacity", "scale_0", "rot_0"} <= column.keys()
+    try:
+        with np.errstate(all="ignore"):  # what overflows is not finite, and is left out
+            rows, notes = splat_rows(column) if is_splat else cloud_rows(column)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
+    good = renderable(rows)
+    if dropped := int((~good).sum()):
+        notes.append(f"{dropped:,} of {len(good):,} {'Gaussians' if is_splat else 'points'} cannot be rendered and are left out")
+    return Points({name: value[good] for name, value in rows.items()}, notes)
+
+
+def read_columns(path: str | Path) -> Table:
+    """The properties of the vertices of a PLY file, or what is the same of a packed one."""
+    if Path(path).suffix.lower() == ".splat":
+        return read_splat_columns(path)
+    tables = read_ply_tables(path, ("vertex", "chunk", "sh"))
+    if "vertex" not in tables:
+        raise ValueError(f"{path} holds no vertices: its header has no element vertex")
+    if not any(name in tables["vertex"] for name in PACKED):
+        return tables["vertex"]
+    try:
+        return decompress(tables)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
+
+
+def renderable(rows: Splats) -> Bool[np.ndarray, "n"]:
+    """Rows whose numbers are all finite, and no larger than float32 can square."""
+    flat = [value.reshape(len(value), math.prod(value.shape[1:])) for value in rows.values()]
+    bounds = [np.log(MAX_VALUE) if name == "log_scales" else MAX_VALUE for name in rows]
+    with np.errstate(invalid="ignore"):
+        return np.all([(np.abs(value) <= bound).all(1) for value, bound in zip(flat, bounds, strict=True)], 0)
+
+
+def take(column: Table, *names: str) -> Float[np.ndarray, "n k"]:
+    """Columns side by side, float64."""
+    if missing := [name for name in names if name not in column]:
+        raise ValueError(f"has no property {missing[0]}: it holds {'no points' if missing[0] in 'xyz' else 'no Gaussian splats'}")
+    return np.stack([column[name].astype(np.float64) for name in names], 1)
+
+
+def splat_rows(column: Table) -> tuple[Splats, list[str]]:
+    """Gaussians in our frame, means in float64, and what there is to say of them."""
+    means, logits, notes = take(column, *"xyz"), take(column, "opacity")[:, 0], []
+    flat = "scale_2" not in column  # 2DGS
+    log_scales = take(column, *(f"scale_{i}" for i in range(2 if flat else 3)))
+    if flat:
+        log_scales = np.concatenate([log_scales, log_scales.min(1, keepdims=True) - np.log(100)], 1)
+        notes.append("its Gaussians are flat (no scale_2): they are made a hundredth as thick as wide")
+    quats = take(column, *(f"rot_{i}" for i in range(4)))
+    largest = np.abs(quats).max(1, keepdims=True, initial=0)
+    quats = np.where(largest == 0, [1, 0, 0, 0], quats / np.where(largest == 0, 1, largest))  # so that squares stay finite
+    quats /= np.linalg.norm(quats, axis=1, keepdims=True)
+    if unturned := int((largest == 0).sum()):
+        notes.append(f"{unturned:,} Gaussians have the quaternion 0: they are not turned")
+    sh, said = splat_colors(column)
+    rows = {
+        "means": means @ FLIP.astype(np.float64),
+        "quats": _turn(np.array([HALF, -HALF, 0, 0]), quats),
+        "log_scales": np.maximum(log_scales, -np.log(MAX_VALUE)).astype(np.float32),
+        # A logit of +-infinity is an opacity of 1 or 0.
+        "opacity_logits": np.clip(logits, -MAX_LOGIT, MAX_LOGIT).astype(np.float32),
+        "sh": rotate_harmonics(sh, FLIP.T),
+    }
+    return rows, notes + said
+
+
+def splat_colors(column: Table) -> tuple[Float[np.ndarray, "n k 3"], list[str]]:
+    """Coefficients of the colours in the file's frame: f_dc_* and f_rest_*, or red, green and blue."""
+    rest = [name for name in column if name.startswith("f_rest_")]
+    if len(rest) not in REST or set(rest) != {f"f_rest_{i}" for i in range(len(rest))}:
+        raise ValueError(f"has {len(rest)} properties f_rest_*: splats have {', '.join(map(str, REST))}, counted from 0")
     if "f_dc_0" in column:
-        return read_ply(path)
-    rgb = np.full((len(column["x"]), 3), 0.5, np.float32)
-    for names in (("red", "green", "blue"), ("r", "g", "b")):
-        if set(names) <= set(column):
-            most = 255 if column[names[0]].dtype == np.uint8 else 1  # bytes, or floats in [0, 1]
-            rgb = np.stack([column[name].astype(np.float32) / most for name in names], 1)
-    means = np.stack([column[name].astype(np.float32) for name in "xyz"], 1)
-    finite = np.isfinite(means).all(1) & np.isfinite(rgb).all(1)
-    if not finite.any():
-        raise ValueError(f"{path} holds no finite point")
-    return {"means": means[finite], "rgb": np.clip(rgb[finite], 0, 1)}
+        dc, notes = take(column, *(f"f_dc_{i}" for i in range(3))), []
+    else:
+        rgb, notes = cloud_colors(column)
+        dc = (rgb - 0.5) / Y00
+    higher = np.zeros((len(dc), 0, 3))
+    if rest:
+        higher = take(column, *(f"f_rest_{i}" for i in range(len(rest)))).reshape(len(dc), 3, len(rest) // 3).transpose(0, 2, 1)
+    return np.concatenate([dc[:, None], higher], 1), notes
 
 
-def read_vertices(path: str | Path) -> dict[str, np.ndarray]:
-    """The vertex properties of a PLY file by name, each [n]; binary little endian or text. Vertices come first in it."""
-    data = Path(path).read_bytes()
-    head, end, body = data.partition(b"end_header\n")
-    lines = [line.split() for line in head.decode("ascii", "replace").splitlines()]
-    layout = next((line[1] for line in lines if line[:1] == ["format"] and len(line) > 1), "")
-    if not end or lines[0] != ["ply"] or layout not in ("binary_little_endian", "ascii"):
-        raise ValueError(f"{path} is not a PLY file in binary little endian or ASCII")
-    elements = [i for i, line in enumerate(lines) if line[:1] == ["element"]]
-    vertex = lines[elements[0]] if elements else []
-    if len(vertex) != 3 or vertex[1] != "vertex" or not vertex[2].isdecimal():
-        raise ValueError(f"{path} does not begin with an element vertex")
-    last = elements[1] if len(elements) > 1 else len(lines)
-    properties = [line[1:] for line in lines[elements[0] : last] if line[:1] == ["property"]]
-    if any(len(prop) != 2 or prop[0] not in TYPES for prop in properties) or not {"x", "y", "z"} <= {p[-1] for p in properties}:
-        raise ValueError(f"{path}: a vertex needs properties x, y and z, and each a number")
-    names, count = [name for _, name in properties], int(vertex[2])
-    row = np.dtype([(name, TYPES[kind]) for kind, name in properties])
-    if layout == "ascii":
-        words = body.split()[: count * len(names)]
-        if len(words) == count * len(names):
-            try:
-                table = np.asarray(words, float).reshape(count, len(names))
-            except ValueError:
-                raise ValueError(f"{path}: a vertex holds something that is no number") from None
-            return {name: table[:, i].astype(row[i]) for i, name in enumerate(names)}
-    elif len(body) >= count * row.itemsize:
-        table = np.frombuffer(body, row, count)
-        return {name: table[name] for name in names}
-    raise ValueError(f"{path} is cut short: {count} rows of {len(names)} numbers were announced, {len(body)} bytes are there")
+def cloud_rows(column: Table) -> tuple[Splats, list[str]]:
+    """Means in float64 and colours of a point cloud, and what there is to say of them."""
+    means = take(column, *"xyz")
+    rgb, notes = cloud_colors(column)
+    return {"means": means, "rgb": rgb}, notes
+
+
+def cloud_colors(column: Table) -> tuple[Float[np.ndarray, "n 3"], list[str]]:
+    """Colours in [0, 1], grey where there are none, and what there is to say of them."""
+    names = color_names(column)
+    if not names:
+        return np.full((len(column["x"]), 3), 0.5, np.float32), ["it has no colours that this program knows: all is grey"]
+    # A byte that was declared with a sign is a byte.
+    kinds = [column[name].view(np.uint8) if column[name].dtype == np.int8 else column[name] for name in names]
+    rgb = np.stack([kind.astype(np.float64) for kind in kinds], 1)
+    if all(kind.dtype == np.uint8 for kind in kinds):
+        return (rgb / 255).astype(np.float32), []
+    white = white_level(rgb, whole=all(kind.dtype.kind in "iu" for kind in kinds))
+    notes = [] if white == 1 else [f"{white:,} is taken for white, as its colours reach {np.nanmax(rgb, initial=0):g}"]
+    return np.clip(rgb / white, 0, 1).astype(np.float32), notes
+
+
+def color_names(column: Table) -> list[str]:
+    """The names of red, green and blue, as programs give them: red, r, diffuse_red; none if there are none."""
+    prefixes = [match[1] for name in column if (match := re.fullmatch(r"(.*?)red", name))]
+    sets = [[f"{prefix}{color}" for color in ("red", "green", "blue")] for prefix in sorted(prefixes, key=prefix_rank)]
+    return next((names for names in [*sets, ["r", "g", "b"]] if set(names) <= set(column)), [])
+
+
+def prefix_rank(prefix: str) -> int:
+    """Plain names before those of a material's diffuse light, and these before others."""
+    return ("", "diffuse_").index(prefix) if prefix in ("", "diffuse_") else 2
 
 
 def _turn(by: Float[np.ndarray, "4"], quats: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:

@@ -7,14 +7,8 @@ every leaf, and a restore gives back what was saved or nothing: a damaged save i
 import hashlib
 import json
 import logging
-import os
-import re
 import shutil
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,74 +17,28 @@ import numpy as np
 
 from lods_jax.core.types import TrainState
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save, and a failed one in 70 lines a thread
-
-OVERHEAD = 2048  # bytes a leaf of what a save says of it
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
 
 
 def save(folder: Path, state: TrainState, meta: dict[str, Any], keep: int = 2) -> None:
     """Writes folder/<step>/, whole or not at all, and drops all but the newest `keep` saves.
 
     Args:
-      folder: of the saves.
-      state: all that training changes.
       meta: what a caller wants to find again beside the state, as JSON.
-      keep: how many saves stay.
-
-    Raises:
-      OSError: the disk did not take it; what was written of it is gone again, so that the next save has its room.
     """
+    import orbax.checkpoint as ocp
+
     step, leaves = int(state.step), flat(jax.device_get(state))
     hashes = {name: digest(x) for name, x in leaves.items()}
     note = {"meta": meta, "meta_sha256": digest(json.dumps(meta)), "sha256": hashes}
-    clear(folder)
     # What is there from this step on is damaged or the same: a run continues from the newest whole save.
-    for stale in (n for n in steps(folder, empty=True) if n >= step):
-        shutil.rmtree(folder / str(stale))
+    for stale in (path for path in folder.glob("*") if path.name.isdecimal() and int(path.name) >= step):
+        shutil.rmtree(stale)
     folder.mkdir(parents=True, exist_ok=True)
-    # Ask for the room first: a write of orbax that fails prints hundreds of lines from its threads.
-    reserve(folder, sum(x.nbytes for x in leaves.values()) + OVERHEAD * len(leaves))
-    with quiet():
-        try:
-            write(folder, step, leaves, note, keep)
-        except Exception as error:  # orbax and tensorstore raise a dozen unrelated types for a full disk
-            for _ in range(10):  # its threads go on for a moment
-                clear(folder)
-                time.sleep(0.05)
-            raise OSError(re.sub(r"\s*\[\w+='.*", "", " ".join(str(error).split()))) from error
-
-
-def write(folder: Path, step: int, leaves: dict[str, np.ndarray], note: dict[str, Any], keep: int) -> None:
-    import orbax.checkpoint as ocp
-
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=alone())
     with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
         manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), note=ocp.args.JsonSave(note)))
         manager.wait_until_finished()  # only here do errors of the disk appear
-
-
-def reserve(folder: Path, size: int) -> None:
-    """Raises OSError unless a file of so many bytes can be made in a folder; leaves none."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):  # macOS has none
-            os.posix_fallocate(file.fileno(), 0, size)
-
-
-def clear(folder: Path) -> None:
-    """Removes what a killed or failed save has left."""
-    for left in folder.glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps threads of a failed save from printing that the loop which waited for them is closed."""
-    before = sys.unraisablehook
-    sys.unraisablehook = lambda seen: None if "Event loop is closed" in str(seen.exc_value) else before(seen)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
 
 
 def restore(
@@ -117,10 +65,9 @@ def restore(
     raise ValueError(f"{folder} holds no whole checkpoint")
 
 
-def steps(folder: Path, empty: bool = False) -> list[int]:
-    """The steps of the saves in a folder, oldest first; folders that are `empty` are none, unless they are asked for."""
-    named = [path for path in folder.glob("*") if re.fullmatch("0|[1-9][0-9]{0,8}", path.name) and path.is_dir()]
-    return sorted(int(path.name) for path in named if empty or any(path.iterdir()))
+def steps(folder: Path) -> list[int]:
+    """The steps of the saves in a folder, oldest first. An empty folder of that name is none."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.is_dir() and any(path.iterdir()))
 
 
 def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

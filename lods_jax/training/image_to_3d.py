@@ -18,12 +18,14 @@ import optax
 from jaxtyping import Array, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from scipy import ndimage
 
 from lods_jax.config import Config
 from lods_jax.core.cameras import VIEWS, Orbit, orbit_camera, relative_pose
+from lods_jax.core.cutouts import SEEN, centre, cut_out, framed
 from lods_jax.core.errors import UserError
 from lods_jax.core.files import replacing
-from lods_jax.core.images import cut_out, framed, read_rgba, to_uint8, write_png
+from lods_jax.core.images import read_depth, read_rgba, to_uint8, write_png, write_tiff
 from lods_jax.core.math import normalize
 from lods_jax.core.paths import TABLETOP
 from lods_jax.core.types import Camera, Objective, Picture, Prior, Reference
@@ -46,8 +48,8 @@ GENERIC = "an object"  # the prompt of a picture that nobody reads
 AZIMUTHS, ELEVATIONS = {"side": 90.0, "back": 180.0}, {"overhead": 75.0}  # of a camera whose view the judge reads, degrees
 ELEVATION = 15.0
 INVERT = 200  # steps that fit the embedding of a prompt that was not given
-BESIDE = ("depth", "normal")  # what may lie beside a picture
-COPY, EMBEDDING = "picture.png", "prompt_embeds.safetensors"  # in the folder of a run
+# In the folder of a run: the picture, what may lie beside it, the fitted embedding.
+COPY, DEPTH, NORMAL, EMBEDDING = "picture.png", "picture-depth.tif", "picture-normal.png", "prompt_embeds.safetensors"
 
 
 class Given(NamedTuple):
@@ -62,12 +64,12 @@ class Given(NamedTuple):
 def given(config: Config, folder: Path | None, prior: Prior, weights: Any) -> Given:
     """The picture of a configuration and who looks at it. `folder` is that of a run, which may hold copies to go on with."""
     rgba = picture_of(config, folder)
-    depth, normal = (beside(config, folder, name, len(rgba)) for name in BESIDE)
+    depth, normal = depth_of(config, folder, len(rgba)), normal_of(config, folder, len(rgba))
     picture = Picture(
         on(rgba, 1.0),
         rgba[..., 3:],
         camera_of(config),
-        depth=None if depth is None else depth[..., :1],
+        depth=None if depth is None else in_unit_range(depth, rgba)[..., None],
         normal=None if normal is None else np.asarray(normalize(jnp.asarray(2 * normal - 1))),
     )
     reference = Reference(picture=jax.tree.map(jnp.asarray, picture))
@@ -80,10 +82,10 @@ def given(config: Config, folder: Path | None, prior: Prior, weights: Any) -> Gi
 def keep(folder: Path, config: Config, found: Given) -> None:
     """Leaves copies in the folder of a run, from which it goes on, and which people look at."""
     write_png(folder / COPY, found.rgba)
-    for name in BESIDE:
-        image = beside(config, folder, name, len(found.rgba))
-        if image is not None:
-            write_png(folder / f"picture-{name}.png", image)
+    if (depth := depth_of(config, folder, len(found.rgba))) is not None:
+        write_tiff(folder / DEPTH, depth)
+    if (normal := normal_of(config, folder, len(found.rgba))) is not None:
+        write_png(folder / NORMAL, normal)
 
 
 # --- the picture and its camera -----------------------------------------------------------------------------------------------
@@ -91,10 +93,19 @@ def picture_of(config: Config, folder: Path | None = None) -> Float[np.ndarray, 
     """The cut-out that a run works with, square, alpha not multiplied in: the copy of its folder, or made from the file."""
     if folder and (folder / COPY).is_file():
         return read_rgba(folder / COPY)
-    rgba = cut_out(read_rgba(config.picture.file))
+    rgba = read_rgba(config.picture.file)
+    try:
+        rgba = cut_out(rgba)
+    except ValueError as error:
+        raise UserError(f"{config.picture.file}: {error}") from None
     edge = int(np.clip(min(rgba.shape[:2]), *EDGES))
     # Eight bits, as the copy has them.
-    return to_uint8(framed(rgba, edge, SHARE if config.picture.frame == "fit" else None)).astype(np.float32) / 255
+    framed_rgba = to_uint8(framed(rgba, edge, SHARE if config.picture.frame == "fit" else None)).astype(np.float32) / 255
+    if np.mean(framed_rgba[..., 3] > SEEN) < 1e-3:
+        raise UserError(
+            f"{config.picture.file} shows nothing in its centre square: pass --picture.frame fit to crop to the object"
+        )
+    return framed_rgba
 
 
 def on(rgba: Float[np.ndarray, "h w 4"], background: float) -> Float[np.ndarray, "h w 3"]:
@@ -102,16 +113,59 @@ def on(rgba: Float[np.ndarray, "h w 4"], background: float) -> Float[np.ndarray,
     return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * np.float32(background)
 
 
-def beside(config: Config, folder: Path | None, name: str, edge: int) -> Float[np.ndarray, "n n 3"] | None:
-    """The image of depths or normals beside the picture, at its size, in eight bits; None where there is none."""
+def depth_of(config: Config, folder: Path | None, edge: int) -> Float[np.ndarray, "n n"] | None:
+    """The depths beside the picture, at its size, in the units of their file; None where there are none."""
+    file = beside(config, folder, "depth", DEPTH, "picture-depth.png")  # runs of old have a PNG
+    return None if file is None else centre(read_depth(file), edge)
+
+
+def normal_of(config: Config, folder: Path | None, edge: int) -> Float[np.ndarray, "n n 3"] | None:
+    """The normals beside the picture as colours, at its size, in eight bits; None where there are none."""
+    file = beside(config, folder, "normal", NORMAL)
+    return None if file is None else to_uint8(framed(read_rgba(file), edge)[..., :3]).astype(np.float32) / 255
+
+
+def beside(config: Config, folder: Path | None, name: str, *copies: str) -> Path | None:
+    """What lies beside the picture: a copy in the folder of a run, else the file of the configuration, if there is one."""
     file = getattr(config.picture, f"{name}_file")
     if not file:
         return None
     if config.picture.frame != "as-is":
         raise UserError(f"picture.{name}_file goes with the picture as it is: pass --picture.frame as-is")
-    copy = folder / f"picture-{name}.png" if folder else None
-    image = read_rgba(copy if copy and copy.is_file() else file)
-    return to_uint8(framed(image, edge)[..., :3]).astype(np.float32) / 255
+    return next((folder / copy for copy in copies if folder and (folder / copy).is_file()), Path(file))
+
+
+def in_unit_range(depth: Float[np.ndarray, "n n"], rgba: Float[np.ndarray, "n n 4"]) -> Float[np.ndarray, "n n"]:
+    """Depths from 0 at the nearest to 1 at the farthest point of the object; the background takes none of their precision."""
+    near, far = depth_range(depth, rgba)
+    return np.clip((depth.astype(np.float64) - near) / (far - near if far > near else 1.0), 0, 1).astype(np.float32)
+
+
+def depth_range(depth: Float[np.ndarray, "n n"], rgba: Float[np.ndarray, "n n 4"]) -> tuple[float, float]:
+    """The least and the largest depth of the object, but for its outline, where the background may show."""
+    own = rgba[..., 3] > 0.5
+    inner = ndimage.binary_erosion(own)
+    values = depth[inner if inner.any() else own] if own.any() else depth
+    return float(values.min()), float(values.max())
+
+
+def notes_on_picture(config: Config) -> list[str]:
+    """What a person should know of how the picture and what lies beside it were read."""
+    rgba, notes = picture_of(config), []
+    if (depth := depth_of(config, None, len(rgba))) is not None:
+        near, far = depth_range(depth, rgba)
+        notes.append(f"depths of the object are {near:.6g} to {far:.6g} in {config.picture.depth_file}: 0 and 1 to this run")
+        if near == far:
+            raise UserError(f"{config.picture.depth_file} has one depth for the whole object, {near:.6g}: that tells nothing")
+    p, orbit = config.picture, Orbit(**vars(config.camera))
+    seen = p.radius and p.radius * np.tan(np.deg2rad(p.fov_y) / 2)
+    trained = np.mean(orbit.radius) * np.tan(np.deg2rad(np.mean(orbit.fov_y)) / 2) if orbit.radius else np.mean(orbit.extent)
+    if seen and not 0.5 < seen / trained < 2:
+        notes.append(
+            f"its camera sees {seen:.3g} to each side of the origin, the cameras of training {trained:.3g}: "
+            "the object will be far larger or smaller than they see; leave out --radius, or change --fov"
+        )
+    return notes
 
 
 def camera_of(config: Config) -> Camera:

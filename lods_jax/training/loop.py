@@ -14,7 +14,7 @@ from lods_jax.core.types import TrainState
 from lods_jax.distillation.parallel import parallelise
 from lods_jax.distillation.train_step import Halves, init_state, make_train_step
 from lods_jax.training.build import Parts, known_view
-from lods_jax.training.scene_setups import Static
+from lods_jax.training.scene_setups import Static, without_file
 
 PLAN_EVERY = 50  # steps between looks at whether a static shape has become too small
 
@@ -36,6 +36,11 @@ def first_state(config: Config, parts: Parts) -> TrainState:
     """The state before the first step."""
     scene = parts.representation.scene(config, parts.representation.plan(config, config.resolution, None))
     return init_state(scene, parts.psi, parts.tx_theta, parts.tx_psi, jax.random.fold_in(jax.random.key(config.seed), 2))
+
+
+def state_shapes(config: Config, parts: Parts) -> TrainState:
+    """The state's shapes and types, without the file that the scene once started from."""
+    return jax.eval_shape(lambda: first_state(without_file(config), parts))
 
 
 def train_step(config: Config, parts: Parts, static: Static) -> Halves:

@@ -1,6 +1,8 @@
 """Kinds of scene as a run needs them: made from a configuration, optimised, refined, counted, exported and measured."""
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ from lods_jax.scenes import nerf as radiance
 from lods_jax.scenes.densification import Rules, refine, relocate
 from lods_jax.scenes.density_field import Surface
 from lods_jax.scenes.ensemble import several
+from lods_jax.scenes.gaussian_init import Start, ball, fitted, from_points, shell
 from lods_jax.scenes.ply import read_points, write_ply, write_splat
 
 
@@ -80,6 +83,9 @@ BACKGROUNDS = {
 ROOM = 8  # tile intersections per slot to begin with, twice of what is typical at 64 to 128 px
 
 
+SHAPES = {"ball": ball, "shell": shell}  # of what is there at first
+
+
 def gaussian_scene(config: Config, static: Static, background: str | None = None) -> Scene:
     g = config.gaussians
     return gs.gaussians(
@@ -97,15 +103,41 @@ def gaussian_scene(config: Config, static: Static, background: str | None = None
     )
 
 
-def first_points(config: Config) -> Callable[[Key[Array, ""], int], gs.Start]:
-    """Where the Gaussians are at first: a ball, a shell, or a PLY file."""
+def first_points(config: Config) -> Callable[[Key[Array, ""], int], Start]:
+    """Where the Gaussians are at first: a ball, a shell, or a file, which is read when they are made."""
     g = config.gaussians
-    if g.init in ("ball", "shell"):
-        return partial({"ball": gs.ball, "shell": gs.shell}[g.init], radius=g.radius)
+    if g.init in SHAPES:
+        return partial(SHAPES[g.init], radius=g.radius)
+    return lambda key, count: points_of_file(config)[0]
+
+
+def points_of_file(config: Config) -> tuple[Start, list[str]]:
+    """What the Gaussians start from where `gaussians.init` is a file, and what a person should know of it, a line each."""
+    g, camera = config.gaussians, config.camera
     if not Path(g.init).is_file():
-        raise UserError(f"gaussians.init must be ball, shell or a PLY file, got {g.init}")
-    start = gs.from_points(read_points(g.init), g.count, config.seed)
-    return lambda key, count: start
+        raise UserError(f"gaussians.init must be ball, shell or a file of points or splats, got {g.init}")
+    points = read_points(g.init)
+    if not (n := len(points.columns["means"])):
+        raise UserError(f"{g.init} holds no point that can be rendered")
+    view = max(camera.extent) if camera.extent else max(camera.radius) * math.tan(math.radians(sum(camera.fov_y) / 4))
+    columns, notes = fitted(points.columns, g.fit, view, g.radius)
+    if n > g.count:
+        more = f"--gaussians.count {n}" + (f" --gaussians.capacity {2 * n}" if 2 * n > g.capacity else "")
+        notes.append(f"{g.count:,} of its {n:,} rows are drawn at random: pass {more} for all of them")
+    if (degree := math.isqrt(columns["sh"].shape[1]) - 1 if "sh" in columns else 0) > g.degree:
+        notes.append(f"its colours depend on the view to degree {degree}: pass --gaussians.degree {degree} to keep that")
+    return from_points(columns, g.count, config.seed), [f"{g.init}: {note}" for note in (*points.notes, *notes)]
+
+
+def notes_on_start(config: Config) -> list[str]:
+    """What a person should know of what a run starts from, a line each."""
+    from_file = config.scene == "gaussians" and config.gaussians.init not in SHAPES
+    return points_of_file(config)[1] if from_file else []
+
+
+def without_file(config: Config) -> Config:
+    """The same scene, of the same shapes, without the file that it once started from, which may be gone."""
+    return replace(config, gaussians=replace(config.gaussians, init="ball"))
 
 
 def gaussian_optimizer(config: Config) -> optax.GradientTransformation:

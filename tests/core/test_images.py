@@ -1,12 +1,18 @@
 """Bytes survive the way to a file and back, a grid shows its images in reading order, and pictures are what people have."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lods_jax.core import images
-from lods_jax.core.images import cut_out, framed, grid, read_rgba, to_uint8, write_png
+from lods_jax.core.images import grid, read_depth, read_rgba, to_uint8, white_level, write_png, write_tiff
 
+FILES = Path(__file__).parents[1] / "data" / "user_files" / "pictures"
 BYTES = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 3)).astype(np.uint8)
 
 
@@ -60,7 +66,7 @@ def test_a_write_leaves_nothing_but_the_image(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["image.png"]
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------------------------------------
 def disc(size=64, radius=20, centre=(32, 32)):
     """[size size] share of a pixel that a disc covers."""
     y, x = np.mgrid[:size, :size] + 0.5
@@ -71,76 +77,6 @@ def on(alpha, color, behind):
     return alpha[..., None] * np.float32(color) + (1 - alpha[..., None]) * np.float32(behind)
 
 
-def opaque(rgb):
-    return np.concatenate([rgb, np.ones((*rgb.shape[:2], 1), np.float32)], -1)
-
-
-def save(path, array, mode=None, **options):
-    Image.fromarray((255 * array + 0.5).astype(np.uint8), mode).save(path, **options)
-    return path
-
-
-@pytest.mark.parametrize("behind", [(1, 1, 1), (0.2, 0.5, 0.3), (0, 0, 0)])
-def test_a_plain_background_is_removed(behind):
-    rng = np.random.default_rng(0)
-    rgb = on(disc(), (0.9, 0.1, 0.1), behind) + 0.01 * rng.standard_normal((64, 64, 3)).astype(np.float32)
-    alpha = cut_out(opaque(rgb.clip(0, 1)))[..., 3]
-    assert np.mean(np.abs(alpha - (disc() > 0.2))) < 0.02
-
-
-def test_what_has_the_colour_of_the_background_inside_the_object_stays():
-    ring = disc(radius=24) - disc(radius=10)
-    alpha = cut_out(opaque(on(ring, (0.9, 0.1, 0.1), (1, 1, 1))))[..., 3]
-    assert alpha[32, 32] == 1
-    assert alpha[2, 2] == 0
-
-
-def test_an_alpha_is_taken_as_it_is():
-    rgba = np.concatenate([on(disc(), (1, 0, 0), (0, 1, 0)), disc()[..., None]], -1)
-    np.testing.assert_array_equal(cut_out(rgba), rgba)
-
-
-@pytest.mark.parametrize(
-    ("picture", "says"),
-    [
-        (opaque(np.random.default_rng(0).random((64, 64, 3), np.float32)), "neither an alpha nor a plain background"),
-        (opaque(np.ones((64, 64, 3), np.float32)), "the picture shows nothing"),
-        (np.zeros((64, 64, 4), np.float32), "the picture shows nothing"),
-        (np.ones((1, 1, 4), np.float32), "at least 8 x 8 pixels, got 1 x 1"),
-        (np.ones((4, 900, 4), np.float32), "at least 8 x 8 pixels, got 900 x 4"),
-    ],
-)
-def test_what_has_no_object_is_refused(picture, says):
-    with pytest.raises(ValueError, match=says):
-        cut_out(picture)
-
-
-@pytest.mark.parametrize(("size", "edge"), [(64, 64), (48, 200), (90, 30)])
-def test_framing_puts_the_object_in_the_middle_at_its_share(size, edge):
-    alpha = disc(size, size / 8, (size / 4, 0.7 * size))
-    rgba = np.concatenate([on(alpha, (0.3, 0.6, 0.9), (0, 0, 0)) / np.maximum(alpha, 1e-6)[..., None], alpha[..., None]], -1)
-    out = framed(rgba.clip(0, 1), edge, 0.7)
-    rows, columns = (np.flatnonzero((out[..., 3] > 0.5).any(axis)) for axis in (1, 0))
-    for inside in (rows, columns):
-        assert abs((inside[0] + inside[-1] + 1) / 2 - edge / 2) <= 0.05 * edge
-        assert abs(len(inside) - 0.7 * edge) <= 0.1 * edge
-    np.testing.assert_allclose(out[edge // 2, edge // 2], [0.3, 0.6, 0.9, 1], atol=0.01)
-
-
-def test_a_picture_as_it_is_keeps_its_centre_square():
-    rgba = np.random.default_rng(0).random((40, 60, 4), np.float32)
-    rgba[..., 3] = 1
-    np.testing.assert_allclose(framed(rgba, 40), rgba[:, 10:50], atol=1e-5)
-
-
-def test_colours_do_not_bleed_in_from_what_is_transparent():
-    """A red disc on transparent green: no green after shrinking."""
-    rgba = np.concatenate([on((disc() > 0.5).astype(np.float32), (1, 0, 0), (0, 1, 0)), (disc() > 0.5)[..., None]], -1)
-    out = framed(rgba.astype(np.float32), 16)
-    assert out[..., 1].max() < 1e-3
-
-
-# --- files ----------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "1"])
 def test_every_mode_of_colour_is_read(tmp_path, mode):
     file = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
@@ -178,7 +114,144 @@ def test_a_huge_image_is_refused_before_it_is_read(tmp_path):
 
 
 def test_the_bound_is_ours(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MOST_PIXELS", 100)
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
     Image.new("RGB", (16, 16)).save(tmp_path / "x.png")
     with pytest.raises(ValueError, match="16 x 16 pixels are more than 100"):
         read_rgba(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("name", ["eps_named.png", "svg.svg"])
+def test_what_pillow_would_start_a_program_for_is_no_image(name):
+    """An EPS starts Ghostscript, whatever the file is named; formats are a list."""
+    with pytest.raises(ValueError, match="it is none of PNG, JPEG"):
+        read_rgba(FILES / name)
+
+
+def test_a_pipe_is_no_picture_and_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"x\.png is no file"):
+        read_rgba(tmp_path / "x.png")
+
+
+MEMORY = """
+import resource, sys
+from lods_jax.core.images import read_rgba
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+before = peak()
+try:
+    said = read_rgba(sys.argv[1]).shape
+except ValueError as error:
+    said = error
+print(peak() - before, said)
+"""
+
+
+@pytest.mark.parametrize(("mode", "reads"), [("1", True), ("P", True), ("RGB", False), ("RGBA", False)])
+def test_a_picture_of_64_million_pixels_takes_less_than_250_mib_or_is_refused(tmp_path, mode, reads):
+    """Resident memory, of which tracemalloc sees little, as Pillow has its own. In RGBA alone they would be 244 MiB."""
+    file = FILES / "png_8000x8000_1bit.png"
+    if mode != "1":
+        file = tmp_path / "x.png"
+        Image.new(mode, (8000, 8000)).save(file, compress_level=1)
+    done = subprocess.run([sys.executable, "-c", MEMORY, str(file)], capture_output=True, text=True, check=True)
+    mib, said = done.stdout.split(" ", 1)
+    assert int(mib) < 250
+    assert ("(2000, 2000, 4)" if reads else "make it smaller") in said
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "LA"])
+def test_reducing_in_strips_is_reducing_at_once(tmp_path, monkeypatch, mode):
+    """Every pixel is the mean of a block, colours weighed by alpha; sides that no factor divides included."""
+    rng = np.random.default_rng(0)
+    image = (
+        Image.fromarray(rng.integers(0, 256, (601, 307, 4)).astype(np.uint8))
+        .convert("RGB" if mode == "CMYK" else "RGBA")
+        .convert(mode)
+    )
+    image.save(tmp_path / ("x.tif" if mode == "CMYK" else "x.png"))
+    monkeypatch.setattr(images, "MAX_EDGE", 100)
+    found = read_rgba(next(tmp_path.glob("x.*")))
+    expected = np.asarray(image.convert("RGBA").reduce(7), np.float32) / 255
+    assert found.shape == (86, 44, 4)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_picture_stands_upright_large_or_small(tmp_path, monkeypatch, turn):
+    """The eight orientations of EXIF, as Pillow turns them."""
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 40, 3)).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    image.save(tmp_path / "x.png", exif=exif)
+    with Image.open(tmp_path / "x.png") as file:
+        expected = np.asarray(ImageOps.exif_transpose(file), np.float32) / 255
+    np.testing.assert_allclose(read_rgba(tmp_path / "x.png")[..., :3], expected, atol=1e-6)
+    monkeypatch.setattr(images, "MAX_EDGE", 10)
+    assert read_rgba(tmp_path / "x.png").shape[:2] == (expected.shape[0] // 4, expected.shape[1] // 4)
+
+
+# --- numbers that are no bytes --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_greys_of_any_range_are_read_with_it(tmp_path, white, kind):
+    """The same picture as floats or integers, to 1, to 255 or to 65,535."""
+    if kind is np.int32 and white == 1:
+        pytest.skip("integers to 1 are no picture")
+    grey = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    Image.fromarray((grey * white).astype(kind)).save(tmp_path / "x.tif")
+    rgba = read_rgba(tmp_path / "x.tif")
+    np.testing.assert_allclose(rgba[..., 1], grey, atol=1.01 / white if kind is np.int32 else 1e-6)
+    assert np.all(rgba[..., 3] == 1)
+
+
+def test_the_two_float_pictures_of_a_user_are_the_same_picture():
+    unit, bytes_ = read_rgba(FILES / "float.tif"), read_rgba(FILES / "float255.tif")
+    np.testing.assert_allclose(unit, bytes_, atol=1e-6)
+    assert len(np.unique(unit[..., 0])) > 100
+
+
+def test_what_is_not_finite_is_transparent(tmp_path):
+    grey = np.full((16, 16), 0.5, np.float32)
+    grey[3, 4], grey[5, 6] = np.nan, np.inf
+    Image.fromarray(grey).save(tmp_path / "x.tif")
+    rgba = read_rgba(tmp_path / "x.tif")
+    assert np.isfinite(rgba).all()
+    assert rgba[..., 3].sum() == 16 * 16 - 2
+    assert rgba[3, 4, 3] == 0
+
+
+@pytest.mark.parametrize(
+    ("top", "whole", "white"),
+    [(1.0, False, 1), (1.7, False, 1), (200.0, False, 255), (1, True, 255), (256, True, 65535), (1e9, True, 2**32 - 1)],
+)
+def test_white_is_the_smallest_that_holds_all(top, whole, white):
+    assert white_level(np.array([0, top, np.nan, np.inf]), whole) == white
+
+
+@pytest.mark.parametrize(
+    "depth", [np.linspace(2, 4, 4096, dtype=np.float32), np.arange(1000, 5096, dtype=np.int32), np.arange(4096, dtype=np.uint16)]
+)
+def test_depths_keep_their_units_and_every_digit(tmp_path, depth):
+    Image.fromarray(depth.reshape(64, 64)).save(tmp_path / "x.tif")
+    np.testing.assert_array_equal(read_depth(tmp_path / "x.tif"), depth.reshape(64, 64).astype(np.float32))
+    write_tiff(tmp_path / "y.tif", read_depth(tmp_path / "x.tif"))
+    np.testing.assert_array_equal(read_depth(tmp_path / "y.tif"), depth.reshape(64, 64).astype(np.float32))
+
+
+def test_a_depth_that_was_not_measured_is_that_of_its_neighbour(tmp_path):
+    depth = np.repeat(np.arange(16, dtype=np.float32)[:, None], 16, 1)
+    depth[4, 5], depth[9, 9] = np.nan, np.inf
+    Image.fromarray(depth).save(tmp_path / "x.tif")
+    found = read_depth(tmp_path / "x.tif")
+    assert abs(found[4, 5] - 4) <= 1
+    assert abs(found[9, 9] - 9) <= 1
+
+
+def test_a_coloured_depth_map_is_refused(tmp_path):
+    """Its red channel would be taken for the depth."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"x\.png is coloured"):
+        read_depth(tmp_path / "x.png")
+    Image.fromarray(np.full((16, 16), np.nan, np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match="holds no finite depth"):
+        read_depth(tmp_path / "x.tif")

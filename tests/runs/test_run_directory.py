@@ -5,12 +5,14 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lods_jax.config import Config
 from lods_jax.core.errors import UserError
+from lods_jax.core.images import write_png
 from lods_jax.runs import run
 from lods_jax.runs.page import plots, write_page
 from lods_jax.runs.run_directory import LOCK, locked, read_metrics, read_run
@@ -95,6 +97,16 @@ def test_a_page_holds_nothing_that_a_link_leads_to(folder, name):
     page = (folder / "index.html").read_text()
     write_page([read_run(folder)], folder / "index.html")
     assert (folder / "index.html").read_text() == page
+
+
+def test_a_page_holds_nothing_of_a_folder_that_a_link_leads_to(folder):
+    """Nor are its pictures taken for the stills: they are said to be missing."""
+    write_png(folder.parent / "private" / "000.png", np.zeros((4, 4, 3)))
+    for name in ("stills", "previews"):
+        (folder / name).symlink_to(folder.parent / "private", target_is_directory=True)
+    [line] = write_page([read_run(folder)], folder / "index.html")
+    assert "stills" in line
+    assert "<img" not in (folder / "index.html").read_text()
 
 
 def test_a_config_that_is_a_pipe_is_no_run(tmp_path):

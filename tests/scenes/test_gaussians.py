@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from lods_jax.core.cameras import turntable
-from lods_jax.scenes.gaussians import ball, from_points, gaussians, shell
+from lods_jax.scenes.gaussian_init import ball, from_points, shell
+from lods_jax.scenes.gaussians import gaussians
 from lods_jax.scenes.ply import read_points, write_ply
 
 SCENE = gaussians(height=16, width=16, intersections=1024, capacity=64, count=48)
@@ -95,22 +96,8 @@ def test_first_points_lie_in_the_ball_and_on_the_shell():
 def test_a_scene_that_starts_from_its_own_ply_shows_the_same_picture(tmp_path):
     theta = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(5), x.shape), THETA)
     write_ply(tmp_path / "scene.ply", {name: np.asarray(x)[:48] for name, x in theta.items()})
-    start = from_points(read_points(tmp_path / "scene.ply"), 64)
+    start = from_points(read_points(tmp_path / "scene.ply").columns, 64)
     again = gaussians(height=16, width=16, intersections=1024, capacity=64, count=48, points=lambda key, count: start)
     theta_again, aux = again.init(jax.random.key(7))
     assert int(aux["alive"].sum()) == 48
     np.testing.assert_allclose(render(theta_again, aux).rgb, render(theta, AUX).rgb, atol=1e-5)
-
-
-def test_points_of_a_grid_start_as_large_as_its_spacing_in_their_colours():
-    x = np.stack(np.meshgrid(*[0.25 * np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    start = from_points({"means": x, "rgb": np.full((64, 3), 0.75)}, 64)
-    np.testing.assert_allclose(np.exp(start["log_scales"]), 0.25, rtol=1e-5)
-    np.testing.assert_allclose(0.5 + 0.28209479 * start["sh"][:, 0], 0.75, rtol=1e-5)
-
-
-def test_a_large_cloud_gives_as_many_points_as_there_is_room_for():
-    cloud = {"means": np.random.default_rng(0).normal(size=(200, 3))}
-    start = from_points(cloud, 48)
-    assert start["means"].shape == (48, 3)
-    assert len(np.unique(start["means"], axis=0)) == 48

@@ -1,13 +1,11 @@
 """Laws of checkpoints: what is restored is what was saved, bit for bit, or an older save, never anything else."""
 
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from functools import cache
 
 import jax
@@ -108,44 +106,6 @@ def test_nothing_whole_is_an_error_that_names_the_folder(tmp_path):
 def test_another_configuration_is_an_error_that_names_the_leaf(saves):
     with pytest.raises(ValueError, match=r"theta.means holds float32 \[5, 3\], expected float32 \[6, 3\]"):
         checkpoint.restore(saves, state(0, n=6))
-
-
-# --- a full disk ------------------------------------------------------------------------------------------------------------
-@contextmanager
-def no_room():
-    """No file may grow beyond some bytes: what a write to a full disk meets."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_save_without_room_is_one_line_before_anything_is_written(saves, capfd):
-    with no_room(), pytest.raises(OSError, match="File too large"):
-        checkpoint.save(saves, state(4), {})
-    assert sorted(path.name for path in saves.iterdir()) == ["2", "3"]
-    assert same(checkpoint.restore(saves, state(0))[0], state(3))
-    checkpoint.save(saves, state(4), {})
-    assert same(checkpoint.restore(saves, state(0))[0], state(4))
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_save_that_fails_under_way_leaves_nothing_and_prints_nothing(saves, capfd, monkeypatch):
-    """The disk fills between the look at it and the write, and the threads of orbax fail one by one."""
-    monkeypatch.setattr(checkpoint, "reserve", lambda *args: None)
-    with no_room(), pytest.raises(OSError, match="File too large") as caught:
-        checkpoint.save(saves, state(4), {})
-    assert "\n" not in str(caught.value)
-    assert sorted(path.name for path in saves.iterdir()) == ["2", "3"]
-    assert capfd.readouterr() == ("", "")
-
-
-def test_what_a_killed_save_has_left_gives_its_room_to_the_next(saves):
-    (saves / "4.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp").mkdir(parents=True)
-    checkpoint.save(saves, state(4), {})
-    assert sorted(path.name for path in saves.iterdir()) == ["3", "4"]
 
 
 KILLED = """

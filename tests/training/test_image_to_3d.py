@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from lods_jax.cli import main
 from lods_jax.config import Config, PictureConfig, PoseConfig, load
 from lods_jax.core.cameras import TABLETOP, VIEWS, turntable
+from lods_jax.core.cutouts import unmultiplied
 from lods_jax.core.errors import UserError
-from lods_jax.core.images import read_rgba, unmultiplied, write_png
+from lods_jax.core.images import read_rgba, write_png, write_tiff
 from lods_jax.distillation.objectives import lods_embedding
 from lods_jax.distillation.scores import fit_loss
 from lods_jax.priors.adapter_files import load_embedding
@@ -102,15 +104,22 @@ def test_priors_share_latents_only_where_both_encode_alike(picture):
         assert tables["image"].shape == (8, 8, 4)
 
 
-def test_depths_beside_the_picture_are_kept_and_count(tmp_path):
-    """A depth map of the wrong order costs, and a run finds its own copy when the file is gone."""
-    file, depth = shot(tmp_path / "robot.png", "a green robot", 0.0), tmp_path / "depth.png"
-    ramp = np.linspace(0, 1, 96, dtype=np.float32)[None, :, None].repeat(96, 0).repeat(3, 2)
-    write_png(depth, ramp)
+@pytest.mark.parametrize("behind", [0.0, 1e10, np.nan])
+def test_depths_beside_the_picture_keep_every_digit_and_a_run_its_own_copy(tmp_path, behind):
+    """Metres from 2 to 2.001, in front of what is far away or was not measured; a run goes on when the file is gone."""
+    file, depth = shot(tmp_path / "robot.png", "a green robot", 0.0), tmp_path / "depth.tif"
+    solid = read_rgba(file)[..., 3] > 0.5
+    ramp = np.linspace(2, 2.001, 96, dtype=np.float32)[None].repeat(96, 0)
+    write_tiff(depth, np.where(ndimage.binary_dilation(solid, iterations=3), ramp, np.float32(behind)))
     p = PictureConfig(file=str(file), frame="as-is", depth=(1.0, 1.0), depth_file=str(depth))
     config, folder, prior = Config(prompt="a green robot", picture=p), tmp_path / "run", stable_diffusion(SD)
     found = image_to_3d.given(config, None, prior, {})
-    np.testing.assert_allclose(found.reference.picture.depth[40, :, 0], ramp[0, :, 0], atol=0.01)
+    seen, inner = np.asarray(found.reference.picture.depth)[..., 0], ndimage.binary_erosion(solid)
+    near, far = ramp[inner].min().astype(np.float64), ramp[inner].max().astype(np.float64)
+    np.testing.assert_allclose(seen[inner], (ramp[inner].astype(np.float64) - near) / (far - near), atol=1e-6)
+    assert (seen.min(), seen.max()) == (0, 1)
+    (said,) = image_to_3d.notes_on_picture(config)
+    assert f"{near:.6g} to {far:.6g} in {depth}" in said
     image_to_3d.keep(folder, config, found)
     depth.unlink()
     again = image_to_3d.given(config, folder, prior, {})

@@ -1,0 +1,136 @@
+"""Cut-outs: which pixels of a picture are the object, and a square frame around them.
+
+No single pixel decides: an alpha is trusted where enough of the picture is transparent, its haze is taken off, and parts that are
+small beside the largest are dust.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image
+from scipy import ndimage
+
+SEEN = 0.1  # alpha from which a pixel belongs to the object
+PLAIN = 0.06  # deviation of the colours along the border of a plain background
+MATTE = 0.02  # share of a picture that an alpha makes transparent, if it is a matte
+FEW = 0.001  # the same where the background is not plain: then alpha is all there is to go by
+DUST = 0.05  # of the largest part: smaller parts are no part of the object
+TOUCHING = 2  # pixels: the soft edge of a part
+
+
+def cut_out(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
+    """The object of a picture: by its alpha where that is a matte, else by the plain background that reaches in from the border.
+
+    Args:
+      rgba: in [0, 1], alpha not multiplied in.
+
+    Returns:
+      The picture with the alpha of the object alone.
+
+    Raises:
+      ValueError: for a background that is not plain, and where nothing is left of the object.
+    """
+    if min(rgba.shape[:2]) < 8:
+        raise ValueError(f"a picture must have at least 8 x 8 pixels, got {rgba.shape[1]} x {rgba.shape[0]}")
+    alpha = rgba[..., 3]
+    transparent = np.mean(alpha < 0.5 * alpha.max())
+    if transparent >= MATTE:
+        alpha = without_haze(alpha)
+    else:
+        filled, color, plain = on_border_color(rgba)
+        if plain:
+            rgba, alpha = filled, 1.0 - outside(filled, color).astype(np.float32)
+        elif transparent < FEW:
+            raise ValueError("the picture has neither an alpha nor a plain background: cut the object out and save it as RGBA")
+    alpha = without_dust(alpha)
+    if np.mean(alpha > SEEN) < 1e-3:
+        raise ValueError("the picture shows nothing: all of it is transparent, or of the colour of its background")
+    return np.concatenate([rgba[..., :3], alpha[..., None]], -1)
+
+
+def without_haze(alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    """Alpha less what three quarters of the background along the border stay below."""
+    border = border_of(alpha)
+    behind = border[border < 0.5 * alpha.max()]
+    haze = np.quantile(behind, 0.75) if 4 * len(behind) > len(border) else 0.0
+    return np.clip((alpha - haze) / (1 - haze), 0, 1).astype(np.float32) if haze > 0 else alpha
+
+
+def without_dust(alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    """Alpha, 0 in connected parts that weigh less than `DUST` of the heaviest one."""
+    parts, n = ndimage.label(alpha > SEEN, np.ones((3, 3)))
+    if n < 2:
+        return alpha
+    weight = ndimage.sum_labels(alpha, parts, np.arange(n + 1))
+    weight[0] = 0  # what belongs to no part
+    kept = (weight >= DUST * weight.max())[parts] & (parts > 0)
+    near = lambda mask: ndimage.binary_dilation(mask, np.ones((3, 3)), TOUCHING)  # noqa: E731
+    return np.where(near((parts > 0) & ~kept) & ~near(kept), 0, alpha).astype(np.float32)
+
+
+def on_border_color(rgba: Float[np.ndarray, "h w 4"]) -> tuple[Float[np.ndarray, "h w 4"], Float[np.ndarray, "3"], bool]:
+    """The picture on the median colour of its border, opaque; that colour; and whether the border is plain."""
+    border = border_of(rgba)
+    color = np.median(border[border[:, 3] >= 0.5 * border[:, 3].max(), :3], 0)
+    rgb = rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * color if rgba[..., 3].max() > 0 else rgba[..., :3]
+    error = np.minimum(np.sum((border_of(rgb) - color) ** 2, -1), 0.25)  # an object may touch the border
+    return np.concatenate([rgb, np.ones_like(rgb[..., :1])], -1), color, bool(np.sqrt(np.mean(error)) <= PLAIN)
+
+
+def outside(rgba: Float[np.ndarray, "h w 4"], color: Float[np.ndarray, "3"]) -> Bool[np.ndarray, "h w"]:
+    """What has the colour of the background and is connected to the border."""
+    near = np.sqrt(np.sum((rgba[..., :3] - color) ** 2, -1)) < 1.5 * PLAIN
+    labels, _ = ndimage.label(near)
+    return np.isin(labels, np.unique(border_of(labels))) & near
+
+
+def border_of(image: np.ndarray) -> np.ndarray:
+    """The outermost pixels [n ...] of an image [h w ...]."""
+    return np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------------
+def framed(rgba: Float[np.ndarray, "h w 4"], size: int, share: float | None = None) -> Float[np.ndarray, "size size 4"]:
+    """A square of the image.
+
+    Args:
+      rgba: in [0, 1], alpha not multiplied in.
+      size: of the result, pixels.
+      share: of the edge that the object fills, in the middle; None for the centre of the image as it is.
+    """
+    h, w = rgba.shape[:2]
+    top, left, edge = (h - min(h, w)) / 2, (w - min(h, w)) / 2, float(min(h, w))
+    if share is not None:
+        seen = rgba[..., 3] > SEEN
+        rows, columns = (np.flatnonzero(np.any(seen, axis)) for axis in (1, 0))
+        edge = (max(np.ptp(rows), np.ptp(columns)) + 1) / share
+        top, left = (rows[0] + rows[-1] + 1 - edge) / 2, (columns[0] + columns[-1] + 1 - edge) / 2
+    flat = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1)
+    return unmultiplied(np.clip(square(flat, top, left, edge, size), 0, 1))
+
+
+def centre(image: Float[np.ndarray, "h w"], size: int) -> Float[np.ndarray, "size size"]:
+    """The centre square of depths, say: numbers of any range, whose mean across the edge of an object would mean nothing."""
+    h, w = image.shape
+    left, top, edge = (w - min(h, w)) / 2, (h - min(h, w)) / 2, min(h, w)
+    box = (left, top, left + edge, top + edge)
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.NEAREST, box))
+
+
+def square(
+    image: Float[np.ndarray, "h w c"], top: float, left: float, edge: float, size: int
+) -> Float[np.ndarray, "size size c"]:
+    """The square of this edge at (top, left), in pixels, resampled; 0 beyond the image."""
+    # Whole pixels around the square: a resize reads no further.
+    h, w = image.shape[:2]
+    (first, last), (begin, end) = ((int(np.floor(x)), int(np.ceil(x + edge))) for x in (top, left))
+    part = image[max(first, 0) : last, max(begin, 0) : end]
+    part = np.pad(part, ((max(-first, 0), max(last - h, 0)), (max(-begin, 0), max(end - w, 0)), (0, 0)))
+    box = (left - begin, top - first, left - begin + edge, top - first + edge)
+    shrink = Image.Resampling.BOX if edge > size else Image.Resampling.BILINEAR
+    planes = [np.asarray(Image.fromarray(plane).resize((size, size), shrink, box)) for plane in np.moveaxis(part, -1, 0)]
+    return np.stack(planes, -1)
+
+
+def unmultiplied(flat: Float[np.ndarray, "*b 4"]) -> Float[np.ndarray, "*b 4"]:
+    """RGBA whose colours carry no alpha, of one whose colours do; black where it is transparent."""
+    return np.concatenate([flat[..., :3] / np.maximum(flat[..., 3:], 1e-6), flat[..., 3:]], -1).clip(0, 1)
