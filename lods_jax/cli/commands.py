@@ -109,6 +109,10 @@ def resume(args: flags.Resume) -> int:
     if not file.is_file():
         raise UserError(f"{args.run} holds no run: {file} is missing")
     config = configs.check(configs.load(file))
+    if (name := config.objective.name) != args.objective and ":" in name:
+        raise UserError(f"the objective {name} of {args.run} is code: if you trust it, resume with --objective {name}")
+    if args.objective not in (name, None):
+        raise UserError(f"{args.run} was begun with the objective {name}, got --objective {args.objective}")
     start_run(config, args.distributed)
     from lods_jax.runs import run
 

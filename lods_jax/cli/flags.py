@@ -77,6 +77,8 @@ class Resume:
     run: tyro.conf.Positional[Path]
     changed: bool = False
     """Go on although config.yaml has changed since the checkpoint."""
+    objective: str | None = None
+    """Of a run with an objective of its own, its `package.module:factory` once more: only what is named here is imported."""
     distributed: bool = False
     """This process is one of several; a run may go on with another number of them."""
 

@@ -13,13 +13,14 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from lods_jax.core.errors import UserError
+from lods_jax.core.errors import UserError, one_line
 from lods_jax.core.noise_schedule import add_noise, eps_to_x0, per_example, signal_and_noise
 from lods_jax.core.types import Objective, Query
 
@@ -202,29 +203,66 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
 
 
 def make_objective(name: str, s: float | None = None, options: Mapping[str, float | str] | None = None) -> Objective:
-    """The named objective with its guidance scale, or its own, and options; a name with a colon is imported."""
+    """The named objective with its guidance scale, or its own, and options.
+
+    A name with a colon is code, which is imported and called: only a name that a person has given may come here. What reads a
+    folder from elsewhere asks `is_code` first.
+
+    Args:
+      name: of `OBJECTIVES`, or `package.module:factory`.
+      s: guidance scale.
+      options: whatever else the factory takes, by name.
+
+    Returns:
+      The objective.
+
+    Raises:
+      UserError: there is no such objective, or the code of one's own fails.
+      ValueError: a number that the objective does not take.
+    """
     given = dict(options or {}) | ({} if s is None else {"s": s})
     factory = load_objective(name)
     takes = list(inspect.signature(factory).parameters)
     for key in given:
         if key not in takes:
             raise UserError(f"objective {name} takes no {key}; it takes {', '.join(takes) or 'nothing'}")
-    made = factory(**given)
+    if not is_code(name):
+        return factory(**given)
+    with told(name, "failed"):
+        made = factory(**given)
     if not isinstance(made, Objective):
         raise UserError(f"objective {name} must give a lods_jax.core.types.Objective, got a {type(made).__name__}")
     return made
+
+
+def is_code(name: str) -> bool:
+    """Whether an objective is a factory of one's own, which has to be imported."""
+    return ":" in name
 
 
 def load_objective(name: str) -> Callable[..., Objective]:
     """The factory of a registered name, or of `package.module:factory`, also from the current folder."""
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if not is_code(name):
         raise UserError(f"unknown objective {name}; there are {', '.join(OBJECTIVES)}, or package.module:factory")
+    module, _, attribute = name.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does
+        sys.path.append(here)  # last: a file of the folder must not take the place of a library
+    with told(name, "cannot be imported"):
+        factory = getattr(importlib.import_module(module), attribute)
+    if not inspect.isfunction(factory):  # os.sep is no function, and sys.exit is none that gives an objective
+        raise UserError(f"objective {name} must be a Python function that gives an Objective, got a {type(factory).__name__}")
+    return factory
+
+
+@contextmanager
+def told(name: str, what: str) -> Iterator[None]:
+    """Whatever the code of one's own raises is one line; LODS_TRACEBACK=1 shows where."""
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"objective {name} cannot be imported: {error}") from error
+        yield
+    except (Exception, SystemExit) as error:
+        reason = (
+            one_line(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {one_line(error)}"
+        )
+        raise UserError(f"objective {name} {what}: {reason}") from error

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from lods_jax.distillation.objectives import is_code
 from lods_jax.runs.artifacts import Viewer, viewer
 from lods_jax.runs.restore import restore_scene
-from lods_jax.runs.run_directory import Run, read_run, write_json
+from lods_jax.runs.run_directory import Run, is_figure, read_run, write_json
 from lods_jax.tabletop.judge import SIZE
 from lods_jax.tabletop.measure import FIGURES, measure
 from lods_jax.tabletop.metrics import bootstrap, interquartile_mean
-from lods_jax.training.build import objective_of
+from lods_jax.training.build import objective_of, predictions_per_view
 from lods_jax.training.scene_setups import particles, represent
 
 COSTS = {
@@ -66,14 +67,14 @@ def shared_viewer(run: Run) -> Viewer:
 
 
 def costs(run: Run) -> dict[str, Any]:
-    """What a run has spent, and what its learned branch did, from its log."""
-    last = run.metrics[-1] if run.metrics else {}
-    objective = objective_of(run.config)
-    # The fit asks once more, unless it shares the score's noise.
-    asked = len(objective.queries) + (objective.fit is not None and not run.config.objective.fit_shares_noise)
-    asked += 2 * (run.config.pose.name != "none")
-    before = run.config.picture.invert * run.config.picture.invert_batch if run.config.picture.invert else 0
-    row = {"seconds": last.get("seconds"), "predictions": (asked * run.config.batch * run.step + before) / 1000}
+    """What a run has spent, and what its learned branch did, from its log. Never imports the objective that a run names."""
+    last, config = run.metrics[-1] if run.metrics else {}, run.config
+    asked = run.note.get("predictions_per_view")  # which run.json did not always hold
+    if not is_figure(asked) and not is_code(config.objective.name):
+        asked = predictions_per_view(config, objective_of(config))
+    before = config.picture.invert * config.picture.invert_batch if config.picture.invert else 0
+    row = {"seconds": last.get("seconds")}
+    row |= {"predictions": (asked * config.batch * run.step + before) / 1000} if is_figure(asked) else {}
     return row | {name: last[name] for name in ("psi_displacement", "fit_gain") if name in last}
 
 

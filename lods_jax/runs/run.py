@@ -27,7 +27,7 @@ from lods_jax.runs.artifacts import Viewer, viewer, write_page_of, write_preview
 from lods_jax.runs.export import mesh_of_run
 from lods_jax.runs.run_directory import append, check_empty, event_log, locked, point_latest_at, rewind, write_json
 from lods_jax.training import checkpoint, image_to_3d
-from lods_jax.training.build import Parts, build
+from lods_jax.training.build import Parts, build, predictions_per_view
 from lods_jax.training.compilation import compilations, compile_seconds
 from lods_jax.training.distributed import agreed, all_or_none, is_first
 from lods_jax.training.loop import Compile, Progress, compiled, first_state, mode_of, state_shapes, train
@@ -109,6 +109,7 @@ def proceed(
     if not is_first():
         return follow(config, parts, state, static, compile)
     note = provenance.describe() | {"prior_sha256": parts.prior_sha256}
+    note |= {"predictions_per_view": predictions_per_view(config, parts.objective)}
     if parts.given:
         note |= {"pose_sha256": parts.given.pose_sha256}
     write_json(folder / "run.json", note | {"state": "running"})

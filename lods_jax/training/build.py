@@ -115,6 +115,12 @@ def objective_of(config: Config) -> Objective:
     return make_objective(o.name, o.s, o.options | ({} if o.adapter_text is None else {"adapter_text": "adapter"}))
 
 
+def predictions_per_view(config: Config, objective: Objective) -> int:
+    """How many noise predictions a step asks for each view: the score's, and the fit's unless it shares the score's noise."""
+    asked = len(objective.queries) + (objective.fit is not None and not config.objective.fit_shares_noise)
+    return asked + 2 * (config.pose.name != "none")
+
+
 def first_psi(config: Config, prior: Prior, objective: Objective, weights: Any, tokens: Array) -> Any:
     """What is learned of the prior, before the first step."""
     return prior.init_psi(weights, jax.random.fold_in(jax.random.key(config.seed), 1), tokens, objective.fitted)

@@ -7,9 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lods_jax.core.errors import UserError
 from lods_jax.core.noise_schedule import add_noise
 from lods_jax.core.types import Cond
-from lods_jax.distillation.objectives import OBJECTIVES, csd, dds, ism, lods_embedding, lods_lora, nfsd, sdi, sds, sds_bridge, vsd
+from lods_jax.distillation.objectives import (
+    OBJECTIVES,
+    csd,
+    dds,
+    ism,
+    lods_embedding,
+    lods_lora,
+    make_objective,
+    nfsd,
+    sdi,
+    sds,
+    sds_bridge,
+    vsd,
+)
 from lods_jax.distillation.scores import ask, fit_loss, score
 from lods_jax.priors.gaussian import gaussian
 
@@ -299,3 +313,42 @@ def test_a_condition_is_mentioned_only_where_it_is_used():
 
     texts = {k: normal(1, (B, 2, 2)) for k in ("prompt", "null")}
     ask(predict, {}, csd().queries, {"render": normal(0)}, texts, jnp.zeros(B, jnp.int32), pose=jnp.zeros((B, 16)))
+
+
+# --- objectives of one's own --------------------------------------------------------------------------------------------------
+CODE = """
+import sys
+def refuses(): raise ValueError("two\\nlines")
+def leaves(): sys.exit(0)
+def needs(x): return x
+def three(): return 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("sdss", "unknown objective sdss; there are sds, csd"),
+        ("sys:exit", "sys:exit must be a Python function that gives an Objective, got a builtin_function_or_method"),
+        ("os:sep", "os:sep must be a Python function that gives an Objective, got a str"),
+        ("os:nothing", "os:nothing cannot be imported: module 'os' has no attribute 'nothing'"),
+        ("no_such_module:x", "cannot be imported: No module named 'no_such_module'"),
+        (":", "objective : cannot be imported: ValueError: Empty module name"),
+        (".x:y", "objective .x:y cannot be imported: TypeError"),
+        ("own_code:", "cannot be imported"),
+        ("json:loads", r"objective json:loads failed: TypeError: loads\(\) missing 1 required"),
+        ("own_code:refuses", "objective own_code:refuses failed: ValueError: two lines"),
+        ("own_code:leaves", "objective own_code:leaves failed: SystemExit: 0"),
+        ("own_code:needs", "objective own_code:needs failed: TypeError"),
+        ("own_code:three", "must give a lods_jax.core.types.Objective, got a int"),
+        ("own_broken:x", "objective own_broken:x cannot be imported: SyntaxError"),
+        ("own_exit:x", "objective own_exit:x cannot be imported: SystemExit: 3"),
+    ],
+)
+def test_code_that_is_no_objective_is_one_line(tmp_path, monkeypatch, name, says):
+    for module, code in (("own_code", CODE), ("own_broken", "def"), ("own_exit", "raise SystemExit(3)")):
+        (tmp_path / f"{module}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=says) as caught:
+        make_objective(name)
+    assert "\n" not in str(caught.value)
