@@ -1,7 +1,6 @@
 """What a prior has learned, as files that other programs read: LoRA adapters and the unconditional embedding, in safetensors."""
 
 import json
-import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from lods_jax.core.files import replacing
-from lods_jax.priors.diffusers_folder import read_config
+from lods_jax.priors.diffusers_folder import is_number, read_config
 from lods_jax.priors.lora import Lora, site_name
 from lods_jax.priors.torch_weights import read_arrays
 
@@ -159,11 +158,6 @@ def scale_of(about: LoraScales, name: str, rank: int) -> float:
     own = (alpha for key, alpha in about.pattern.items() if re.fullmatch(rf"(.*\.)?({key})", name))
     alpha = next(own, about.alpha)
     return 1.0 if alpha is None else alpha / (rank**0.5 if about.rslora else rank)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def is_simple_pattern(key: str) -> bool:

@@ -141,3 +141,8 @@ def shards(index: Path) -> list[Path]:
 def is_plain_name(name: Any) -> bool:
     """Whether this is the name of a file, without a way to another folder."""
     return isinstance(name, str) and bool(name) and name == Path(name).name and "\0" not in name and len(name) < 256
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that float32 holds; JSON has integers of any length, and NaN."""
+    return type(value) in (int, float) and -1e30 < value < 1e30

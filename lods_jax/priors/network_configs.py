@@ -1,10 +1,11 @@
 """What the `config.json` of a network may say: kinds and bounds of its settings, and what the Flax classes would ignore."""
 
-import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
+
+from lods_jax.priors.diffusers_folder import is_number
 
 # What the Flax classes compute whatever the config says: another value would be ignored in silence.
 UNET_FIXED = {
@@ -134,7 +135,7 @@ def fits(value: Any, kind: Any, most: int) -> bool:
     if kind is int:
         return type(value) is int and 0 <= value <= most
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return is_number(value)
     return isinstance(value, kind)
 
 
