@@ -84,6 +84,7 @@ class Prior(NamedTuple):
     encode: Callable[..., jax.Array]  # (weights, rgb [b h w 3] in [0, 1], key) -> z; resizes itself; float32 out
     decode: Callable[..., jax.Array]  # (weights, z) -> rgb [b h w 3] in [0, 1]
     predict: Callable[..., jax.Array]  # (weights, psi, z_t, t [b], Cond) -> eps, float32
+    truncate: Callable[[str, str], str] = lambda text, ending="": text  # text, cut so that `ending` fits behind it
 
 
 class Query(NamedTuple):

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lods_jax.core.errors import tell
 from lods_jax.core.types import Prior
 from lods_jax.priors.ddim import ddim
 from lods_jax.priors.lora import RANK
 from lods_jax.priors.stable_diffusion import stable_diffusion
+from lods_jax.priors.tokenizer import left_out
 
 CLIP = 4.0  # bound on |x0| in standard deviations of the latents
 
@@ -31,6 +33,7 @@ def text_to_image(
     """n samples of `prompt` in [0, 1] from a Stable Diffusion folder; sample i starts from the noise of seed + i."""
     prior = stable_diffusion(folder, strict=strict)
     weights = prior.init(jax.random.key(0))
+    tell_left_out(prior, {"prompt": [prompt], "null": [negative_prompt]})
     tokens, null = prior.embed(weights, [prompt, negative_prompt])
 
     @jax.jit
@@ -46,8 +49,16 @@ def opened(
 ) -> tuple[Prior, Any, dict[str, Array]]:
     """The prior of a folder, its weights, and the texts of a prompt table as it reads them; `rank` is of its adapter."""
     prior = stable_diffusion(folder, strict=strict, rank=rank)
+    tell_left_out(prior, table)
     weights = prior.init(jax.random.key(0))
     return prior, weights, {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
+
+
+def tell_left_out(prior: Prior, table: Mapping[str, Sequence[str]]) -> None:
+    """Tells, in one line, what the prior does not read of the texts of a person in a prompt table without views."""
+    names = {"prompt": "prompt", "null": "negative prompt", "source": "source prompt"}
+    if cut := left_out(prior.truncate, {named: table[name][0] for name, named in names.items() if name in table}):
+        tell(cut)
 
 
 def image_size(folder: Path) -> int:

@@ -4,7 +4,7 @@ weights = {"unet", "vae", "text"}; latents are scaled, so that they have about u
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,15 +55,18 @@ def stable_diffusion(
         sizes = f"{base.unet.cross_attention_dim} and {text.config.hidden_size}"
         raise ValueError(f"{folder}: the U-Net's cross_attention_dim and the text encoder's hidden_size differ: {sizes}")
     known = read_vocabulary(folder) if strict else None
+    clip = cache(partial(tokenizer.load_tokenizer, folder))
     encode_text = jax.jit(partial(flax_networks.encode_text, text))
 
     def embed(weights: dict, texts: Sequence[str]) -> Float[Array, "k n w"]:
         for line in texts if known is not None else ():
             if unknown := tokenizer.unknown_words(line, known.words):
                 raise ValueError(f"unknown word {unknown[0]!r} in {line!r}; it may use: {', '.join(sorted(known.words))}")
-        clip = tokenizer.load_tokenizer(folder)
-        ids = tokenizer.tokenize(clip, texts, text.config.max_position_embeddings, text.config.vocab_size)
+        ids = tokenizer.tokenize(clip(), texts, text.config.max_position_embeddings, text.config.vocab_size)
         return encode_text(weights["text"], jnp.asarray(ids))
+
+    def truncate(words: str, ending: str = "") -> str:
+        return tokenizer.truncate(clip(), words, ending, text.config.max_position_embeddings)
 
     def init_psi(weights: dict, key: Key[Array, ""], tokens: Float[Array, "n w"], queries: Iterable[Query]) -> dict[str, Any]:
         """What the fitted `queries` can learn: "embedding" starts as `tokens`, "lora" and "pose" change nothing at the start."""
@@ -77,7 +80,7 @@ def stable_diffusion(
             psi["pose"] = lora.init_pose(k_pose, 4 * base.unet.block_out_channels[0])
         return psi
 
-    return Prior(base.init, embed, init_psi, base.encode, base.decode, base.predict)
+    return Prior(base.init, embed, init_psi, base.encode, base.decode, base.predict, truncate)
 
 
 class Backbone(NamedTuple):

@@ -7,14 +7,17 @@ symbols by byte-pair encoding (Sennrich et al. 2016): of all merges that apply, 
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from lods_jax.core.errors import one_line
 from lods_jax.priors.diffusers_folder import read_config
 
 Merge = tuple[str, str]
@@ -111,7 +114,7 @@ def load_tokenizer(folder: Path) -> Any:
         clip = (CLIPTokenizer if slow else CLIPTokenizerFast).from_pretrained(directory)
         clip("a mug")
     except Exception as error:  # of the types that transformers and tokenizers raise for a damaged file none is their own
-        raise ValueError(f"{directory} holds no CLIP tokenizer: {one_line(error)}") from None
+        raise ValueError(f"{directory} holds no CLIP tokenizer: {one_line(error, 200)}") from None
     return clip
 
 
@@ -135,7 +138,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], length: int, rows: int = 2**3
         encoded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)["input_ids"]
         ids = np.asarray(encoded, np.int64)
     except Exception as error:  # as `load_tokenizer`
-        raise ValueError(f"{tokenizer.name_or_path} holds a tokenizer that fails: {one_line(error)}") from None
+        raise ValueError(f"{tokenizer.name_or_path} holds a tokenizer that fails: {one_line(error, 200)}") from None
     if (beyond := ids[(ids < 0) | (ids >= rows)]).size:
         token = tokenizer.convert_ids_to_tokens(int(beyond[0]))
         table = f"the text encoder has embeddings for 0 to {rows - 1}"
@@ -149,20 +152,31 @@ def tokenize(tokenizer: Any, texts: Sequence[str], length: int, rows: int = 2**3
 def truncate(tokenizer: Any, text: str, ending: str, length: int) -> str:
     """The longest beginning of `text`, in whole words, that has a place in `length` tokens together with `ending`.
 
-    A text whose first word is too long, as one without spaces is, is cut between letters.
+    A text whose first word is too long, as a text without spaces is, is cut between letters.
     """
-    fits = lambda end: len(tokenizer.tokenize(text[:end] + ending)) <= length - 2  # noqa: E731 (start and end token)
-    if fits(len(text)):
+    too_long = lambda end: len(tokenizer.tokenize(text[:end] + ending)) > length - 2  # noqa: E731 (start and end token)
+    if not too_long(len(text)):
         return text
-    ends = [match.end() for match in re.finditer(r"\S+", text)]
-    if not fits(ends[0]):
-        ends = list(range(len(text)))
-    return text[: max((end for end in ends if fits(end)), default=0)].rstrip(" ,;:")
+    ends = [0, *(match.end() for match in re.finditer(r"\S+", text))]
+    if len(ends) > 1 and too_long(ends[1]):
+        ends = range(len(text))
+    return text[: ends[max(0, bisect_left(ends, True, key=too_long) - 1)]].rstrip(" ,;:")
 
 
-def one_line(error: Exception) -> str:
-    """What an exception says, on one line of bounded length."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def left_out(truncate: Callable[[str, str], str], texts: Mapping[str, str], endings: Sequence[str] = ("",)) -> str:
+    """One line on what a prior does not read of some texts; "" if it reads all.
+
+    Args:
+      truncate: of the prior.
+      texts: by what a person calls them: "prompt", "negative prompt".
+      endings: what may follow the prompt.
+    """
+    lost = []
+    for name, text in texts.items():
+        kept = min((truncate(text, ending) for ending in (endings if name == "prompt" else [""])), key=len)
+        if kept != text:
+            lost.append(f"of the {name}: {shorten(text[len(kept) :], 200, placeholder=' ...')!r}")
+    return f"longer than this prior reads; left out is the end {' and '.join(lost)}" if lost else ""
 
 
 def unknown_words(text: str, words: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from lods_jax.config import Config, OptimizerConfig, ever_on
 from lods_jax.core.cameras import Orbit, sample_orbit
-from lods_jax.core.errors import UserError
+from lods_jax.core.errors import UserError, tell
 from lods_jax.core.paths import TABLETOP
 from lods_jax.core.types import Objective, Prior
 from lods_jax.distillation import prompts
@@ -26,6 +26,7 @@ from lods_jax.priors.captioned_images import caption_gaussians, posterior_mean
 from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.priors.hub import local, unet_hash
 from lods_jax.priors.stable_diffusion import stable_diffusion
+from lods_jax.priors.tokenizer import left_out
 from lods_jax.tabletop.captioned import captioned_renders
 from lods_jax.tabletop.dataset import parse_caption
 from lods_jax.tabletop.objects import COMPOSITE
@@ -62,8 +63,12 @@ def build(config: Config, folder: Path | None = None) -> Parts:
     Args:
       folder: of a run that goes on, which holds what was made of its picture.
     """
-    objective, table = checked(config)
+    objective, _ = checked(config)
     prior = make_prior(config)
+    table = prompt_table_of(config, prior.truncate)
+    named = {"prompt": config.prompt, "negative prompt": config.negative_prompt, "source prompt": config.source_prompt}
+    if cut := left_out(prior.truncate, named, prompts.view_endings(names_views(config))):
+        tell(f"{'prompt':<10}{cut}")
     weights = prior.init(jax.random.key(0))
     texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
     psi = first_psi(config, prior, objective, weights, texts["null"][0])
@@ -101,13 +106,17 @@ def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
         raise UserError(f"{learns}, and float16 would round its gradients away: pass --prior.dtype bfloat16")
     # Built here for its complaints alone, before weights are read.
     representation.scene(config, representation.plan(config, config.resolution, None))
-    source = config.source_prompt or None
-    without = {word: views.replace(",", " ").split() for word, views in config.debias.items()}
-    table = prompts.prompt_table(
-        config.prompt, config.negative_prompt, names_views(config), source, without, config.objective.adapter_text
-    )
+    table = prompt_table_of(config)
     check_queries(config, objective, table)
     return objective, table
+
+
+def prompt_table_of(config: Config, truncate: prompts.Truncate = prompts.whole) -> dict[str, Sequence[str]]:
+    """The texts that a run may ask with; see `prompts.prompt_table`."""
+    source = config.source_prompt or None
+    without = {word: views.replace(",", " ").split() for word, views in config.debias.items()}
+    adapter = config.objective.adapter_text
+    return prompts.prompt_table(config.prompt, config.negative_prompt, names_views(config), source, without, adapter, truncate)
 
 
 def objective_of(config: Config) -> Objective:

@@ -25,6 +25,15 @@ def test_a_word_is_left_out_of_the_views_that_it_contradicts():
     assert set(table["plain"]) == {"a smiling robot"}
 
 
+def test_a_prompt_that_is_too_long_keeps_the_words_of_its_views():
+    """A prior that reads 20 characters: without the view's words all four rows would be one."""
+    table = prompt_table("a mug of blue porcelain", truncate=lambda text, ending: text[: 20 - len(ending)])
+    assert dict(zip(VIEWS, table["prompt"], strict=True))["front"] == "a mug of, front view"
+    assert len(set(table["prompt"])) == len(VIEWS)
+    assert all(len(row) == 20 and row.endswith(" view") for row in table["prompt"])
+    assert set(table["plain"]) == {"a mug of blue porcelain"}  # the tokenizer cuts it, as in PyTorch
+
+
 @pytest.mark.parametrize(
     ("without", "says"),
     [

@@ -8,9 +8,11 @@ import pytest
 
 from lods_jax.core.noise_schedule import add_noise, velocity
 from lods_jax.core.types import Cond, Query
+from lods_jax.distillation.prompts import prompt_table, view_prompts
 from lods_jax.distillation.train_step import encode_each
 from lods_jax.priors import flax_networks, tokenizer
 from lods_jax.priors.diffusers_folder import read_config, read_vocabulary
+from lods_jax.priors.sampling import opened
 from lods_jax.priors.stable_diffusion import resize, stable_diffusion
 
 
@@ -175,3 +177,16 @@ def test_another_noise_schedule_is_refused(sd, tmp_path, changes, named):
 def test_an_option_out_of_range_is_refused_by_name(sd, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         stable_diffusion(sd, **options)
+
+
+def test_views_of_a_prompt_longer_than_the_window_differ_and_one_line_tells_what_is_left_out(sd, capsys):
+    long = " ".join(["a red mug on a table"] * 30)
+    prior, weights, texts = opened(sd, True, prompt_table(long, "blurry " * 100, with_view=False))
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    rows = view_prompts(long, truncate=prior.truncate)
+    assert all(long.startswith(row.rpartition(",")[0]) and row.endswith(" view") for row in rows)
+    tokens = np.asarray(prior.embed(weights, rows))
+    assert all(np.abs(tokens[i] - tokens[j]).max() > 1e-3 for i in range(4) for j in range(i))
+    plain = np.asarray(prior.embed(weights, [long]))  # cut by the tokenizer, as PyTorch's pipelines do
+    np.testing.assert_allclose(texts["prompt"][0], plain[0], atol=1e-5)
+    assert view_prompts("a red mug", truncate=prior.truncate) == view_prompts("a red mug")

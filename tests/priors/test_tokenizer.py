@@ -63,3 +63,24 @@ def test_unknown_words_are_found_whatever_their_case_and_marks():
 def test_a_missing_tokenizer_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"vocab\.json is missing, and so is tokenizer\.json: expected a CLIP tokenizer"):
         tokenizer.load_tokenizer(tmp_path)
+
+
+@given(st.lists(st.sampled_from(["a", "red", "mug", "x" * 9, ",", "日本語"]), max_size=30), st.integers(4, 40))
+def test_a_text_is_cut_to_the_most_whole_words_that_fit_with_its_ending(words, length):
+    text, ending = " ".join(words), ", side view"
+    fits = lambda text: len(CLIP(text + ending)["input_ids"]) <= length  # noqa: E731
+    ends = [" ".join(words[:i]) for i in range(len(words) + 1)]
+    if words and not fits(words[0]):
+        ends = [text[:i] for i in range(len(text))]
+    expected = text if fits(text) else max(filter(fits, ends), key=len, default="").rstrip(" ,")
+    assert tokenizer.truncate(CLIP, text, ending, length) == expected
+
+
+CLIP = tokenizer.from_words(["a", "red", "mug", "side", "view", ","])
+
+
+def test_one_line_tells_what_a_prior_does_not_read():
+    truncate = lambda text, ending="": text[: 12 - len(ending)]  # noqa: E731
+    said = tokenizer.left_out(truncate, {"prompt": "a red mug", "negative prompt": "a blurry picture"}, [", at", ", above"])
+    assert said == "longer than this prior reads; left out is the end of the prompt: 'mug' and of the negative prompt: 'ture'"
+    assert tokenizer.left_out(truncate, {"prompt": "a mug", "negative prompt": ""}, [", at"]) == ""
