@@ -56,11 +56,13 @@ def without_haze(alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
 
 def without_dust(alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """Alpha, 0 in connected parts that weigh less than `DUST` of the heaviest one."""
-    parts, n = ndimage.label(alpha > SEEN, np.ones((3, 3)))
+    """Alpha, 0 in connected parts that weigh less than `DUST` of the heaviest one; a line of a pixel or two weighs nothing."""
+    seen = alpha > SEEN
+    parts, n = ndimage.label(seen, np.ones((3, 3)))
     if n < 2:
         return alpha
-    weight = ndimage.sum_labels(alpha, parts, np.arange(n + 1))
+    inner = ndimage.binary_erosion(seen, np.ones((3, 3)))
+    weight = ndimage.sum_labels(inner if inner.any() else seen, parts, np.arange(n + 1))
     weight[0] = 0  # what belongs to no part
     kept = (weight >= DUST * weight.max())[parts] & (parts > 0)
     near = lambda mask: ndimage.binary_dilation(mask, np.ones((3, 3)), TOUCHING)  # noqa: E731

@@ -15,6 +15,7 @@ MAX_PIXELS = 64_000_000  # of a file that is read
 MAX_BYTES = 192 << 20  # of its pixels, decoded
 MAX_EDGE = 2048  # of what is kept of it
 BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # of a pixel in Pillow's memory; 4 of other modes
+GAP = 0.05  # of the median depth: where nothing is nearer than this, 0 is no depth
 WHITES = (255, 65_535, 4_294_967_295)
 
 
@@ -80,7 +81,8 @@ def read_depth(path: str | Path) -> Float[np.ndarray, "h w"]:
       path: a grey image file: bytes, integers of 16 or 32 bits (millimetres, say) or floats (metres).
 
     Returns:
-      The numbers, upright, at most `MAX_EDGE` wide. What is not finite is as its nearest neighbour.
+      The numbers, upright, at most `MAX_EDGE` wide. What was not measured is as its nearest neighbour: what is not finite, and
+      the zeros of a depth camera.
 
     Raises:
       ValueError: in one line, for a coloured image, for one without a finite number, and as `read_rgba` does.
@@ -91,10 +93,13 @@ def read_depth(path: str | Path) -> Float[np.ndarray, "h w"]:
         if np.ptp(depth[..., :3], -1).max() > 3:  # what JPEG makes of grey is not quite grey
             raise ValueError(f"{path} is coloured: depths must be a grey image, of floats or integers at best")
         depth = depth[..., 0]
-    finite = np.isfinite(depth)
-    if not finite.any():
+    measured = np.isfinite(depth)
+    positive = depth[measured & (depth > 0)]
+    if image.mode == "F" and len(positive) and positive.min() > GAP * np.median(positive):
+        measured &= depth != 0
+    if not measured.any():
         raise ValueError(f"{path} holds no finite depth")
-    return depth[tuple(ndimage.distance_transform_edt(~finite, return_distances=False, return_indices=True))]
+    return depth[tuple(ndimage.distance_transform_edt(~measured, return_distances=False, return_indices=True))]
 
 
 def white_level(values: np.ndarray, whole: bool) -> int:
@@ -102,10 +107,10 @@ def white_level(values: np.ndarray, whole: bool) -> int:
 
     Args:
       values: of colours; what is not finite or beyond the last does not count.
-      whole: whether they are whole numbers, of which 1 is never white. Others may pass 1 a little, up to 2.
+      whole: whether they are whole numbers. Others may pass 1 a little, up to 2.
     """
     top = np.max(values, initial=0, where=values <= WHITES[-1])
-    return 1 if not whole and top <= 2 else next(white for white in WHITES if top <= white)
+    return 1 if top <= (1 if whole else 2) else next(white for white in WHITES if top <= white)
 
 
 def load_small(path: str | Path) -> Image.Image:

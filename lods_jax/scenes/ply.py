@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from lods_jax.core.files import replacing
 from lods_jax.core.images import white_level
-from lods_jax.scenes.ply_format import Table, read_ply_tables
+from lods_jax.scenes.ply_format import Table, is_ply, read_ply_tables
 from lods_jax.scenes.spherical_harmonics import Y00, rotate_harmonics
 from lods_jax.scenes.splat_formats import PACKED, ROW, decompress, read_splat_columns
 
@@ -138,7 +138,7 @@ def read_points(path: str | Path) -> Points:
 
 def read_columns(path: str | Path) -> Table:
     """The properties of the vertices of a PLY file, or what is the same of a packed one."""
-    if Path(path).suffix.lower() == ".splat":
+    if Path(path).suffix.lower() == ".splat" and not is_ply(path):
         return read_splat_columns(path)
     tables = read_ply_tables(path, ("vertex", "chunk", "sh"))
     if "vertex" not in tables:

@@ -23,6 +23,7 @@ TYPES = {
     **dict.fromkeys(("float", "float32"), "f4"), **dict.fromkeys(("double", "float64"), "f8"),
 }  # fmt: skip
 BYTE_ORDER = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+MAGIC, BOM = re.compile(rb"\s*ply[ \t]*(\r\n|\n|\r)", re.IGNORECASE), b"\xef\xbb\xbf"  # a byte order mark may come first
 MAX_HEADER = 1 << 20  # bytes
 MAX_LINE = 1 << 20  # bytes of a row of text
 MAX_RAGGED = 1_000_000  # rows whose lists differ in length, which are read one by one: some seconds
@@ -79,6 +80,12 @@ def read_ply_tables(path: str | Path, names: Collection[str]) -> dict[str, Table
             raise ValueError(f"{path} {error}") from None
 
 
+def is_ply(path: str | Path) -> bool:
+    """Whether a file begins as a PLY file does, whatever it is named."""
+    with open_regular(path) as file:
+        return MAGIC.match(file.read(256).removeprefix(BOM)) is not None
+
+
 def read_tables(file: BinaryIO, header: Header, size: int, names: Collection[str]) -> dict[str, Table]:
     """The elements of these names, from a file of so many bytes that stands behind its header."""
     left, tables = sum(element.name in names for element in header.elements), {}
@@ -101,10 +108,9 @@ def read_tables(file: BinaryIO, header: Header, size: int, names: Collection[str
 # --- header -----------------------------------------------------------------------------------------------------------------
 def parse_header(data: bytes) -> Header:
     """The header at the beginning of `data`. A complaint is worded to follow the name of the file."""
-    start = 3 if data.startswith(b"\xef\xbb\xbf") else 0  # a byte order mark
-    magic = re.match(rb"\s*ply[ \t]*(\r\n|\n|\r)", data[start : start + 256], re.IGNORECASE)
-    if not magic:
-        raise ValueError("is not a PLY file: it does not begin with the line `ply`")
+    start = len(BOM) if data.startswith(BOM) else 0
+    if not (magic := MAGIC.match(data[start : start + 256])):
+        raise ValueError("is not a PLY file: it does not begin with the line `ply`; other formats have to be converted")
     # A file has one kind of line end. Where that is a lone CR, an LF after the header is the first byte of the body.
     newline = b"\r" if magic[1] == b"\r" else b"\n"
     layout, elements, at = "", [], start + magic.end()

@@ -131,6 +131,15 @@ def test_dust_far_from_the_object_does_not_move_its_frame(size):
     same_frame(*on_white)
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_line_along_the_border_is_no_part_of_a_small_object(width):
+    """What cropping and scanning leave: more pixels than a small object has, and no body."""
+    clean = with_alpha(disc(96, 9, (48, 48)))
+    lined = clean.copy()
+    lined[:width, :, 3] = lined[:, -width:, 3] = 1
+    same_frame(lined, clean)
+
+
 def test_a_part_that_weighs_something_stays():
     """Two balls, one a third as wide as the other: a ninth of the area."""
     alpha = np.maximum(disc(96, 24, (40, 40)), disc(96, 8, (80, 80)))

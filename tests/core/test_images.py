@@ -222,7 +222,15 @@ def test_what_is_not_finite_is_transparent(tmp_path):
 
 @pytest.mark.parametrize(
     ("top", "whole", "white"),
-    [(1.0, False, 1), (1.7, False, 1), (200.0, False, 255), (1, True, 255), (256, True, 65535), (1e9, True, 2**32 - 1)],
+    [
+        (1.0, False, 1),
+        (1.7, False, 1),
+        (200.0, False, 255),
+        (1, True, 1),
+        (2, True, 255),
+        (256, True, 65535),
+        (1e9, True, 2**32 - 1),
+    ],
 )
 def test_white_is_the_smallest_that_holds_all(top, whole, white):
     assert white_level(np.array([0, top, np.nan, np.inf]), whole) == white
@@ -245,6 +253,17 @@ def test_a_depth_that_was_not_measured_is_that_of_its_neighbour(tmp_path):
     found = read_depth(tmp_path / "x.tif")
     assert abs(found[4, 5] - 4) <= 1
     assert abs(found[9, 9] - 9) <= 1
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32, np.uint16])
+def test_the_zeros_of_a_depth_camera_are_no_depths(tmp_path, kind):
+    """Millimetres from 2,000 on: 0 is what it did not see. A map from 0 to 1 has its zeros."""
+    depth = np.repeat(np.arange(2000, 2016)[:, None], 16, 1).astype(kind)
+    depth[4, 5] = 0
+    Image.fromarray(depth).save(tmp_path / "x.tif")
+    assert abs(read_depth(tmp_path / "x.tif")[4, 5] - 2004) <= 1
+    Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)).save(tmp_path / "y.tif")
+    assert read_depth(tmp_path / "y.tif")[0, 0] == 0
 
 
 def test_a_coloured_depth_map_is_refused(tmp_path):

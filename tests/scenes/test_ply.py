@@ -266,6 +266,11 @@ def test_what_was_done_to_a_file_is_said(name, rows, says):
     assert any(says in note for note in points.notes)
 
 
+def test_a_ply_named_splat_is_a_ply(tmp_path):
+    (tmp_path / "a.splat").write_bytes((FILES / "gs_sh3.ply").read_bytes())
+    np.testing.assert_array_equal(read_ply(tmp_path / "a.splat")["sh"], read_ply(FILES / "gs_sh3.ply")["sh"])
+
+
 def test_map_coordinates_keep_their_decimals():
     means = read_points(FILES / "pc_utm.ply").columns["means"]
     np.testing.assert_allclose(means - means.mean(0), CORNERS, atol=1e-6)
