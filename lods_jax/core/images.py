@@ -74,6 +74,12 @@ def read_rgba(path: str | Path) -> Float[np.ndarray, "h w 4"]:
     return np.stack([grey, grey, grey, finite], -1).astype(np.float32)
 
 
+def white_of_file(path: str | Path) -> int | None:
+    """What `read_rgba` divides the greys of a file by; None of a file of bytes."""
+    image = load_small(path)
+    return None if image.mode == "RGBA" else white_level(np.asarray(image), image.info["whole"])
+
+
 def read_depth(path: str | Path) -> Float[np.ndarray, "h w"]:
     """Reads one number for each pixel, in the units of the file.
 

@@ -53,6 +53,8 @@ def fitted(columns: dict[str, Float[np.ndarray, "n ..."]], fit: str, view: float
     inside = float(np.mean(np.linalg.norm(means, axis=1) <= view))
     seen = inside >= INSIDE and (extent >= SPECK * view or extent == 0)
     scale, notes = radius / extent if extent > 0 else 1.0, []
+    if extent == 0 and len(means) > 1:
+        notes.append(f"all of its {len(means):,} points lie at one place")
     where = f"{inside:.0%} of the points lie within {view:.2g} of the origin, where cameras look; they extend {extent:.3g}"
     if fit == "never" or (fit == "auto" and seen):
         if not seen:
@@ -60,7 +62,7 @@ def fitted(columns: dict[str, Float[np.ndarray, "n ..."]], fit: str, view: float
         means, scale = means.astype(np.float32), 1.0
     else:
         means = ((means - middle) * scale).astype(np.float32)
-        place = ", ".join(f"{x:.6g}" for x in middle)
+        place = ", ".join(f"{x:.10g}" for x in middle)
         notes += [f"{where}: centred from ({place}) and scaled by {scale:.3g} (--gaussians.fit never leaves them)"]
     columns = dict(columns) | {"means": means}
     if "log_scales" in columns:

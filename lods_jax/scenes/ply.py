@@ -34,6 +34,7 @@ class Points(NamedTuple):
     # means [n 3] float64, and of splats quats, log_scales, opacity_logits and sh, else rgb [n 3] in [0, 1]
     columns: Splats
     notes: list[str]  # what a person should know of how the file was read, a line each
+    total: int  # rows of the file
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------------
@@ -109,13 +110,15 @@ def read_ply(path: str | Path) -> Splats:
     return columns | {"means": columns["means"].astype(np.float32)}
 
 
-def read_points(path: str | Path) -> Points:
+def read_points(path: str | Path, most: int | None = None, seed: int = 0) -> Points:
     """Reads what a scene can start from: Gaussian splats or a point cloud.
 
     A point cloud is taken as z-up, as Shap-E and scanners write it, and grey where it has no colour.
 
     Args:
       path: a PLY or a .splat file.
+      most: rows to look at, drawn at random of a larger file: memory is taken for these alone. None for all.
+      seed: of the draw.
 
     Returns:
       The rows that can be rendered. Means are float64: map coordinates keep their decimals until they are centred.
@@ -124,6 +127,10 @@ def read_points(path: str | Path) -> Points:
       ValueError: in one line, for what cannot be read.
     """
     column = read_columns(path)
+    total = len(next(iter(column.values()), ()))
+    if most is not None and total > most:
+        drawn = np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
+        column = {name: values[drawn] for name, values in column.items()}
     is_splat = "f_dc_0" in column or {"opacity", "scale_0", "rot_0"} <= column.keys()
     try:
         with np.errstate(all="ignore"):  # what overflows is not finite, and is left out
@@ -133,7 +140,7 @@ def read_points(path: str | Path) -> Points:
     good = renderable(rows)
     if dropped := int((~good).sum()):
         notes.append(f"{dropped:,} of {len(good):,} {'Gaussians' if is_splat else 'points'} cannot be rendered and are left out")
-    return Points({name: value[good] for name, value in rows.items()}, notes)
+    return Points({name: value[good] for name, value in rows.items()}, notes, total)
 
 
 def read_columns(path: str | Path) -> Table:

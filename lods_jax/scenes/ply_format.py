@@ -162,7 +162,9 @@ def read_binary(body: Body, element: Element, keep: bool) -> Table:
         if not keep and not ragged:
             body.file.seek(end)
             return {}
-        rows = np.fromfile(body.file, row, element.count)
+        # Mapped, so that whoever needs some of the rows alone need not have room for all.
+        rows = np.asarray(np.memmap(body.file, row, "r", start, element.count))
+        body.file.seek(end)
         if all((rows[f"length {i}"] == length).all() for i, length in enumerate(lengths)):
             return {p.name: rows[p.name] for p in element.properties if not p.length}
     if not ragged:

@@ -25,7 +25,7 @@ from lods_jax.core.cameras import VIEWS, Orbit, orbit_camera, relative_pose
 from lods_jax.core.cutouts import SEEN, centre, cut_out, framed
 from lods_jax.core.errors import UserError
 from lods_jax.core.files import replacing
-from lods_jax.core.images import read_depth, read_rgba, to_uint8, write_png, write_tiff
+from lods_jax.core.images import read_depth, read_rgba, to_uint8, white_of_file, write_png, write_tiff
 from lods_jax.core.math import normalize
 from lods_jax.core.paths import TABLETOP
 from lods_jax.core.types import Camera, Objective, Picture, Prior, Reference
@@ -152,6 +152,8 @@ def depth_range(depth: Float[np.ndarray, "n n"], rgba: Float[np.ndarray, "n n 4"
 def notes_on_picture(config: Config) -> list[str]:
     """What a person should know of how the picture and what lies beside it were read."""
     rgba, notes = picture_of(config), []
+    if (white := white_of_file(config.picture.file) or 1) != 1:
+        notes.append(f"{white:,} is taken for white, as its greys are no bytes")
     if (depth := depth_of(config, None, len(rgba))) is not None:
         near, far = depth_range(depth, rgba)
         notes.append(f"depths of the object are {near:.6g} to {far:.6g} in {config.picture.depth_file}: 0 and 1 to this run")

@@ -83,6 +83,7 @@ BACKGROUNDS = {
 ROOM = 8  # tile intersections per slot to begin with, twice of what is typical at 64 to 128 px
 
 
+ENOUGH = 100_000  # points to see from where they lie and how far they reach
 SHAPES = {"ball": ball, "shell": shell}  # of what is there at first
 
 
@@ -116,12 +117,12 @@ def points_of_file(config: Config) -> tuple[Start, list[str]]:
     g, camera = config.gaussians, config.camera
     if not Path(g.init).is_file():
         raise UserError(f"gaussians.init must be ball, shell or a file of points or splats, got {g.init}")
-    points = read_points(g.init)
-    if not (n := len(points.columns["means"])):
+    points = read_points(g.init, max(g.count, ENOUGH), config.seed)
+    if not len(points.columns["means"]):
         raise UserError(f"{g.init} holds no point that can be rendered")
     view = max(camera.extent) if camera.extent else max(camera.radius) * math.tan(math.radians(sum(camera.fov_y) / 4))
     columns, notes = fitted(points.columns, g.fit, view, g.radius)
-    if n > g.count:
+    if (n := points.total) > g.count:
         more = f"--gaussians.count {n}" + (f" --gaussians.capacity {2 * n}" if 2 * n > g.capacity else "")
         notes.append(f"{g.count:,} of its {n:,} rows are drawn at random: pass {more} for all of them")
     if (degree := math.isqrt(columns["sh"].shape[1]) - 1 if "sh" in columns else 0) > g.degree:

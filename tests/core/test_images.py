@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from lods_jax.core import images
-from lods_jax.core.images import grid, read_depth, read_rgba, to_uint8, white_level, write_png, write_tiff
+from lods_jax.core.images import grid, read_depth, read_rgba, to_uint8, white_level, white_of_file, write_png, write_tiff
 
 FILES = Path(__file__).parents[1] / "data" / "user_files" / "pictures"
 BYTES = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 3)).astype(np.uint8)
@@ -207,6 +207,12 @@ def test_greys_of_any_range_are_read_with_it(tmp_path, white, kind):
 def test_the_two_float_pictures_of_a_user_are_the_same_picture():
     unit, bytes_ = read_rgba(FILES / "float.tif"), read_rgba(FILES / "float255.tif")
     np.testing.assert_allclose(unit, bytes_, atol=1e-6)
+    assert [white_of_file(FILES / name) for name in ("float.tif", "float255.tif", "grey16.png", "rgba.png")] == [
+        1,
+        255,
+        65535,
+        None,
+    ]
     assert len(np.unique(unit[..., 0])) > 100
 
 

@@ -8,6 +8,7 @@ import pytest
 from lods_jax.config import Config, GaussianConfig
 from lods_jax.core.errors import UserError
 from lods_jax.scenes.ply import write_ply
+from lods_jax.training import scene_setups
 from lods_jax.training.scene_setups import notes_on_start, points_of_file
 
 ROOM = GaussianConfig(capacity=64, count=50, degree=1)
@@ -46,6 +47,17 @@ def test_what_is_done_to_a_file_is_said_with_its_name(tmp_path, changes, gaussia
     (note,) = notes_on_start(config(tmp_path, gaussians, **changes))
     assert note.startswith(f"{tmp_path / 'a.ply'}: ")
     assert says in note
+
+
+def test_of_a_large_file_some_rows_are_looked_at_and_all_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_setups, "ENOUGH", 40)
+    made = config(tmp_path, replace(ROOM, count=20), n=300)
+    start, (note,) = points_of_file(made)
+    assert start["means"].shape == (20, 3)
+    assert "20 of its 300 rows" in note
+    distance = np.abs(np.asarray(start["means"])[:, None] - splats(n=300)["means"][None]).max(-1)
+    assert distance.min(1).max() < 1e-6  # rows of the file, whole
+    assert len(set(distance.argmin(1))) == 20
 
 
 @pytest.mark.parametrize("n", [0, 3])
