@@ -35,8 +35,8 @@ from lods_jax.core.files import replacing
 from lods_jax.core.noise_schedule import add_noise, score_weight
 from lods_jax.core.types import Cond, Objective, Query
 from lods_jax.distillation.objectives import OBJECTIVES, lods_lora
-from lods_jax.distillation.scores import fit_loss
-from lods_jax.distillation.train_step import descend
+from lods_jax.distillation.scores import denoising_loss
+from lods_jax.distillation.train_step import apply_gradients
 from lods_jax.priors.captioned_images import caption_gaussians, caption_moments
 from lods_jax.tabletop.captioned import captioned_renders
 from lods_jax.training.build import EXACT_PARTS
@@ -96,14 +96,14 @@ def moments(objective: Objective, learned: bool, g: Gaussians, z: Float[Array, "
         lift = lambda x: jnp.broadcast_to(x, z.shape)[:, None, None]  # noqa: E731  objectives see [b h w c]
         latents = {"render": z, "reference": jnp.broadcast_to(reference, z.shape)}
         noised = {name: add_noise(x, noise, many) for name, x in latents.items()}
-        if objective.noising:
+        if objective.inversion:
             ask = lambda text, z_t, t: lift(eps(g, text, g.mean[index(text)][None], z_t[:, 0, 0], t[0]))  # noqa: E731
-            z_t, noise_4d = objective.noising(ask, lift(z), many, lift(noise))
+            z_t, noise_4d = objective.inversion(ask, lift(z), many, lift(noise))
             noised["render"], noise = z_t[:, 0, 0], noise_4d[:, 0, 0]
 
         def answer(name, query):
             text = "null" if query.text == "learned" else query.text
-            mean = z if learned and name == objective.fit else g.mean[index(text)][None]
+            mean = z if learned and name == objective.trained_query else g.mean[index(text)][None]
             return lift(eps(g, text, mean, noised[query.latents], t))
 
         e = {name: answer(name, query) for name, query in objective.queries.items()}
@@ -146,7 +146,7 @@ def anatomy(objective: Objective, learned: bool, g: Gaussians, key: Array) -> di
 def dial(g: Gaussians, key: Array) -> Float[np.ndarray, "ranks rates"]:
     """How far a branch that is fitted at each rank and learning rate has gone from CSD (0) to SDS at s = 1 (1)."""
     z = draw(g, "null", 8, key)[:, None, None]  # eight separate images, each with a branch of its own
-    objective = Objective({"a": Query("null", lora=1.0)}, lods_lora().residual, fit="a")
+    objective = Objective({"a": Query("null", lora=1.0)}, lods_lora().residual, trained_query="a")
     texts = {"null": jnp.broadcast_to(g.mean[index("null")], (64, 1, z.shape[-1]))}
     times = jnp.asarray(TIMES)
 
@@ -160,8 +160,10 @@ def dial(g: Gaussians, key: Array) -> Float[np.ndarray, "ranks rates"]:
         many = {"render": jnp.broadcast_to(image, (64, *image.shape))}
 
         def step(carry, key):
-            gradient = jax.grad(fit_loss)(carry[0], objective, partial(predict, rank), many, texts, jax.random.split(key, 64))
-            return descend(tx, gradient, *carry), None
+            gradient = jax.grad(denoising_loss)(
+                carry[0], objective, partial(predict, rank), many, texts, jax.random.split(key, 64)
+            )
+            return apply_gradients(tx, gradient, *carry), None
 
         (psi, _), _ = jax.lax.scan(step, (psi, tx.init(psi)), jax.random.split(key, FIT_STEPS))
         return jnp.pad(psi, (0, z.shape[-1] - rank))
@@ -193,7 +195,7 @@ def settings() -> dict[str, tuple[Objective, bool]]:
         for s in SCALES if "s" in inspect.signature(factory).parameters else (None,):
             objective = factory() if s is None else factory(s=s)
             label = name if s is None else f"{name} s={s:g}"
-            if objective.fit is None:
+            if objective.trained_query is None:
                 made[label] = objective, False
             else:
                 made[f"{label}, untrained"], made[f"{label}, learned"] = (objective, False), (objective, True)

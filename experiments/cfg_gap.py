@@ -28,9 +28,9 @@ from lods_jax.core.paths import TABLETOP
 from lods_jax.core.types import Query
 from lods_jax.distillation.objectives import OBJECTIVES
 from lods_jax.distillation.prompts import prompt_table
-from lods_jax.distillation.scores import ask
-from lods_jax.priors.sampling import latent_shape, opened
-from lods_jax.training.distill_2d import Recipe, distil, fit_on, in_latents
+from lods_jax.distillation.scores import predict_noise
+from lods_jax.priors.sampling import latent_shape, prior_with_texts
+from lods_jax.training.distill_2d import DistillConfig, distill, fit_on, in_latents
 from lods_jax.training.distributed import start_jax
 
 PROMPT, IMAGES, STEPS, EVERY = "a red mug, front view", 32, 300, 20
@@ -55,7 +55,7 @@ def gap_of(prior, weights, texts, branch: Query):
         def at(t, key):
             noise, t = jax.random.normal(key, z.shape), jnp.full(len(z), t)
             queries = {"y": Query("prompt"), "u": branch}
-            e = ask(partial(prior.predict, weights), psi, queries, {"render": add_noise(z, noise, t)}, rows, t)
+            e = predict_noise(partial(prior.predict, weights), psi, queries, {"render": add_noise(z, noise, t)}, rows, t)
             error = lambda s: jnp.sqrt(jnp.mean((s * e["y"] + (1 - s) * e["u"] - noise) ** 2))  # noqa: E731
             return jnp.stack([error(s) for s in SCALES])
 
@@ -70,13 +70,13 @@ def main() -> None:
     args = parser.parse_args()
     start_jax()
     args.out.mkdir(parents=True, exist_ok=True)
-    prior, weights, texts = opened(TABLETOP, True, prompt_table(PROMPT, with_view=False))
+    prior, weights, texts = prior_with_texts(TABLETOP, True, prompt_table(PROMPT, with_view=False))
     key = jax.random.key(0)
     good = jax.jit(prior.encode)(weights, jnp.asarray(truth(PROMPT, IMAGES)[..., :3]), key)
     latents = in_latents(prior)
 
     objective = OBJECTIVES["lods-embedding"](1000.0)
-    learned = objective.queries[objective.fit]
+    learned = objective.queries[objective.trained_query]
     psi = prior.init_psi(weights, key, texts["null"][0], [learned])
     psi = fit_on(latents, weights, objective, texts, good, psi, optax.adam(0.03, b2=0.99), key, STEPS)
     at_good = {
@@ -89,9 +89,9 @@ def main() -> None:
     along, start = {}, 0.1 * jax.random.normal(key, (8, *latent_shape(prior, weights)))
     for label, (name, s) in RUNS.items():
         objective = OBJECTIVES[name](s)
-        measure = gap_of(prior, weights, texts, objective.queries[objective.fit] if objective.fit else NULL)
+        measure = gap_of(prior, weights, texts, objective.queries[objective.trained_query] if objective.trained_query else NULL)
         curve = []
-        for i, (state, _) in enumerate(distil(latents, weights, objective, texts, start, Recipe(STEPS)), 1):
+        for i, (state, _) in enumerate(distill(latents, weights, objective, texts, start, DistillConfig(STEPS)), 1):
             if i % EVERY == 0:
                 curve.append(float(measure(state.psi, state.theta["x"], key)[SCALES.index(7.5)].mean()))
         along[label] = curve

@@ -32,15 +32,15 @@ from lods_jax.core.files import replacing
 from lods_jax.core.images import grid, write_png
 from lods_jax.core.paths import TABLETOP
 from lods_jax.distillation.objectives import OBJECTIVES
-from lods_jax.priors.sampling import opened
-from lods_jax.runs.evaluate import shown
+from lods_jax.priors.sampling import prior_with_texts
+from lods_jax.runs.evaluate import format_number
 from lods_jax.runs.generate import edited
-from lods_jax.runs.run_directory import append, rewind
+from lods_jax.runs.run_directory import append, truncate_log
 from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
 from lods_jax.tabletop.judge import judge, load_judge
 from lods_jax.tabletop.metrics import bootstrap, interquartile_mean
 from lods_jax.tabletop.objects import COLORS, KINDS, PATTERNS
-from lods_jax.training.distill_2d import Recipe
+from lods_jax.training.distill_2d import DistillConfig
 from lods_jax.training.distributed import start_jax
 
 EDITS = (
@@ -100,7 +100,7 @@ def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
     return float(-10 * np.log10(np.mean((a - b)[:, where] ** 2)))
 
 
-def figures(params, rgb: np.ndarray, shown_image: np.ndarray, source: str, target: str, number: int) -> dict[str, float]:
+def figures(params, rgb: np.ndarray, shown: np.ndarray, source: str, target: str, number: int) -> dict[str, float]:
     before, image = scene(source, number)
     after, truth = scene(target, number)
     read, changes = attributes(judge(params, rgb.astype(np.float32))), wanted(before) != wanted(after)
@@ -109,7 +109,7 @@ def figures(params, rgb: np.ndarray, shown_image: np.ndarray, source: str, targe
     return {
         "attribute": float(right[:, changes].mean()),
         "rest": float(right[:, ~changes].mean()),
-        "outside": psnr(rgb, shown_image, outside),
+        "outside": psnr(rgb, shown, outside),
         "truth": psnr(rgb, truth[None, ..., :3], np.ones_like(outside)) if before.kind == after.kind else float("nan"),
     }
 
@@ -117,7 +117,7 @@ def figures(params, rgb: np.ndarray, shown_image: np.ndarray, source: str, targe
 def cell(x: np.ndarray) -> str:
     x = x[~np.isnan(x)]
     low, high = bootstrap(x)
-    return f"{shown(interquartile_mean(x))} ({shown(low)} to {shown(high)})"
+    return f"{format_number(interquartile_mean(x))} ({format_number(low)} to {format_number(high)})"
 
 
 def main() -> None:
@@ -129,9 +129,9 @@ def main() -> None:
     edits, images = (EDITS + MORE, 6) if args.full else (EDITS, 3)
     out = args.out or Path("outputs/experiments/editing_2d" + ("-full" if args.full else ""))
     (out / "images").mkdir(parents=True, exist_ok=True)
-    params, rows = load_judge(), rewind(out / "rows.jsonl")
+    params, rows = load_judge(), truncate_log(out / "rows.jsonl")
     done = {(row["label"], row["source"], row["image"]) for row in rows}
-    prior, weights, _ = opened(TABLETOP, True, {})
+    prior, weights, _ = prior_with_texts(TABLETOP, True, {})
     through_vae = jax.jit(lambda rgb: prior.decode(weights, prior.encode(weights, rgb, jax.random.key(0))))
     for number, (source, target) in product(range(images), edits):
         _, rgba = scene(source, number)
@@ -140,13 +140,13 @@ def main() -> None:
             if (setting.label, source, number) in done:
                 continue
             objective = OBJECTIVES[setting.objective](s=setting.s)
-            recipe = Recipe(200, fit_first=setting.fit_first)
+            recipe = DistillConfig(200, fit_first=setting.fit_first)
             rgb = edited(TABLETOP, objective, rgba[..., :3], source, target, RUNS, recipe, seed=number)[-1]
             np.save(out / "images" / f"{setting.label}, {source}, {number}.npy", rgb[0].astype(np.float16))
             row: dict[str, Any] = {"label": setting.label, "source": source, "target": target, "image": number}
             rows.append(row | figures(params, rgb, plain, source, target, number))
             append(out / "rows.jsonl", rows[-1])
-            print(setting.label, source, number, {k: shown(rows[-1][k]) for k in FIGURES}, flush=True)
+            print(setting.label, source, number, {k: format_number(rows[-1][k]) for k in FIGURES}, flush=True)
     lines = ["| | n | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 2) + "|"]
     for setting in SETTINGS:
         own = [row for row in rows if row["label"] == setting.label]

@@ -28,10 +28,10 @@ from scipy.ndimage import binary_dilation
 from lods_jax.core.cameras import sample_orbit
 from lods_jax.core.images import grid, write_png
 from lods_jax.core.types import Camera, Scene, TrainState
-from lods_jax.distillation.train_step import descend
-from lods_jax.scenes.densification import Rules, refine, relocate
+from lods_jax.distillation.train_step import apply_gradients
+from lods_jax.scenes.densification import DensifyStrategy, densify, relocate
 from lods_jax.scenes.gaussians import gaussians
-from lods_jax.scenes.nerf import TINY, nerf, refresh
+from lods_jax.scenes.nerf import TINY, nerf, update_occupancy_grid
 from lods_jax.tabletop.dataset import render_caption
 from lods_jax.tabletop.objects import COMPOSITE
 from lods_jax.training.distributed import start_jax
@@ -91,7 +91,7 @@ def make_scene(args: Args, room: int, stratified: bool = True) -> Scene:
 
 def fit(args: Args, truth: np.ndarray, camera: Camera) -> tuple[TrainState, Callable]:
     """The scene after args.steps, and camera -> Render of it."""
-    tx, rules = optimizer(args), Rules(fraction=0.2, split_size=0.02, prune_opacity=0.02)
+    tx, strategy = optimizer(args), DensifyStrategy(fraction=0.2, grow_scale3d=0.02, prune_opacity=0.02)
     key = jax.random.key(args.seed)
     full = args.size**3 if args.scene == "nerf" else 16 * args.capacity
     theta, aux = make_scene(args, full).init(key)
@@ -107,21 +107,21 @@ def fit(args: Args, truth: np.ndarray, camera: Camera) -> tuple[TrainState, Call
             rows = jax.random.choice(jax.random.fold_in(key, state.step), TRAIN, (args.batch,), replace=False)
             keys = jax.random.split(jax.random.fold_in(key, state.step), args.batch)
 
-            def loss(theta, probe):
-                render = scene.render(theta, state.aux, pick(camera, rows), keys, probe)
+            def loss(theta, means2d_probe):
+                render = scene.render(theta, state.aux, pick(camera, rows), keys, means2d_probe)
                 return jnp.mean(jnp.abs(render.rgb - truth[rows])), render
 
             grad = jax.value_and_grad(loss, (0, 1), has_aux=True)
-            (value, render), (g_theta, g_probe) = grad(state.theta, scene.probe(state.aux, args.batch))
-            theta, opt = descend(tx, g_theta, state.theta, state.opt_theta)
-            aux = scene.observe(state.aux, g_probe, render)
+            (value, render), (g_theta, means2d_grad) = grad(state.theta, scene.means2d_probe(state.aux, args.batch))
+            theta, opt = apply_gradients(tx, g_theta, state.theta, state.opt_theta)
+            aux = scene.update_stats(state.aux, means2d_grad, render)
             return state.replace(step=state.step + 1, theta=theta, aux=aux, opt_theta=opt), value
 
         return step
 
-    rule = partial(refine, rules=rules) if args.refinement == "densify" else partial(relocate, dead=0.005, growth=0.15)
+    rule = partial(densify, strategy=strategy) if args.refinement == "densify" else partial(relocate, dead=0.005, growth=0.15)
     refined = jax.jit(lambda key, state: rule(key, state, tx))
-    refreshed = jax.jit(lambda key, state: state.replace(aux=refresh(key, FIELD, state.theta, state.aux)))
+    refreshed = jax.jit(lambda key, state: state.replace(aux=update_occupancy_grid(key, FIELD, state.theta, state.aux)))
     room = full >> 1 if args.scene == "nerf" else full
     for i in range(args.steps):
         state, _ = compiled(room)(state, truth, camera)
@@ -134,7 +134,7 @@ def fit(args: Args, truth: np.ndarray, camera: Camera) -> tuple[TrainState, Call
     @jax.jit
     def render(camera):
         scene = make_scene(args, full, stratified=False)
-        return scene.render(state.theta, state.aux, camera, jax.random.split(key, UNSEEN), scene.probe(state.aux, UNSEEN))
+        return scene.render(state.theta, state.aux, camera, jax.random.split(key, UNSEEN), scene.means2d_probe(state.aux, UNSEEN))
 
     return state, render
 

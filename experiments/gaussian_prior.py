@@ -24,7 +24,7 @@ from lods_jax.core.cameras import sample_orbit
 from lods_jax.core.noise_schedule import ALPHA_BAR, score_weight
 from lods_jax.core.types import Cond, Objective, Reference
 from lods_jax.distillation.objectives import OBJECTIVES
-from lods_jax.distillation.parallel import parallelise
+from lods_jax.distillation.parallel import compile_train_step
 from lods_jax.distillation.train_step import init_state, make_train_step
 from lods_jax.priors.gaussian import gaussian
 from lods_jax.scenes.images import pixels
@@ -42,7 +42,7 @@ def run(objective: Objective, steps: int = 1500, lr: float = 0.05, psi_lr: float
     scene, prior = pixels(1, 1, start=0.5), gaussian(MEANS, SIGMA)
     weights = prior.init(jax.random.key(0))
     table = {name: prior.embed(weights, [text] * 4) for name, text in TEXTS.items()}
-    psi = prior.init_psi(weights, jax.random.key(1), table["null"][0], objective.fitted)
+    psi = prior.init_psi(weights, jax.random.key(1), table["null"][0], objective.trained_queries)
     tx_theta = optax.adam(optax.cosine_decay_schedule(lr, steps, 0.05), b1=0.5)
     tx_psi = optax.adam(psi_lr)
     build = make_train_step(
@@ -55,7 +55,7 @@ def run(objective: Objective, steps: int = 1500, lr: float = 0.05, psi_lr: float
         tx_psi=tx_psi,
         batch=BATCH,
     )
-    step, key = parallelise(build, "jit", BATCH), jax.random.key(seed)
+    step, key = compile_train_step(build, "jit", BATCH), jax.random.key(seed)
     state, values = init_state(scene, psi, tx_theta, tx_psi, key), []
     reference = Reference(latents=jnp.full((BATCH, 1, 1, 3), REFERENCE))
     for i in range(steps):
@@ -80,9 +80,9 @@ def expected_residual(objective: Objective, value: float) -> float:
         return jnp.sqrt(jnp.asarray(ALPHA_BAR))[t][:, None, None, None] * (latent + zero)
 
     z_t, noise = {"render": noised(value), "reference": noised(REFERENCE)}, zero
-    if objective.noising:
-        z_t["render"], noise = objective.noising(lambda text, z, t: eps(MEANS[TEXTS[text]], z, t), value + zero, t, zero)
-    mean = lambda name, query: value if name == objective.fit else MEANS[TEXTS[query.text]]  # noqa: E731
+    if objective.inversion:
+        z_t["render"], noise = objective.inversion(lambda text, z, t: eps(MEANS[TEXTS[text]], z, t), value + zero, t, zero)
+    mean = lambda name, query: value if name == objective.trained_query else MEANS[TEXTS[query.text]]  # noqa: E731
     e = {name: eps(mean(name, query), z_t[query.latents], t) for name, query in objective.queries.items()}
     return float(jnp.mean(score_weight(t)[:, None, None, None] * objective.residual(e, noise, t)))
 

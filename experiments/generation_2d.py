@@ -32,14 +32,14 @@ from lods_jax.core.images import grid, write_png
 from lods_jax.core.paths import TABLETOP
 from lods_jax.distillation.objectives import OBJECTIVES
 from lods_jax.distillation.prompts import prompt_table
-from lods_jax.priors.sampling import latent_shape, opened, text_to_image
-from lods_jax.runs.evaluate import shown
-from lods_jax.runs.run_directory import append, rewind
+from lods_jax.priors.sampling import latent_shape, prior_with_texts, text_to_image
+from lods_jax.runs.evaluate import format_number
+from lods_jax.runs.run_directory import append, truncate_log
 from lods_jax.tabletop import metrics
 from lods_jax.tabletop.dataset import parse_caption, render_caption
 from lods_jax.tabletop.judge import judge, load_judge
 from lods_jax.tabletop.objects import COLORS, KINDS
-from lods_jax.training.distill_2d import Recipe, distil, in_latents
+from lods_jax.training.distill_2d import DistillConfig, distill, in_latents
 from lods_jax.training.distributed import start_jax
 
 N = 8
@@ -90,11 +90,11 @@ def images(setting: Setting, prompt: str, n_steps: int, seed: int) -> tuple[np.n
     if setting.objective is None:
         began = time.monotonic()
         return text_to_image(TABLETOP, prompt, N, N * seed, 4.0, 30), time.monotonic() - began
-    prior, weights, texts = opened(TABLETOP, True, prompt_table(prompt, with_view=False), setting.rank)
+    prior, weights, texts = prior_with_texts(TABLETOP, True, prompt_table(prompt, with_view=False), setting.rank)
     start = 0.1 * jax.random.normal(jax.random.key(seed), (N, *latent_shape(prior, weights)))
-    recipe = Recipe(n_steps * (2 if "schedule" in setting.recipe else 1), **setting.recipe)
+    recipe = DistillConfig(n_steps * (2 if "schedule" in setting.recipe else 1), **setting.recipe)
     objective = OBJECTIVES[setting.objective](**setting.options)
-    steps = distil(in_latents(prior), weights, objective, texts, start, recipe, seed)
+    steps = distill(in_latents(prior), weights, objective, texts, start, recipe, seed)
     jax.block_until_ready(next(steps))
     began = time.monotonic()
     *_, (state, _) = steps
@@ -144,7 +144,7 @@ def predictions(setting: Setting, steps: int) -> float:
         return 2.0 * 30
     objective = OBJECTIVES[setting.objective]()
     inverting = {"ism": 4, "sdi": 8}.get(setting.objective, 0)  # of the inversions' four steps
-    fit = objective.fit is not None and "fit_shares_noise" not in setting.recipe
+    fit = objective.trained_query is not None and "fit_shares_noise" not in setting.recipe
     return float((len(objective.queries) + fit + inverting) * steps)
 
 
@@ -154,7 +154,8 @@ def table(settings: Sequence[Setting], rows: list[dict[str, Any]]) -> str:
     for setting in settings:
         own = [row for row in rows if row["label"] == setting.label]
         columns = [np.array([row.get(name, np.nan) for row in own]) for name in FIGURES]
-        cells = [f"{shown(float(np.nanmean(x)))} ({shown(float(np.nanmin(x)))} to {shown(float(np.nanmax(x)))})" for x in columns]
+        summary = [[format_number(float(f(x))) for f in (np.nanmean, np.nanmin, np.nanmax)] for x in columns]
+        cells = [f"{mean} ({low} to {high})" for mean, low, high in summary]
         lines.append(f"| {setting.label} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -173,7 +174,7 @@ def main() -> None:
     out = args.out or Path("outputs/experiments/generation_2d" + ("-full" if args.full else ""))
     (out / "images").mkdir(parents=True, exist_ok=True)
     file, params = out / "rows.jsonl", load_judge()
-    rows = rewind(file)
+    rows = truncate_log(file)
     done = {(row["label"], row["prompt"], row["seed"]) for row in rows}
     for seed, prompt, setting in product(range(seeds), prompts, settings):
         if (setting.label, prompt, seed) in done:
@@ -183,7 +184,7 @@ def main() -> None:
         row = {"label": setting.label, "prompt": prompt, "seed": seed, "steps": steps, "seconds": round(seconds, 1)}
         rows.append(row | {"predictions": predictions(setting, steps)} | figures(rgb, prompt, params))
         append(file, rows[-1])
-        print(setting.label, prompt, seed, {k: shown(rows[-1][k]) for k in FIGURES}, flush=True)
+        print(setting.label, prompt, seed, {k: format_number(rows[-1][k]) for k in FIGURES}, flush=True)
     with replacing(out / f"{name}.md") as partial:
         partial.write_text(table(settings, rows) + "\n")
     files = [out / "images" / f"{setting.label}, {p}, 0.png" for setting in settings for p in prompts[:2]]

@@ -31,17 +31,17 @@ from lods_jax.core.files import replacing
 from lods_jax.core.images import grid, read_rgba, write_png
 from lods_jax.core.types import Camera
 from lods_jax.runs import run
-from lods_jax.runs.evaluate import cell, shared_viewer
+from lods_jax.runs.evaluate import cell, shared_renderer
 from lods_jax.runs.restore import restore_scene
-from lods_jax.runs.run_directory import append, read_run, rewind
+from lods_jax.runs.run_directory import append, read_run, truncate_log
 from lods_jax.tabletop.dataset import Caption, captions, render_caption
 from lods_jax.tabletop.judge import judge, load_judge
 from lods_jax.tabletop.metrics import janus_index
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS
 from lods_jax.training import image_to_3d, loop
-from lods_jax.training.build import Parts
+from lods_jax.training.build import Components
 from lods_jax.training.distributed import start_jax
-from lods_jax.training.scene_setups import Static
+from lods_jax.training.scene_setups import StaticShapes
 
 SIZE = 64
 FIGURES = ("picture", "psnr", "iou", "kind", "color", "view", "janus", "seconds")
@@ -77,9 +77,9 @@ def take(caption: Caption | str, proportions: float | np.ndarray, camera: Camera
 def figures(folder: Path, i: int) -> dict[str, float]:
     """How near the object of a run is to that of picture i."""
     ran, (caption, proportions, camera) = read_run(folder), thing(i)
-    scene, see = restore_scene(ran), shared_viewer(ran)
+    scene, render_fn = restore_scene(ran), shared_renderer(ran)
     eyes = others(camera)
-    seen, own = (see(scene["theta"], scene["aux"], x) for x in (eyes, camera))
+    seen, own = (render_fn(scene["theta"], scene["aux"], x) for x in (eyes, camera))
     truth = np.asarray(render_caption(caption, eyes, SIZE, variation=proportions))
     read = judge(load_judge(), np.asarray(seen.rgb, np.float32))
     ours, true = seen.opacity[..., 0] > 0.5, truth[..., 3] > 0.5
@@ -107,7 +107,7 @@ def settings(scene: str, text: str, pose: bool) -> Config:
     return replace(
         base,
         objective=OBJECTIVES[text],
-        pose=replace(base.pose, name="tabletop" if pose else "none"),
+        zero123=replace(base.zero123, name="tabletop" if pose else "none"),
         output=replace(base.output, size=128, frames=8, preview_every=0, log_every=50),
     )
 
@@ -123,11 +123,11 @@ ROWS = {
 STEPS: dict = {}  # compiled steps: texts and pictures are arguments of a step
 
 
-def compile(config: Config, parts: Parts, static: Static) -> Callable:
-    p = replace(config.picture, file="", azimuth=0.0, elevation=0.0, radius=None, fov_y=45.0)
-    key = configs.dump(replace(config, prompt="", seed=0, picture=p)), static
+def compile(config: Config, components: Components, shapes: StaticShapes) -> Callable:
+    p = replace(config.image, file="", azimuth=0.0, elevation=0.0, radius=None, fov_y=45.0)
+    key = configs.dump(replace(config, prompt="", seed=0, image=p)), shapes
     if key not in STEPS:
-        STEPS[key] = loop.compiled(config, parts, static)
+        STEPS[key] = loop.compiled(config, components, shapes)
     return STEPS[key]
 
 
@@ -140,9 +140,9 @@ def run_one(config: Config, i: int, seed: int, folder: Path) -> dict[str, float]
         file = folder.parent / f"picture-{i}.png"
         take(caption, proportions, camera, SIZE, file)
         azimuth, elevation, fov_y = (float(np.rad2deg(x[0])) for x in (camera.azimuth, camera.elevation, camera.fov_y))
-        p = replace(config.picture, file=str(file), azimuth=azimuth, elevation=elevation, fov_y=fov_y, frame="as-is")
+        p = replace(config.image, file=str(file), azimuth=azimuth, elevation=elevation, fov_y=fov_y, frame="as-is")
         p = replace(p, radius=float(camera.radius[0]))
-        code = run.start(image_to_3d.settled(replace(config, picture=p, seed=seed))[0], folder, compile)
+        code = run.start(image_to_3d.resolve_image_config(replace(config, image=p, seed=seed))[0], folder, compile)
     if code:
         raise SystemExit(code)
     return figures(folder, i)
@@ -175,7 +175,7 @@ def show(rows: list[dict], out: Path) -> None:
                 continue
             ran = runs[name, i]
             scene, kept = restore_scene(ran), read_rgba(ran.path / image_to_3d.COPY)
-            seen = shared_viewer(ran)(scene["theta"], scene["aux"], four)
+            seen = shared_renderer(ran)(scene["theta"], scene["aux"], four)
             lines[name].append(np.concatenate([image_to_3d.on(kept, 1.0)[None], seen.rgb]))
     tiles = np.concatenate([np.concatenate(line) for line in lines.values()])
     write_png(out / "grid.png", grid(tiles, len(tiles) // len(lines)), scale=1)
@@ -189,12 +189,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.examples:
         for name, (text, azimuth, elevation) in EXAMPLES.items():
-            p = configs.PictureConfig(azimuth=azimuth, elevation=elevation)
-            take(text, 0.3, image_to_3d.camera_of(Config(picture=p)), 256, Path("examples") / f"{name}.png")
+            p = configs.ImageConfig(azimuth=azimuth, elevation=elevation)
+            take(text, 0.3, image_to_3d.camera_of(Config(image=p)), 256, Path("examples") / f"{name}.png")
         return
     start_jax(4)
     out = args.out or Path("outputs/experiments/image_to_3d", "full" if args.full else "default")
-    done = {row["run"]: row for row in rewind(out / "rows.jsonl")}
+    done = {row["run"]: row for row in truncate_log(out / "rows.jsonl")}
     rows = []
     for seed in range(3 if args.full else 1):
         for i in range(24 if args.full else 3):

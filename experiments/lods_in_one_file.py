@@ -155,7 +155,7 @@ def make_step(prior: dict, residual, s: float, learn: bool, tx_theta, tx_psi):
     return step
 
 
-def distil(residual, s: float, learn: bool, steps: int, seed: int = 0) -> tuple[dict, jax.Array]:
+def distill(residual, s: float, learn: bool, steps: int, seed: int = 0) -> tuple[dict, jax.Array]:
     """The scene and the learned embedding after a run."""
     tx_theta = optax.adam(optax.cosine_decay_schedule(0.02, steps, 0.05))
     tx_psi = optax.adam(0.3)  # psi must keep up with the scene
@@ -181,7 +181,7 @@ def main() -> None:
     rows = [truth]
     print(f"{'':>14} {'error':>7} {'beyond [0, 1]':>14}   learned words")
     for name, (residual, s, learn) in runs.items():
-        theta, psi = distil(residual, s, learn, args.steps)
+        theta, psi = distill(residual, s, learn, args.steps)
         rgb = render(theta, azimuth)
         error, beyond = jnp.sqrt(jnp.mean((rgb - truth) ** 2)), jnp.mean(jnp.abs(rgb - jnp.clip(rgb, 0, 1)))
         learned = ", ".join(f"{word} {x:+.1f}" for word, x in zip(WORDS, psi, strict=True)) if learn else "-"

@@ -36,16 +36,16 @@ from lods_jax.core.cameras import TABLETOP
 from lods_jax.core.files import replacing
 from lods_jax.core.images import grid, to_uint8, write_png
 from lods_jax.runs import run
-from lods_jax.runs.artifacts import circle
+from lods_jax.runs.artifacts import turntable_cameras
 from lods_jax.runs.compare import compare
 from lods_jax.runs.evaluate import cell, evaluate, plain
-from lods_jax.runs.run_directory import append, read_run, rewind, write_json
+from lods_jax.runs.run_directory import append, read_run, truncate_log, write_json
 from lods_jax.tabletop.dataset import render_caption
 from lods_jax.tabletop.measure import FIGURES
 from lods_jax.training import loop
-from lods_jax.training.build import Parts
+from lods_jax.training.build import Components
 from lods_jax.training.distributed import start_jax
-from lods_jax.training.scene_setups import Static
+from lods_jax.training.scene_setups import StaticShapes
 
 TUNING = ("a red mug", "a green robot")
 PROMPTS = ("a blue chair", "an orange mushroom", "a red car", "a purple house", "a pink rocket")
@@ -93,7 +93,7 @@ def settings(prior: str, steps: int, trial: dict) -> Config:
         resolution=64 if prior == "tabletop" else 32,  # what the prior sees
         prior=replace(base.prior, name=prior),
         objective=trial["objective"],
-        penalty=replace(base.penalty, sparsity=(sparsity, sparsity)),
+        regularizers=replace(base.regularizers, sparsity=(sparsity, sparsity)),
         optimizer=replace(base.optimizer, psi_lr=psi_lr),
         output=replace(base.output, size=128, frames=24, preview_every=0, log_every=100),
     )
@@ -131,10 +131,10 @@ def seconds_to_right(folder: Path) -> float | None:
 STEPS: dict = {}  # compiled steps, one for all runs that differ in prompt and seed alone: texts are arguments of a step
 
 
-def compile(config: Config, parts: Parts, static: Static) -> Callable:
-    key = configs.dump(replace(config, prompt="", seed=0)), static
+def compile(config: Config, components: Components, shapes: StaticShapes) -> Callable:
+    key = configs.dump(replace(config, prompt="", seed=0)), shapes
     if key not in STEPS:
-        STEPS[key] = loop.compiled(config, parts, static)
+        STEPS[key] = loop.compiled(config, components, shapes)
     return STEPS[key]
 
 
@@ -152,7 +152,7 @@ def run_one(config: Config, folder: Path) -> dict:
 def go_through(jobs: list[tuple[str, str, int, Config]], out: Path) -> list[dict]:
     """Runs what rows.jsonl does not hold yet; returns all rows of these jobs."""
     file = out / "rows.jsonl"
-    done = {row["run"]: row for row in rewind(file)}
+    done = {row["run"]: row for row in truncate_log(file)}
     for name, prompt, seed, config in jobs:
         folder = out / name / f"{prompt.replace(' ', '-')}-{seed}"
         if str(folder) not in done:
@@ -202,7 +202,7 @@ def picture(rows: list[dict], methods: list[str], prompts: tuple[str, ...], seed
     """A row per prompt: the true object, then each method, four sides of each."""
     tiles = []
     for prompt in prompts:
-        truth = to_uint8(np.asarray(render_caption(prompt, circle(TABLETOP, 4), 128))[..., :3])
+        truth = to_uint8(np.asarray(render_caption(prompt, turntable_cameras(TABLETOP, 4), 128))[..., :3])
         tiles.extend(truth)
         for method in methods:
             (row,) = [r for r in rows if (r["method"], r["prompt"], r["seed"]) == (method, prompt, seed)]

@@ -24,7 +24,7 @@ from lods_jax.runs.run_directory import read_json, read_metrics, read_run
 from lods_jax.scenes.ply import read_ply, read_points, write_ply
 
 EXAMPLES = 40  # of each reader; eleven readers make 440
-MOST = 64 << 20  # bytes that a reader may have at once
+MAX_BYTES = 64 << 20  # bytes that a reader may have at once
 AXES = b"property float x\nproperty float y\nproperty float z\n"
 HEADER = b"ply\nformat binary_little_endian 1.0\nelement vertex %d\n" + AXES + b"end_header\n"
 
@@ -103,7 +103,7 @@ def attempt(file: Path, reader) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert len(said.splitlines()) == 1
-    assert peak < MOST
+    assert peak < MAX_BYTES
 
 
 damage = st.lists(

@@ -1,4 +1,4 @@
-"""Points and pictures out of a generator: what the formats allow is read right, and anything else is read or is one line.
+"""Points and images out of a generator: what the formats allow is read right, and anything else is read or is one line.
 
 Nothing is drawn from files that somebody has met: a generator writes what the formats allow, damage is made to it, and headers
 are put together from words that mean something in another place. `make slow-test` draws twenty times as many.
@@ -231,10 +231,10 @@ def test_headers_of_words_in_the_wrong_place_are_one_line(tmp_path, count):
             attempt(tmp_path / "a.ply", (tmp_path / "a.ply").read_bytes(), read_ply)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------------
 @cache
 def whole_pictures():
-    """A picture in every format and kind of number, as bytes."""
+    """An image in every format and kind of number, as bytes."""
     rng = np.random.default_rng(0)
     rgba = Image.fromarray(rng.integers(0, 256, (24, 20, 4)).astype(np.uint8))
     grey = rng.random((24, 20)).astype(np.float32)
@@ -258,7 +258,7 @@ def whole_pictures():
 
 
 def as_picture(file):
-    """What a run makes of a picture; what has no object is left."""
+    """What a run makes of an image; what has no object is left."""
     rgba = read_rgba(file)
     assert rgba.shape[2] == 4
     assert np.isfinite(rgba).all()

@@ -12,15 +12,15 @@ from lods_jax.training.build import build
 TINY = [
     "text-to-3d", "a thing", "--anyway", "--prior", "toy", "--steps", "8", "--batch", "2", "--resolution", "16",
     "--output.size", "32", "--output.frames", "4", "--output.log-every", "2", "--gaussians.capacity", "64",
-    "--gaussians.count", "40", "--gaussians.size", "0.2", "--gaussians.refine.every", "2", "--checkpoint.every", "4",
+    "--gaussians.init-count", "40", "--gaussians.init-scale", "0.2", "--gaussians.refine.every", "2", "--checkpoint.every", "4",
     "--checkpoint.keep", "9",
 ]  # fmt: skip
 
 
 def final(folder, step=8):
     config = load(folder / "config.yaml")
-    parts = build(config, folder)
-    state, _ = checkpoint.restore(folder / "checkpoints", loop.state_shapes(config, parts))
+    components = build(config, folder)
+    state, _ = checkpoint.restore(folder / "checkpoints", loop.state_shapes(config, components))
     assert int(state.step) == step
     return state
 

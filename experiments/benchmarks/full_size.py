@@ -19,13 +19,13 @@ import optax
 
 from lods_jax.core.cameras import sample_orbit
 from lods_jax.distillation.objectives import OBJECTIVES
-from lods_jax.distillation.parallel import joined
+from lods_jax.distillation.parallel import fused_step
 from lods_jax.distillation.train_step import init_state, make_train_step
 from lods_jax.priors import flax_networks
 from lods_jax.priors.architectures import write_configs
 from lods_jax.priors.diffusers_folder import PARTS, read_config
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.scenes.images import particles
+from lods_jax.scenes.images import image_batch
 from lods_jax.training.distill_2d import in_latents
 
 NAMES = ("sds", "csd", "dds", "lods-embedding", "lods-lora", "vsd")
@@ -39,11 +39,11 @@ def step_of(prior, weights, name: str, start, shared: bool = False):
     texts = dict.fromkeys(("prompt", "plain", "null", "source", "empty"), tokens)
 
     def state(key, weights, tokens, start):
-        return init_state(particles(start), prior.init_psi(weights, key, tokens, objective.fitted), tx, tx, key)
+        return init_state(image_batch(start), prior.init_psi(weights, key, tokens, objective.trained_queries), tx, tx, key)
 
     first = jax.eval_shape(state, jax.random.key(0), weights, jax.ShapeDtypeStruct((77, 1024), jnp.float32), start)
     build = make_train_step(
-        particles(jnp.zeros(start.shape)),
+        image_batch(jnp.zeros(start.shape)),
         prior,
         objective,
         cameras=lambda keys, views: sample_orbit(keys, views, 1),
@@ -54,7 +54,7 @@ def step_of(prior, weights, name: str, start, shared: bool = False):
         fit_shares_noise=shared,
     )
     reference = jax.ShapeDtypeStruct((1, 64, 64, 4), jnp.float32)
-    return jax.jit(joined(build)), (first, weights, texts, reference, jax.random.key(1), jnp.arange(1))
+    return jax.jit(fused_step(build)), (first, weights, texts, reference, jax.random.key(1), jnp.arange(1))
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def run(prior, weights, latents) -> None:
     moved = np.mean([float(jnp.abs(site["up"]).max() > 0) for site in new.psi["lora"].values()])
     learned = sum(x.size for x in jax.tree.leaves(psi))
     print(f"one LODS-LoRA step: {time.monotonic() - began:.0f} s with compilation; {learned:,} parameters learned")
-    force, fit = float(metrics["force"]), float(metrics["fit"])
+    force, fit = float(metrics["score_rms"]), float(metrics["fit"])
     print(f"skipped {new.skipped}, force {force:.3g}, fit {fit:.3g}, sites that moved {moved:.0%}")
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lods_jax.core.cameras import turntable
-from lods_jax.scenes.nerf import OFFICIAL, TINY, Field, nerf
+from lods_jax.scenes.nerf import OFFICIAL, TINY, FieldConfig, nerf
 
 EDGE, SHARES = 64, (1.0, 0.25, 0.1, 0.05)
 SIZES = {"tiny": TINY, "official": OFFICIAL}
@@ -46,10 +46,10 @@ def main() -> None:
             print(f"{text:>24} {share:9.0%} {ms[0]:9.0f} {ms[1]:12.0f} {gain[0]:5.1f}x {gain[1]:5.1f}x", flush=True)
 
 
-def compiled(field: Field, share: float) -> tuple:
+def compiled(field: FieldConfig, share: float) -> tuple:
     """Forward, and forward + backward, at an occupancy; each has run once."""
-    room = int(share * EDGE**3)
-    scene = nerf(height=EDGE, width=EDGE, room=room, field=field, samples=EDGE, background=lambda key: jnp.ones(3))
+    capacity = int(share * EDGE**3)
+    scene = nerf(height=EDGE, width=EDGE, capacity=capacity, field=field, samples=EDGE, background=lambda key: jnp.ones(3))
     theta, aux = scene.init(jax.random.key(0))
     cells = jax.random.uniform(jax.random.key(1), aux["occupied"].shape) < share
     aux = aux | {"occupied": cells, "density": jnp.zeros(cells.shape)}  # nothing hides anything

@@ -20,12 +20,12 @@ from lods_jax.core.cameras import sample_orbit
 from lods_jax.core.paths import TABLETOP
 from lods_jax.core.types import Prior
 from lods_jax.distillation.objectives import OBJECTIVES
-from lods_jax.distillation.parallel import joined
+from lods_jax.distillation.parallel import fused_step
 from lods_jax.distillation.prompts import prompt_table
 from lods_jax.distillation.train_step import init_state, make_train_step
 from lods_jax.priors.sampling import latent_shape
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.scenes.images import particles
+from lods_jax.scenes.images import image_batch
 from lods_jax.training.distill_2d import in_latents
 
 BATCH, ROUNDS = 4, 15
@@ -55,8 +55,8 @@ class Step(NamedTuple):
 
 def compiled_step(world: Callable[[int], Prior], weights, texts, start, reference, job: Job) -> Step:
     """The step of an objective on particles. `world` gives the prior whose adapters have a rank."""
-    prior, objective, scene, tx = world(job.rank), OBJECTIVES[job.objective](), particles(start), optax.adam(1e-2)
-    psi = prior.init_psi(weights, jax.random.key(0), texts["null"][0], objective.fitted)
+    prior, objective, scene, tx = world(job.rank), OBJECTIVES[job.objective](), image_batch(start), optax.adam(1e-2)
+    psi = prior.init_psi(weights, jax.random.key(0), texts["null"][0], objective.trained_queries)
     build = make_train_step(
         scene,
         prior,
@@ -70,7 +70,7 @@ def compiled_step(world: Callable[[int], Prior], weights, texts, start, referenc
     )
     state = init_state(scene, psi, tx, tx, jax.random.key(1))
     args = (state, weights, texts, reference, jax.random.key(2), jnp.arange(BATCH))
-    step = jax.jit(joined(build)).lower(*args).compile()
+    step = jax.jit(fused_step(build)).lower(*args).compile()
     mib = step.memory_analysis().temp_size_in_bytes / 2**20
     return Step(step, args, step.cost_analysis()["flops"], mib, sum(x.size for x in jax.tree.leaves(psi)))
 

@@ -28,15 +28,15 @@ OBJECTIVES["LODS-LoRA"] = ObjectiveConfig("lods-lora", 1000.0, {"lora": 0.5})
 LARGE = {"cpu": 2048}  # edge of the product; 8192 elsewhere
 
 
-def untrained(config: Config, weights: Any = None) -> build.Parts:
+def untrained(config: Config, weights: Any = None) -> build.Components:
     """The parts of a configuration with random weights and texts in place of those of a folder."""
     if config.prior.name == "tabletop":
         return build.build(config)
-    parts = build.sketch(config)
-    weights = random_weights(parts.weights) if weights is None else weights
-    texts = {name: jax.random.normal(jax.random.key(i), x.shape) for i, (name, x) in enumerate(parts.texts.items())}
-    psi = build.first_psi(config, parts.prior, parts.objective, weights, texts["null"][0])
-    return parts._replace(weights=weights, texts=texts, psi=psi)
+    components = build.build_abstract(config)
+    weights = random_weights(components.weights) if weights is None else weights
+    texts = {name: jax.random.normal(jax.random.key(i), x.shape) for i, (name, x) in enumerate(components.texts.items())}
+    psi = build.first_psi(config, components.prior, components.objective, weights, texts["null"][0])
+    return components._replace(weights=weights, texts=texts, psi=psi)
 
 
 def rate(dtype: str) -> float:
@@ -77,13 +77,15 @@ def main() -> None:
     for views in args.batches:
         for name in args.objectives:
             config = replace(base, objective=OBJECTIVES[name], batch=views)
-            parts = untrained(config, weights)
-            weights, found = parts.weights, cost.estimate(config, parts)
-            step = loop.compiled(config, parts, parts.representation.plan(config, config.resolution, None))
-            held = [loop.first_state(config, parts)]
+            components = untrained(config, weights)
+            weights, found = components.weights, cost.estimate(config, components)
+            step = loop.compiled(config, components, components.setup.choose_shapes(config, config.resolution, None))
+            held = [loop.first_state(config, components)]
 
-            def once(step=step, parts=parts, held=held):
-                held[0], metrics = step(held[0], parts.weights, parts.texts, None, jax.random.key(0))  # the state is donated
+            def once(step=step, components=components, held=held):
+                held[0], metrics = step(
+                    held[0], components.weights, components.texts, None, jax.random.key(0)
+                )  # the state is donated
                 return metrics
 
             spent, floor = seconds(once, args.rounds), found.operations / peak

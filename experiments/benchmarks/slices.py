@@ -19,7 +19,7 @@ from pathlib import Path
 from lods_jax import config as configs
 from lods_jax.config import Config, ObjectiveConfig
 from lods_jax.core.errors import UserError
-from lods_jax.runs.run_directory import append, rewind
+from lods_jax.runs.run_directory import append, truncate_log
 from lods_jax.training import build, cost
 
 TOPOLOGY = "v5e:2x4"
@@ -55,9 +55,9 @@ ROWS: dict[str, Callable[[], Config]] = {
 def compiled(name: str) -> dict:
     """One row, in a process of its own: what a compilation leaves behind is gone with it."""
     config, began, devices = ROWS[name](), time.monotonic(), cost.slice_of(TOPOLOGY)
-    parts = (build.build if config.prior.name == "tabletop" else build.sketch)(config)
+    components = (build.build if config.prior.name == "tabletop" else build.build_abstract)(config)
     try:
-        found = cost.estimate(config, parts, devices)._asdict()
+        found = cost.estimate(config, components, devices)._asdict()
     except UserError as error:
         found = {"error": str(error)}
     return {"row": name, "views": config.batch // len(devices), "seconds": time.monotonic() - began, **found}
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/experiments/slices.jsonl"))
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    done = {row["row"]: row for row in rewind(args.out)}
+    done = {row["row"]: row for row in truncate_log(args.out)}
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
         for name in ROWS:
             if name not in done and args.only in name:

@@ -53,13 +53,13 @@ def text_to_3d(args: flags.TextTo3D) -> int:
 
 def image_to_3d(args: flags.ImageTo3D) -> int:
     config = Config(**vars(args.settings))
-    files = {f"{name}_file": getattr(config.picture, f"{name}_file") for name in ("depth", "normal")}
+    files = {f"{name}_file": getattr(config.image, f"{name}_file") for name in ("depth", "normal")}
     files = {name: str(Path(file).absolute()) for name, file in files.items() if file} | {"file": str(args.image.absolute())}
-    config = configs.check(replace(config, picture=replace(config.picture, **files)))
+    config = configs.check(replace(config, image=replace(config.image, **files)))
     if not args.image.is_file():
-        raise UserError(f"there is no picture {args.image}: lods image-to-3d PICTURE takes a PNG, say")
+        raise UserError(f"there is no image {args.image}: lods image-to-3d IMAGE takes a PNG, say")
     if config.prior.name in CLOSED_FORM:
-        raise UserError(f"image-to-3d needs a prior that encodes pictures, got {config.prior.name}: pass tabletop or a folder")
+        raise UserError(f"image-to-3d needs a prior that encodes images, got {config.prior.name}: pass tabletop or a folder")
     folder = prior_folder(config.prior.name, config.prior.download)
     if config.prompt:
         check_prompt(config.prompt, folder, args.anyway)
@@ -67,16 +67,16 @@ def image_to_3d(args: flags.ImageTo3D) -> int:
     from lods_jax.runs import run
     from lods_jax.training import build, cost, image_to_3d
 
-    config, said = image_to_3d.settled(config)
+    config, said = image_to_3d.resolve_image_config(config)
     configs.check(config)
-    p = config.picture
+    p = config.image
     if args.print_config:
         print(configs.dump(config), end="")
         return 0
     words = [said, f"camera at azimuth {p.azimuth:g}, elevation {p.elevation:g}", f"prompt {config.prompt!r}"]
-    run.say("picture", ", ".join(word for word in words if word))
-    for note in image_to_3d.notes_on_picture(config):
-        run.say("picture", note)
+    run.log("picture", ", ".join(word for word in words if word))
+    for note in image_to_3d.notes_on_image(config):
+        run.log("picture", note)
     if args.dry_run:
         found = cost.estimate(config, build.build(config))
         print(cost.describe(found))
@@ -99,7 +99,7 @@ def dry_run(config: Config, topology: str | None) -> None:
     from lods_jax.training import build, cost
 
     devices = cost.slice_of(topology) if topology else None
-    found = cost.estimate(config, build.sketch(config) if sketched else build.build(config), devices)
+    found = cost.estimate(config, build.build_abstract(config) if sketched else build.build(config), devices)
     print(cost.describe(found))
     cost.check_fits(config, found)
 
@@ -204,7 +204,7 @@ def text_to_image(args: flags.TextToImage) -> None:
     from lods_jax.training import distill_2d
 
     if args.objective:
-        recipe = distill_2d.Recipe(steps, args.lr, args.psi_lr)
+        recipe = distill_2d.DistillConfig(steps, args.lr, args.psi_lr)
         objective = objective_of(args.objective, args.guidance_scale)
         frames = generate.distilled(
             folder, objective, args.prompt, args.n, recipe, args.seed, args.negative_prompt, args.space, not args.anyway
@@ -234,7 +234,7 @@ def edit_image(args: flags.EditImage) -> None:
     from lods_jax.training import distill_2d
 
     image = read_image(args.image, sampling.image_size(folder))
-    recipe = distill_2d.Recipe(args.steps, args.lr, args.psi_lr, fit_first=args.fit_first)
+    recipe = distill_2d.DistillConfig(args.steps, args.lr, args.psi_lr, fit_first=args.fit_first)
     frames = generate.edited(
         folder,
         objective_of(args.objective, args.guidance_scale),

@@ -14,6 +14,7 @@ import tyro
 
 from lods_jax import config as configs
 from lods_jax.config import Config, ObjectiveConfig
+from lods_jax.config.aliases import current_key, tell
 from lods_jax.core.errors import UserError
 
 
@@ -47,19 +48,19 @@ class TextTo3D:
 @dataclass(frozen=True)
 class PictureRun(Config):
     prompt: str = ""  # type: ignore[assignment]
-    """What the picture shows. Without it the tabletop judge reads it, and the prompt's embedding is fitted to it."""
+    """What the image shows. Without it the tabletop judge reads it, and the prompt's embedding is fitted to it."""
 
 
 @dataclass(frozen=True)
 class ImageTo3D:
-    """Distils the object of a picture into 3D: a PNG with alpha, or a picture on a plain background, which is removed."""
+    """Distils the object of an image into 3D: a PNG with alpha, or an image on a plain background, which is removed."""
 
     image: tyro.conf.Positional[Path] = Path()
     settings: Annotated[PictureRun, tyro.conf.arg(name="")] = field(default_factory=PictureRun)
     config: str | None = None
     """A YAML file, or a shipped preset: `image-gaussians-lods-embedding` (also what runs without it), ..."""
     out: Path | None = None
-    """Folder of the run; by default outputs/image-to-3d/PICTURE/TIME, with a link outputs/latest."""
+    """Folder of the run; by default outputs/image-to-3d/IMAGE/TIME, with a link outputs/latest."""
     print_config: bool = False
     """Print the resolved configuration as YAML, and run nothing."""
     dry_run: bool = False
@@ -197,7 +198,7 @@ class TrainPrior:
     resume: bool = False
     """Go on with what --out holds: its checkpoint, or else the weights of the folder."""
     part: Literal["all", "vae", "unet", "pose", "judge"] = "all"
-    """The prior's autoencoder, its U-Net, or both; the prior of poses for image-to-3d, which begins as the prior and lies in
+    """The prior's autoencoder, its U-Net, or both; the Zero-1-to-3 prior for image-to-3d, which begins as the prior and lies in
     OUT/pose; or the judge."""
     optimizer: Literal["muon", "adamw"] = "muon"
     seed: int = 0
@@ -218,12 +219,13 @@ COMMANDS = {
     "edit-image": EditImage,
     "train-prior": TrainPrior,
 }
-DEFAULT_PRESETS = {"gaussians": "gaussians-lods-embedding", "nerf": "nerf-lods-embedding"}  # by --scene; of pictures image-...
+DEFAULT_PRESETS = {"gaussians": "gaussians-lods-embedding", "nerf": "nerf-lods-embedding"}  # by --scene; of images image-...
 
 
 def parse(argv: list[str]) -> Any:
     """The command of a command line. Defaults < --config < flags. Raises UserError for what is none."""
     check_command(argv)
+    argv = current_flags(argv)
     check_flags(argv)
     defaults: dict[str, Any] = {}
     if argv[:1] == ["text-to-3d"]:
@@ -275,6 +277,22 @@ def check_command(argv: list[str]) -> None:
     if argv[0] not in COMMANDS and argv[0] not in ("-h", "--help"):
         nearest = difflib.get_close_matches(argv[0], COMMANDS, n=1, cutoff=0.0)[0]
         raise UserError(f"there is no command {argv[0]}; the nearest is {nearest}; see lods --help")
+
+
+def current_flags(argv: list[str]) -> list[str]:
+    """The same words with old names of settings under those of today; one line says which."""
+    words, changed = [], []
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        new = current_key(flag[2:].replace("-", "_")).replace("_", "-") if re.match(r"--[a-z]", flag) else ""
+        if not new or new == flag[2:].replace("_", "-"):
+            words.append(word)
+            continue
+        changed.append(f"{flag} is --{new}")
+        words.append(f"--{new}{equals}{value}")
+    if changed:
+        tell(f"lods: read under new names: {', '.join(changed)}")
+    return words
 
 
 def check_flags(argv: list[str]) -> None:

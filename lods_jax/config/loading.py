@@ -11,6 +11,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from lods_jax.config.aliases import current_keys
 from lods_jax.config.schema import Config
 from lods_jax.config.yaml_text import MAX_BYTES, read_yaml, write_yaml
 from lods_jax.core.errors import UserError
@@ -20,15 +21,16 @@ T = TypeVar("T")
 
 TRUTH = {word: word in ("true", "yes", "on") for word in ("true", "yes", "on", "false", "no", "off")}
 REAL = r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.?(?:inf|Inf|INF)|\.?(?:nan|NaN|NAN)"
-# Settings that change no bit of a run's state, by how they begin; of its picture a run has a copy.
-FREE = ("output.", "checkpoint.", "parallel", "debug_nans", "picture.file")
+# Settings that change no bit of a run's state, by how they begin; of its image a run has a copy.
+RESUME_SAFE_KEYS = ("output.", "checkpoint.", "parallel", "debug_nans", "image.file")
 
 
 def differences(old: Config, new: Config) -> list[str]:
     """The settings in which a run that goes on would be another run, as `name: old -> new`."""
     was = {name: value for name, _, value in leaves(old)}
     now = {name: value for name, _, value in leaves(new)}
-    return [f"{name}: {was[name]} -> {now[name]}" for name in now if was[name] != now[name] and not name.startswith(FREE)]
+    changed = [name for name in now if was[name] != now[name] and not name.startswith(RESUME_SAFE_KEYS)]
+    return [f"{name}: {was[name]} -> {now[name]}" for name in changed]
 
 
 def load(path: str | Path) -> Config:
@@ -43,7 +45,7 @@ def parse_yaml(text: str | bytes, source: str) -> Config:
     data = read_yaml(text, source)
     if not isinstance(data or {}, dict):
         raise UserError(f"{source} must hold keys and values, got {shown(data)}")
-    return from_mapping(Config, data or {}, source)
+    return from_mapping(Config, current_keys(data or {}, source), source)
 
 
 def find(name: str | Path) -> Path:

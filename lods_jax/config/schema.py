@@ -1,7 +1,7 @@
 """The configuration of a run: frozen dataclasses are the schema, YAML files are presets, flags come last.
 
 Defaults < YAML < flags. Lengths are fractions of a run, so that `--steps` scales every schedule. A pair (a, b) is a value of
-the two phases of a run: a before `switch`, b from there on. This file loads no jax: `lods --help` answers at once.
+the two phases of a run: a before `milestone`, b from there on. This file loads no jax: `lods --help` answers at once.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-# A pair (before `switch`, from there on), or milestones ((step, value), ...), each value from its step on. A step up to 1 is a
+# A pair (before `milestone`, from there on), or milestones ((step, value), ...), each value from its step on. A step up to 1 is a
 # share of the run.
 Schedule = tuple[float, float] | tuple[tuple[float, float], ...]
 
@@ -61,7 +61,7 @@ class PriorConfig:
 class ObjectiveConfig:
     name: Annotated[str, arg(aliases=["--objective"])] = "lods-embedding"
     """`sds`, `csd`, `lods-embedding`, or `package.module:factory` of your own."""
-    s: Annotated[float | None, arg(aliases=["--guidance-scale"])] = bounded(None, 0.0, math.inf)
+    guidance_scale: Annotated[float | None, arg(aliases=["--guidance-scale"])] = bounded(None, 0.0, math.inf)
     """Guidance scale; None leaves the objective's own default. LODS takes inf."""
     options: dict[str, float] = field(default_factory=dict)
     """Whatever else the objective's factory takes, by name."""
@@ -101,8 +101,8 @@ class TimestepConfig:
 
 
 @dataclass(frozen=True)
-class PenaltyConfig:
-    """Weights of the penalties on renders, on the scale of LODS: a pair, or milestones [[0, 0], [0.6, 100]] of [step, value]."""
+class RegularizersConfig:
+    """Weights of the regularizers, on the scale of LODS: a pair, or milestones [[0, 0], [0.6, 100]] of [step, value]."""
 
     sparsity: Schedule = bounded((0.0, 0.0), 0, 1e6)
     opaque: Schedule = bounded((0.0, 0.0), 0, 1e6)
@@ -113,8 +113,8 @@ class PenaltyConfig:
 
 
 @dataclass(frozen=True)
-class PictureConfig:
-    """The picture of an `image-to-3d` run, the camera that took it, and what it counts; a run without a file has none."""
+class ImageConfig:
+    """The image of an `image-to-3d` run, the camera that took it, and what it counts; a run without a file has none."""
 
     file: str = ""
     azimuth: Annotated[float | None, arg(aliases=["--azimuth"])] = bounded(None, -360, 360)
@@ -125,32 +125,32 @@ class PictureConfig:
     radius: Annotated[float | None, arg(aliases=["--radius"])] = bounded(None, 1e-3, 1e3)
     """Distance of the camera. None: the middle of what training cameras have."""
     frame: Literal["fit", "as-is"] = "fit"
-    """fit: crop to the object, which then fills 0.7 of the picture's edge. as-is: the picture is framed as its camera says."""
+    """fit: crop to the object, which then fills 0.7 of the image's edge. as-is: the image is framed as its camera says."""
     rgb: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
-    """Weight of the squared error of the colours in the picture's view, on the scale of LODS; so are the next two."""
+    """Weight of the squared error of the colours in the image's view, on the scale of LODS; so are the next two."""
     mask: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
     depth: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
     """Of 1 minus the correlation with `depth_file`."""
     normal: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
     """Of 1 minus the cosine to the normals of `normal_file`."""
     depth_file: str = ""
-    """A grey image of the picture's size, far is bright: a monocular depth estimate."""
+    """A grey image of the image's size, far is bright: a monocular depth estimate."""
     normal_file: str = ""
-    """An image of the picture's size, red to the right, green up, blue towards the camera, 1/2 is 0."""
+    """An image of the image's size, red to the right, green up, blue towards the camera, 1/2 is 0."""
     invert: int | None = bounded(None, 0, 10**6)
-    """Steps that fit the embedding of the prompt to the picture, before the run. None: 200 where no prompt is given, else 0."""
+    """Steps that fit the embedding of the prompt to the image, before the run. None: 200 where no prompt is given, else 0."""
     invert_lr: float = bounded(5e-3, 0, 10)
     invert_batch: int = bounded(8, 1, 1024)
-    """Backgrounds of the picture in a step of it."""
+    """Backgrounds of the image in a step of it."""
 
 
 @dataclass(frozen=True)
-class PoseConfig:
-    """The prior of poses (`priors.zero123`) that an `image-to-3d` run asks beside the prior of texts."""
+class Zero123Config:
+    """The Zero-1-to-3 prior (`priors.zero123`) that an `image-to-3d` run asks beside the prior of texts."""
 
     name: Annotated[str, arg(aliases=["--pose-prior"])] = "none"
     """`tabletop`, a Zero-1-to-3 folder in diffusers layout, or `none`."""
-    s: float = bounded(3.0, 1, 1e6)
+    guidance_scale: float = bounded(3.0, 1, 1e6)
     weight: tuple[float, float] = bounded((1.0, 1.0), 0, 1e6)
     """What its score counts, on the scale of LODS."""
     min: tuple[float, float] = bounded((0.02, 0.02), 0, 0.999)
@@ -180,16 +180,16 @@ class RefineConfig:
     start: float = bounded(0.2, 0, 1)
     stop: float = bounded(0.8, 0, 1)
     fraction: float = bounded(0.1, 0, 1)
-    threshold: float = bounded(0.0, 0, 1e6)
+    grow_grad2d: float = bounded(0.0, 0, 1e6)
     statistic: Literal["mean-of-norms", "norm-of-sum"] = "mean-of-norms"
-    """What `threshold` and `fraction` compare: the mean length of a view's screen-space gradient; or the length of the sum over a
-    step's views, as in GaussianDreamer and the release of LODS."""
-    split_size: float = bounded(0.02, 0, 1e3)
+    """What `grow_grad2d` and `fraction` compare: the mean length of a view's screen-space gradient; or the length of the sum over
+    a step's views, as in GaussianDreamer and the release of LODS."""
+    grow_scale3d: float = bounded(0.02, 0, 1e3)
     prune_opacity: float = bounded(0.005, 0, 1)
     """Below it a Gaussian is pruned, or is dead and relocated."""
     growth: float = bounded(0.05, 0, 10)
     """Of `relocate`: the number of Gaussians grows by this share each time, up to `capacity`."""
-    prune_size: float = bounded(0.35, 0, 1e3)
+    prune_scale3d: float = bounded(0.35, 0, 1e3)
 
 
 @dataclass(frozen=True)
@@ -197,18 +197,18 @@ class GaussianConfig:
     """The scene of 3D Gaussians (`scenes.gaussians`)."""
 
     capacity: int = bounded(4096, 1, 2**20)
-    count: int = bounded(2048, 1, 2**20)
+    init_count: int = bounded(2048, 1, 2**20)
     """How many of the slots are alive at first."""
-    init: str = "ball"
+    init_type: str = "ball"
     """`ball`, `shell`, or a file: Gaussian splats (PLY, SuperSplat's compressed PLY, .splat) or a point cloud (PLY)."""
     fit: Literal["auto", "always", "never"] = "auto"
     """Whether the points of a file are centred, and scaled until nearly all lie within `radius`. auto: where fewer than three
     quarters of them lie where cameras look, or where they are a speck."""
-    radius: float = bounded(0.5, 1e-3, 1e3)
+    init_extent: float = bounded(0.5, 1e-3, 1e3)
     """Of the ball, the shell or the fitted points."""
-    size: float = bounded(0.035, 1e-6, 1e3)
-    opacity: float = bounded(0.1, 1e-6, 1 - 1e-6)
-    degree: int = bounded(0, 0, 3)
+    init_scale: float = bounded(0.035, 1e-6, 1e3)
+    init_opacity: float = bounded(0.1, 1e-6, 1 - 1e-6)
+    sh_degree: int = bounded(0, 0, 3)
     """Of the spherical harmonics of colour."""
     background: Literal["white-or-grey", "white", "black", "random"] = "white-or-grey"
     lr: GaussianRates = field(default_factory=GaussianRates)
@@ -238,7 +238,7 @@ class NerfConfig:
     background: Literal["white-or-grey", "white", "black", "random", "learned", "learned-or-random"] = "white-or-grey"
     """random: a colour for each view. learned: of the ray's direction, in half of the views; the others are white or grey, or
     random."""
-    refresh_every: int = bounded(16, 1, 10**6)
+    update_grid_every: int = bounded(16, 1, 10**6)
     """Steps between refreshes of the occupancy grid."""
     weight_decay: float = bounded(0.0, 0, 1)
     lr: NerfRates = field(default_factory=NerfRates)
@@ -303,7 +303,7 @@ class Config:
     """Words that are left out of the prompts of some views: `--debias smiling "back side"`."""
     seed: int = bounded(0, 0, 2**32 - 1)
     steps: int = bounded(400, 1, 10**7)
-    switch: float = bounded(0.5, 0, 1)
+    milestone: float = bounded(0.5, 0, 1)
     """Fraction of the run at which pairs of values go from the first to the second."""
     batch: int = bounded(4, 1, 4096)
     """Views of a step on all devices together."""
@@ -312,14 +312,14 @@ class Config:
     resolution: int = bounded(64, 8, 2048)
     """Edge of the training renders in pixels."""
     resolution_after: int | None = bounded(None, 8, 2048)
-    """From `switch` on; by default the same."""
+    """From `milestone` on; by default the same."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
-    penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
-    picture: PictureConfig = field(default_factory=PictureConfig)
-    pose: PoseConfig = field(default_factory=PoseConfig)
+    regularizers: RegularizersConfig = field(default_factory=RegularizersConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    zero123: Zero123Config = field(default_factory=Zero123Config)
     scene: Literal["gaussians", "nerf"] = "gaussians"
     gaussians: GaussianConfig = field(default_factory=GaussianConfig)
     nerf: NerfConfig = field(default_factory=NerfConfig)

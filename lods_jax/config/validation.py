@@ -25,10 +25,9 @@ def check(config: Config) -> Config:
         for text in texts(value):
             if bad := next((char for char in text if unicodedata.category(char) in ("Cc", "Cs") and char not in "\t\n"), None):
                 raise UserError(f"{name} holds the control character {bad!r}: take it out")
-    if config.gaussians.count > config.gaussians.capacity:
-        raise UserError(
-            f"gaussians.count must be at most gaussians.capacity = {config.gaussians.capacity}, got {config.gaussians.count}"
-        )
+    g = config.gaussians
+    if g.init_count > g.capacity:
+        raise UserError(f"gaussians.init_count must be at most gaussians.capacity = {g.capacity}, got {g.init_count}")
     if config.batch % config.particles:
         raise UserError(f"batch must be a multiple of particles = {config.particles}, got {config.batch}: pass --batch")
     if config.reduce == "ordered" and config.particles > 1:
@@ -38,28 +37,28 @@ def check(config: Config) -> Config:
     if config.debug_nans and config.objective.schedule:
         raise UserError("debug_nans stops at every NaN, and a schedule of turns logs one on purpose: pass one of them alone")
     for name in ("z_variance", "distortion", "orientation"):
-        if config.scene != "nerf" and ever_on(getattr(config.penalty, name)):
-            raise UserError(f"penalty.{name} is of rays through a NeRF: pass --scene nerf, or leave it at 0")
+        if config.scene != "nerf" and ever_on(getattr(config.regularizers, name)):
+            raise UserError(f"regularizers.{name} is of rays through a NeRF: pass --scene nerf, or leave it at 0")
     if (config.camera.radius is None) == (config.camera.extent is None):
         raise UserError(f"give either camera.radius or camera.extent, got {config.camera.radius} and {config.camera.extent}")
     for name in ("elevation", "fov_y", "radius", "extent", "overhead_elevation"):
         pair = getattr(config.camera, name)
         if pair and pair[0] > pair[1]:
             raise UserError(f"camera.{name} must be a lower and an upper limit, got {pair[0]:g} and {pair[1]:g}")
-    for name, window in (("timesteps", config.timesteps), ("pose", config.pose)):
+    for name, window in (("timesteps", config.timesteps), ("zero123", config.zero123)):
         if any(low > high for low, high in zip(window.min, window.max, strict=True)):
             raise UserError(f"{name}.min must not exceed {name}.max, got {window.min} and {window.max}")
-    p = config.picture
-    if not p.file and (config.pose.name != "none" or p.invert):
-        raise UserError("a prior of poses and picture.invert need a picture: use image-to-3d")
+    p = config.image
+    if not p.file and (config.zero123.name != "none" or p.invert):
+        raise UserError("zero123 and image.invert need an image: use image-to-3d")
     if p.file and config.particles > 1:
-        raise UserError(f"a picture is of one object: leave particles at 1, got {config.particles}")
-    looks = (*p.rgb, *p.mask, *p.depth, *p.normal, config.pose.name != "none", p.invert)
+        raise UserError(f"an image is of one object: leave particles at 1, got {config.particles}")
+    looks = (*p.rgb, *p.mask, *p.depth, *p.normal, config.zero123.name != "none", p.invert)
     if p.file and config.prompt and not any(looks):
-        raise UserError("nothing of this run looks at the picture: pass --config image-..., --picture.rgb or --pose-prior")
+        raise UserError("nothing of this run looks at the image: pass --config image-..., --image.rgb or --pose-prior")
     for name in ("depth", "normal"):
-        if any(getattr(config.picture, name)) and not getattr(config.picture, f"{name}_file"):
-            raise UserError(f"picture.{name} needs picture.{name}_file: an image of it")
+        if any(getattr(config.image, name)) and not getattr(config.image, f"{name}_file"):
+            raise UserError(f"image.{name} needs image.{name}_file: an image of it")
     if config.output.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("output.tensorboard needs tensorboardX: pip install 'lods_jax[log]'")
     return config

@@ -1,6 +1,6 @@
-"""Cut-outs: which pixels of a picture are the object, and a square frame around them.
+"""Cut-outs: which pixels of an image are the object, and a square frame around them.
 
-No single pixel decides: an alpha is trusted where enough of the picture is transparent, its haze is taken off, and parts that are
+No single pixel decides: an alpha is trusted where enough of the image is transparent, its haze is taken off, and parts that are
 small beside the largest are dust.
 """
 
@@ -11,26 +11,26 @@ from scipy import ndimage
 
 SEEN = 0.1  # alpha from which a pixel belongs to the object
 PLAIN = 0.06  # deviation of the colours along the border of a plain background
-MATTE = 0.02  # share of a picture that an alpha makes transparent, if it is a matte
+MATTE = 0.02  # share of an image that an alpha makes transparent, if it is a matte
 FEW = 0.001  # the same where the background is not plain: then alpha is all there is to go by
 DUST = 0.05  # of the largest part: smaller parts are no part of the object
 TOUCHING = 2  # pixels: the soft edge of a part
 
 
 def cut_out(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
-    """The object of a picture: by its alpha where that is a matte, else by the plain background that reaches in from the border.
+    """The object of an image: by its alpha where that is a matte, else by the plain background that reaches in from the border.
 
     Args:
       rgba: in [0, 1], alpha not multiplied in.
 
     Returns:
-      The picture with the alpha of the object alone.
+      The image with the alpha of the object alone.
 
     Raises:
       ValueError: for a background that is not plain, and where nothing is left of the object.
     """
     if min(rgba.shape[:2]) < 8:
-        raise ValueError(f"a picture must have at least 8 x 8 pixels, got {rgba.shape[1]} x {rgba.shape[0]}")
+        raise ValueError(f"an image must have at least 8 x 8 pixels, got {rgba.shape[1]} x {rgba.shape[0]}")
     alpha = rgba[..., 3]
     transparent = np.mean(alpha < 0.5 * alpha.max())
     if transparent >= MATTE:
@@ -40,10 +40,10 @@ def cut_out(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
         if plain:
             rgba, alpha = filled, 1.0 - outside(filled, color).astype(np.float32)
         elif transparent < FEW:
-            raise ValueError("the picture has neither an alpha nor a plain background: cut the object out and save it as RGBA")
+            raise ValueError("the image has neither an alpha nor a plain background: cut the object out and save it as RGBA")
     alpha = without_dust(alpha)
     if np.mean(alpha > SEEN) < 1e-3:
-        raise ValueError("the picture shows nothing: all of it is transparent, or of the colour of its background")
+        raise ValueError("the image shows nothing: all of it is transparent, or of the colour of its background")
     return np.concatenate([rgba[..., :3], alpha[..., None]], -1)
 
 
@@ -70,7 +70,7 @@ def without_dust(alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
 
 def on_border_color(rgba: Float[np.ndarray, "h w 4"]) -> tuple[Float[np.ndarray, "h w 4"], Float[np.ndarray, "3"], bool]:
-    """The picture on the median colour of its border, opaque; that colour; and whether the border is plain."""
+    """The image on the median colour of its border, opaque; that colour; and whether the border is plain."""
     border = border_of(rgba)
     color = np.median(border[border[:, 3] >= 0.5 * border[:, 3].max(), :3], 0)
     rgb = rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * color if rgba[..., 3].max() > 0 else rgba[..., :3]

@@ -167,6 +167,6 @@ def orientation(file: Image.Image) -> Image.Exif:
     exif = Image.Exif()
     try:
         exif[ExifTags.Base.Orientation] = file.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged notes spoil no picture
+    except Exception:  # damaged notes spoil no image
         exif.clear()
     return exif

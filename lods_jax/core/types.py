@@ -48,7 +48,7 @@ class Cond(struct.PyTreeNode):
     image: Any = None  # [b h w c] image condition
 
 
-class Picture(struct.PyTreeNode):
+class ReferenceImage(struct.PyTreeNode):
     """What a known camera sees of the object: image-to-3D."""
 
     rgb: Any  # [h w 3] in [0, 1], on white
@@ -59,11 +59,11 @@ class Picture(struct.PyTreeNode):
 
 
 class Reference(struct.PyTreeNode):
-    """What a scene is held against beside the prompt."""
+    """Optional inputs of a train step: DDS latents, reference image, inputs of auxiliary priors."""
 
     latents: Any = None  # [b h w c] for queries that name them (DDS)
-    picture: Any = None  # Picture
-    also: tuple = ()  # (weights, text tables) of each further guidance
+    image: Any = None  # ReferenceImage
+    auxiliary: tuple = ()  # (weights, text tables) of each auxiliary prior
 
 
 class Scene(NamedTuple):
@@ -71,8 +71,9 @@ class Scene(NamedTuple):
 
     init: Callable[..., Any]  # key -> (theta, aux)
     render: Callable[..., Render]  # (theta, aux, camera, keys[b], probe) -> Render
-    probe: Callable[..., Any]  # (aux, b) -> zeros added to the projected means; its cotangent is the screen-space gradient
-    observe: Callable[..., Any]  # (aux, g_probe, render) -> aux
+    # (aux, b) -> zeros added to the projected means; its cotangent is the screen-space gradient
+    means2d_probe: Callable[..., Any]
+    update_stats: Callable[..., Any]  # (aux, means2d_grad, render) -> aux
 
 
 class Prior(NamedTuple):
@@ -94,7 +95,7 @@ class Query(NamedTuple):
     lora: float = 0.0  # adapter scale; 0 is the frozen network
     latents: str = "render"  # "reference" for DDS
     pose: bool = False  # condition the adapter on the camera (VSD)
-    image: bool = False  # show the picture to a network that has an input for it (zeros where False)
+    image: bool = False  # show the image to a network that has an input for it (zeros where False)
 
 
 class Objective(NamedTuple):
@@ -102,14 +103,14 @@ class Objective(NamedTuple):
 
     queries: Mapping[str, Query]
     residual: Callable[..., jax.Array]  # ({name: eps}, noise, t) -> what w(t) multiplies
-    fit: str | None = None  # the query that is trained to denoise the renders
+    trained_query: str | None = None  # the query that is trained to denoise the renders
     # (eps_of, z, t, noise) -> (z_t, noise) in place of random noise, eps_of(text, z_t, t) being the frozen network: ISM, SDI
-    noising: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+    inversion: Callable[..., tuple[jax.Array, jax.Array]] | None = None
 
     @property
-    def fitted(self) -> list[Query]:
+    def trained_queries(self) -> list[Query]:
         """What a Prior's `init_psi` is asked to make learnable: the fitted query, if there is one."""
-        return [] if self.fit is None else [self.queries[self.fit]]
+        return [] if self.trained_query is None else [self.queries[self.trained_query]]
 
 
 class TrainState(struct.PyTreeNode):

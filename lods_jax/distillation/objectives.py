@@ -6,7 +6,7 @@ cotangent, not a loss. Equal, up to rounding, to the gradient of the surrogate 0
 
 Coefficients of the predictions and of the noise sum to zero, so a perfect denoiser exerts no force. Where the published
 residual grows with s it is multiplied by `scale`, 1/s by default, which puts it on the scale of LODS: one learning rate, one set
-of penalty weights and one densification threshold serve all. scale = 1 is the published form.
+of regularizer weights and one densification threshold serve all. scale = 1 is the published form.
 """
 
 import importlib
@@ -84,7 +84,7 @@ def vsd(s: float = 7.5, scale: float | None = None, pose: float | int = 1.0) -> 
     return Objective(
         {"y": Query("prompt"), "null": Query("null"), "q": Query("plain", lora=1.0, pose=bool(pose))},
         residual=lambda e, noise, t: scale * (s * e["y"] + (1 - s) * e["null"] - e["q"]),
-        fit="q",
+        trained_query="q",
     )
 
 
@@ -116,7 +116,7 @@ def lods(s: float, unconditional: Query) -> Objective:
     return Objective(
         {"y": Query("prompt"), "a": unconditional},
         residual=lambda e, noise, t: e["y"] - (1 - keep) * e["a"] - keep * noise,
-        fit="a",
+        trained_query="a",
     )
 
 
@@ -138,7 +138,7 @@ def ism(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> O
     z_t comes from z in `steps` deterministic steps, and what takes the place of the noise is the prediction of the last step, at
     the timestep before t: the interval.
     """
-    return sds(s, scale)._replace(noising=inversion(int(steps), lambda eps_of, z, t: eps_of("null", z, t)))
+    return sds(s, scale)._replace(inversion=ddim_inversion(int(steps), lambda eps_of, z, t: eps_of("null", z, t)))
 
 
 def sdi(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> Objective:
@@ -152,16 +152,16 @@ def sdi(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> O
         y, null = eps_of("prompt", z, t), eps_of("null", z, t)
         return null - s * (y - null)
 
-    def noising(eps_of, z, t, noise):
-        z_t, _ = inversion(int(steps), backwards)(eps_of, z, t, noise)
+    def inversion(eps_of, z, t, noise):
+        z_t, _ = ddim_inversion(int(steps), backwards)(eps_of, z, t, noise)
         signal, sigma = signal_and_noise(t, z)
         return z_t, (z_t - signal * z) / sigma
 
-    return sds(s, scale)._replace(noising=noising)
+    return sds(s, scale)._replace(inversion=inversion)
 
 
-def inversion(steps: int, eps: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """A `noising`: DDIM (Song et al. 2021, eq. 13) run from z to t in equal steps. Returns z_t and the last prediction.
+def ddim_inversion(steps: int, eps: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """An `inversion`: DDIM (Song et al. 2021, eq. 13) run from z to t in equal steps. Returns z_t and the last prediction.
 
     Args:
       eps: (eps_of, z_t, t) -> the noise to go along.
@@ -169,7 +169,7 @@ def inversion(steps: int, eps: Callable[..., jax.Array]) -> Callable[..., tuple[
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
 
-    def noising(eps_of, z, t, noise):
+    def inversion(eps_of, z, t, noise):
         def step(i, carry):
             now, then = t * i // steps, t * (i + 1) // steps
             guess = eps(eps_of, carry[0], now)
@@ -177,7 +177,7 @@ def inversion(steps: int, eps: Callable[..., jax.Array]) -> Callable[..., tuple[
 
         return jax.lax.fori_loop(0, steps, step, (z, noise))  # one copy of the network, whatever the number of steps
 
-    return noising
+    return inversion
 
 
 def at_least(s: float, least: float) -> float:

@@ -10,54 +10,56 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from lods_jax.distillation.train_step import Halves, Pulled, Step
+from lods_jax.distillation.train_step import Step, StepGrads, TrainStep
 
 AXIS = "data"
 
 
-class Across(NamedTuple):
-    """What devices tell each other; on one device nothing."""
+class Collectives(NamedTuple):
+    """Collectives over the data axis; the identity on one device."""
 
     sum: Callable = lambda x: x
     mean: Callable = lambda x: x
     gather: Callable = lambda x: x  # concatenates views
 
 
-DEVICES = Across(
+ACROSS_DEVICES = Collectives(
     partial(jax.lax.psum, axis_name=AXIS),
     partial(jax.lax.pmean, axis_name=AXIS),
     partial(jax.lax.all_gather, axis_name=AXIS, tiled=True),
 )
 
 
-def joined(halves: Halves, across: Across = Across()) -> Step:  # noqa: B008 (a constant)
+def fused_step(train_step: TrainStep, collectives: Collectives = Collectives()) -> Step:  # noqa: B008 (a constant)
     """The whole step of a device's share of the views: (state, weights, texts, reference, key, views) -> (state, metrics)."""
 
-    def train_step(state, *rest):
-        p = halves.pull(state, *rest)
-        g_psi, fit = across.mean((p.g_psi, p.fit))
-        return halves.update(state, Pulled(across.sum(p.g_theta), g_psi, fit, across.gather(p.seen)))
+    def step(state, *rest):
+        p = train_step.compute_grads(state, *rest)
+        g_psi, fit = collectives.mean((p.g_psi, p.fit))
+        return train_step.apply_grads(state, StepGrads(collectives.sum(p.g_theta), g_psi, fit, collectives.gather(p.outputs)))
 
-    return train_step
+    return step
 
 
-def in_order(halves: Halves, batch: int, devices: list) -> Step:
+def ordered_step(train_step: TrainStep, batch: int, devices: list) -> Step:
     """The step from one view at a time, added up in the order of the views: the same bits on any number of devices.
 
-    Two programs instead of one, and neither knows how many devices there are: `pull` is of one view, `update` of the batch. They
-    are compiled for a single device each, since partitioning changes how a program is fused, and with it the last bit.
+    Two programs instead of one, and neither knows how many devices there are: `compute_grads` is of one view, `apply_grads`
+    of the batch. Each is compiled for a single device: partitioning changes how a program is fused, and with it the last bit.
     """
 
     @jax.jit
-    def pull(*args) -> Pulled:
-        return jax.tree.map(lambda x: x[None], halves.pull(*args))
+    def compute_grads(*args) -> StepGrads:
+        return jax.tree.map(lambda x: x[None], train_step.compute_grads(*args))
 
     @partial(jax.jit, donate_argnums=0)
-    def update(state, p: Pulled):
+    def apply_grads(state, p: StepGrads):
         total = lambda x: jnp.sum(x, 0)  # noqa: E731
         mean = lambda x: total(x) / batch  # noqa: E731
-        seen = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), p.seen)
-        return halves.update(state, Pulled(jax.tree.map(total, p.g_theta), jax.tree.map(mean, p.g_psi), mean(p.fit), seen))
+        outputs = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), p.outputs)
+        return train_step.apply_grads(
+            state, StepGrads(jax.tree.map(total, p.g_theta), jax.tree.map(mean, p.g_psi), mean(p.fit), outputs)
+        )
 
     on_each = remembered(lambda constant: [jax.device_put(constant, device) for device in devices])
 
@@ -70,29 +72,29 @@ def in_order(halves: Halves, batch: int, devices: list) -> Step:
         for i in range(batch):
             d = i % len(devices)
             mine, key = rest[d]
-            found.append(pull(mine, *copies[d], key, jax.device_put(jnp.arange(i, i + 1), devices[d])))
+            found.append(compute_grads(mine, *copies[d], key, jax.device_put(jnp.arange(i, i + 1), devices[d])))
         stack = lambda *x: jnp.concatenate([jax.device_put(part, devices[0]) for part in x])  # noqa: E731
-        return update(rest[0][0], jax.tree.map(stack, *found))
+        return apply_grads(rest[0][0], jax.tree.map(stack, *found))
 
     return step
 
 
-def parallelise(halves: Halves, mode: str, batch: int, devices: list | None = None, reduce: str = "sum") -> Step:
+def compile_train_step(train_step: TrainStep, mode: str, batch: int, devices: list | None = None, reduce: str = "sum") -> Step:
     """The compiled step (state, weights, texts, reference, key) -> (state, metrics) over devices; the state is donated.
 
     Args:
       mode: "jit" on one device; "pmap" or "shard_map" split the views over `devices` and hold everything else on each.
         Both give the same numbers: pmap is the field's habit, shard_map what it is made of today.
-      reduce: "sum" of what each device says of all its views at once; or "ordered" (`in_order`), which gives the same bits on any
-        number of devices, and takes longer.
+      reduce: "sum" adds up the gradients of the devices; "ordered" (`ordered_step`) gives the same bits on any number of devices,
+        and takes longer.
     """
     if jax.process_count() > 1 and (mode, reduce) != ("shard_map", "sum"):
         raise ValueError(f"several processes need mode shard_map and reduce sum, got {mode} and {reduce}")
     if reduce == "ordered":
         devices = jax.devices() if devices is None else devices
         check_split(batch, devices := devices[:1] if mode == "jit" else devices)
-        return in_order(halves, batch, devices)
-    step, views = over_devices(halves, mode, batch, devices)
+        return ordered_step(train_step, batch, devices)
+    step, views = over_devices(train_step, mode, batch, devices)
     devices = jax.devices() if devices is None else devices
     if jax.process_count() > 1:
         return over_processes(step, views, devices)
@@ -101,22 +103,26 @@ def parallelise(halves: Halves, mode: str, batch: int, devices: list | None = No
     return replicated(step, views, devices)
 
 
-def over_devices(halves: Halves, mode: str, batch: int, devices: list | None = None) -> tuple[Callable, Int[Array, "..."]]:
+def over_devices(train_step: TrainStep, mode: str, batch: int, devices: list | None = None) -> tuple[Callable, Int[Array, "..."]]:
     """The step as a transformed function, which can also be lowered, and the views that are its last argument."""
     devices = jax.devices() if devices is None else devices
     views = jnp.arange(batch)
     if mode == "jit":
-        return jax.jit(joined(halves), donate_argnums=0), views
+        return jax.jit(fused_step(train_step), donate_argnums=0), views
     check_split(batch, devices)
     if mode == "pmap":
         split = views.reshape(len(devices), -1)
-        return jax.pmap(joined(halves, DEVICES), AXIS, in_axes=(None,) * 5 + (0,), out_axes=None, devices=devices), split
+        return jax.pmap(
+            fused_step(train_step, ACROSS_DEVICES), AXIS, in_axes=(None,) * 5 + (0,), out_axes=None, devices=devices
+        ), split
     if mode == "shard_map":
         mesh, everywhere = Mesh(np.asarray(devices), (AXIS,)), PartitionSpec()
         specs = {"in_specs": (everywhere,) * 5 + (PartitionSpec(AXIS),), "out_specs": everywhere}
         # check_vma=False: with the check, gradients of replicated values arrive summed already, and a custom VJP with a scan
         # inside does not trace.
-        return jax.jit(jax.shard_map(joined(halves, DEVICES), mesh=mesh, check_vma=False, **specs), donate_argnums=0), views
+        return jax.jit(
+            jax.shard_map(fused_step(train_step, ACROSS_DEVICES), mesh=mesh, check_vma=False, **specs), donate_argnums=0
+        ), views
     raise ValueError(f"mode must be jit, pmap or shard_map, got {mode!r}")
 
 
@@ -168,7 +174,7 @@ def over_processes(step: Callable, views: Int[Array, "b"], devices: list) -> Ste
     constant = remembered(spread)
     given = state_there = None  # the last state, and what lies on all devices of it
 
-    def across(state, *rest):
+    def everywhere_step(state, *rest):
         nonlocal given, state_there
         there = state_there if state is given else spread(state)
         given = state_there = None  # it is donated
@@ -176,7 +182,7 @@ def over_processes(step: Callable, views: Int[Array, "b"], devices: list) -> Ste
         given, metrics = jax.tree.map(lambda x: x.addressable_data(0), (state_there, metrics))
         return given, metrics
 
-    return across
+    return everywhere_step
 
 
 def check_split(batch: int, devices: list) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from lods_jax.core.cameras import VIEWS, wrap
 from lods_jax.core.noise_schedule import per_example
 from lods_jax.core.types import Camera, Query
-from lods_jax.distillation.scores import Ask, ask
+from lods_jax.distillation.scores import PredictNoise, predict_noise
 
 SIDE, FRONT, BACK, OVERHEAD = (VIEWS.index(name) for name in ("side", "front", "back", "overhead"))
 # (a, b, c) of a weight a exp(-b r) + c, as threestudio has them.
@@ -23,8 +23,10 @@ FRONT_FROM_FRONT_SIDE = SIDE_FROM_FRONT_SIDE = (4.0, 0.5, -2.426)
 SIDE_FROM_SIDE_BACK, FRONT_FROM_SIDE_BACK = (1.0, 0.5, -0.606), (1.0, 0.5, 0.967)
 
 
-def by_azimuth(tables: Mapping[str, Float[Array, "views n d"]], camera: Camera) -> tuple[dict[str, Float[Array, "b n d"]], Ask]:
-    """The rows of prompt tables for these cameras, and how to ask with them (see `train.by_view`).
+def interpolate_view_prompts(
+    tables: Mapping[str, Float[Array, "views n d"]], camera: Camera
+) -> tuple[dict[str, Float[Array, "b n d"]], PredictNoise]:
+    """The rows of prompt tables for these cameras, and how to ask with them (see `train_step.select_view_prompts`).
 
     "prompt" is interpolated between front and side, or side and back; overhead it is the row itself, without negatives.
     """
@@ -44,10 +46,10 @@ def by_azimuth(tables: Mapping[str, Float[Array, "views n d"]], camera: Camera) 
     return rows, away_from({"not front": off(front), "not side": off(side)})
 
 
-def away_from(weights: Mapping[str, Float[Array, "b"]]) -> Ask:
-    """`objectives.ask` with the prediction for the prompt turned away from the texts in `weights`, by so much per view."""
+def away_from(weights: Mapping[str, Float[Array, "b"]]) -> PredictNoise:
+    """`scores.predict_noise` with the prediction for the prompt turned away from the texts in `weights`, by so much per view."""
 
-    def asking(predict: Callable[..., jax.Array], psi: Any, queries: Mapping[str, Query], *rest) -> dict[str, Array]:
+    def predict_noise_fn(predict: Callable[..., jax.Array], psi: Any, queries: Mapping[str, Query], *rest) -> dict[str, Array]:
         asked = dict(queries)
 
         def name_of(query):  # what is asked already is not asked twice
@@ -57,14 +59,14 @@ def away_from(weights: Mapping[str, Float[Array, "b"]]) -> Ask:
 
         turned = {name: query for name, query in queries.items() if query.text == "prompt"}
         others = {name: [name_of(q._replace(text=text)) for text in ("null", *weights)] for name, q in turned.items()}
-        e = ask(predict, psi, asked, *rest)
+        e = predict_noise(predict, psi, asked, *rest)
         for name, (null, *negatives) in others.items():
             y = e[name] - e[null]
             for negative, weight in zip(negatives, weights.values(), strict=True):
                 e[name] = e[name] - per_example(weight, y) * perpendicular(e[negative] - e[null], y)
         return {name: e[name] for name in queries}
 
-    return asking
+    return predict_noise_fn
 
 
 def perpendicular(a: Float[Array, "b h w c"], to: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

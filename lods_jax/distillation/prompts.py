@@ -63,5 +63,5 @@ def prompt_table(
     """
     texts = {"plain": prompt, "null": negative_prompt, "empty": "", "source": source, "adapter": adapter}
     texts = {name: text for name, text in texts.items() if text is not None}
-    by_view = view_prompts(prompt, with_view, without, truncate)
-    return {"prompt": by_view} | {name: [text] * len(VIEWS) for name, text in texts.items()}
+    select_view_prompts = view_prompts(prompt, with_view, without, truncate)
+    return {"prompt": select_view_prompts} | {name: [text] * len(VIEWS) for name, text in texts.items()}

@@ -1,4 +1,4 @@
-"""Penalties on renders, per view: what keeps a distilled scene from fog, haze and floating scraps, and true to a picture.
+"""Regularizers of renders, per view: what keeps a distilled scene from fog, haze and floating scraps, and true to an image.
 
 Each is (Render) -> [b]; the train step averages over views. `objective` scale is that of LODS, and so are the weights.
 """
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lods_jax.core.math import normalize
-from lods_jax.core.types import Picture, Render
+from lods_jax.core.types import ReferenceImage, Render
 
-Penalty = Callable[[Render], Float[Array, "b"]]
+Regularizer = Callable[[Render], Float[Array, "b"]]
 
 
 def sparsity(render: Render) -> Float[Array, "b"]:
@@ -43,7 +43,7 @@ def distortion(render: Render) -> Float[Array, "b"]:
     return jnp.mean(render.extras["distortion"], (1, 2, 3))
 
 
-PENALTIES: Mapping[str, Penalty] = {
+REGULARIZERS: Mapping[str, Regularizer] = {
     "sparsity": sparsity,
     "opaque": opaque,
     "z_variance": z_variance,
@@ -52,38 +52,38 @@ PENALTIES: Mapping[str, Penalty] = {
 }
 
 
-def weighted(schedules: Mapping[str, Callable[[Int[Array, ""]], Float[Array, ""]]]) -> Callable:
-    """(render, step) -> {name: weighted cost [b]} of the named penalties; a schedule maps the step to a weight."""
-    if unknown := sorted(set(schedules) - set(PENALTIES)):
-        raise ValueError(f"unknown penalty {unknown[0]}; there are {', '.join(PENALTIES)}")
-    return lambda render, step: {name: weight(step) * PENALTIES[name](render) for name, weight in schedules.items()}
+def weighted_regularizers(schedules: Mapping[str, Callable[[Int[Array, ""]], Float[Array, ""]]]) -> Callable:
+    """(render, step) -> {name: weighted cost [b]} of the named regularizers; a schedule maps the step to a weight."""
+    if unknown := sorted(set(schedules) - set(REGULARIZERS)):
+        raise ValueError(f"unknown regularizer {unknown[0]}; there are {', '.join(REGULARIZERS)}")
+    return lambda render, step: {name: weight(step) * REGULARIZERS[name](render) for name, weight in schedules.items()}
 
 
-# --- a view of which there is a picture -------------------------------------------------------------------------------------
-def rgb_error(render: Render, picture: Picture) -> Float[Array, "1"]:
+# --- a view of which there is an image -------------------------------------------------------------------------------------
+def rgb_error(render: Render, image: ReferenceImage) -> Float[Array, "1"]:
     """Mean squared error of the colours; both are on white."""
-    return jnp.mean((render.rgb - picture.rgb[None]) ** 2, (1, 2, 3))
+    return jnp.mean((render.rgb - image.rgb[None]) ** 2, (1, 2, 3))
 
 
-def mask_error(render: Render, picture: Picture) -> Float[Array, "1"]:
+def mask_error(render: Render, image: ReferenceImage) -> Float[Array, "1"]:
     """Mean squared error of opacity and mask."""
-    return jnp.mean((render.opacity - picture.mask[None]) ** 2, (1, 2, 3))
+    return jnp.mean((render.opacity - image.mask[None]) ** 2, (1, 2, 3))
 
 
-def depth_error(render: Render, picture: Picture) -> Float[Array, "1"]:
+def depth_error(render: Render, image: ReferenceImage) -> Float[Array, "1"]:
     """1 minus the correlation of the depths where both show the object (Magic123; Qian et al. 2024, eq. 5)."""
-    on = picture.mask[None] * (render.opacity > 0.5)
+    on = image.mask[None] * (render.opacity > 0.5)
     total = jnp.maximum(jnp.sum(on), 1.0)
     centred = lambda x: (x - jnp.sum(on * x) / total) * on  # noqa: E731
-    a, b = centred(render.depth), centred(picture.depth[None])
+    a, b = centred(render.depth), centred(image.depth[None])
     return 1 - jnp.sum(a * b, (1, 2, 3)) / jnp.sqrt(jnp.sum(a**2) * jnp.sum(b**2) + 1e-8)
 
 
-def normal_error(render: Render, picture: Picture) -> Float[Array, "1"]:
-    """Mean of 1 minus the cosine between the normals of the rendered depth and the picture's, where both show the object."""
+def normal_error(render: Render, image: ReferenceImage) -> Float[Array, "1"]:
+    """Mean of 1 minus the cosine between the normals of the rendered depth and the image's, where both show the object."""
     inner = lambda x: x[:, 1:-1, 1:-1]  # noqa: E731
-    on = inner(picture.mask[None] * (render.opacity > 0.5))
-    cosine = jnp.sum(depth_normals(render.depth, picture.camera.fov_y) * inner(picture.normal[None]), -1, keepdims=True)
+    on = inner(image.mask[None] * (render.opacity > 0.5))
+    cosine = jnp.sum(depth_normals(render.depth, image.camera.fov_y) * inner(image.normal[None]), -1, keepdims=True)
     return jnp.sum(on * (1 - cosine), (1, 2, 3)) / jnp.maximum(jnp.sum(on, (1, 2, 3)), 1.0)
 
 
@@ -98,7 +98,7 @@ def depth_normals(depth: Float[Array, "b h w 1"], fov_y: Float[Array, "b"]) -> F
     return normalize(jnp.cross(right, up))
 
 
-ERRORS: Mapping[str, Callable[[Render, Picture], Float[Array, "1"]]] = {
+IMAGE_ERRORS: Mapping[str, Callable[[Render, ReferenceImage], Float[Array, "1"]]] = {
     "rgb": rgb_error,
     "mask": mask_error,
     "depth": depth_error,
@@ -106,13 +106,13 @@ ERRORS: Mapping[str, Callable[[Render, Picture], Float[Array, "1"]]] = {
 }
 
 
-def against_picture(schedules: Mapping[str, Callable[[Int[Array, ""]], Float[Array, ""]]]) -> Callable:
-    """(render of one view, picture, step) -> {"picture_NAME": weighted cost [1]}; the picture is brought to the render's size."""
+def image_errors(schedules: Mapping[str, Callable[[Int[Array, ""]], Float[Array, ""]]]) -> Callable:
+    """(render of one view, image, step) -> {"image_NAME": weighted cost [1]}; the image is brought to the render's size."""
 
-    def costs(render: Render, picture: Picture, step: Int[Array, ""]) -> dict[str, Array]:
+    def costs(render: Render, image: ReferenceImage, step: Int[Array, ""]) -> dict[str, Array]:
         _, h, w, _ = render.rgb.shape
         sized = lambda x: x if x is None or x.shape[:2] == (h, w) else jax.image.resize(x, (h, w, x.shape[2]), "linear")  # noqa: E731
-        picture = picture.replace(**{name: sized(getattr(picture, name)) for name in ("rgb", "mask", "depth", "normal")})
-        return {f"picture_{name}": weight(step) * ERRORS[name](render, picture) for name, weight in schedules.items()}
+        image = image.replace(**{name: sized(getattr(image, name)) for name in ("rgb", "mask", "depth", "normal")})
+        return {f"image_{name}": weight(step) * IMAGE_ERRORS[name](render, image) for name, weight in schedules.items()}
 
     return costs

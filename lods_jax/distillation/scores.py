@@ -15,11 +15,11 @@ from lods_jax.core.types import Cond, Objective, Query
 Predict = Callable[..., jax.Array]
 Latents = Mapping[str, Float[Array, "b h w c"]]
 Texts = Mapping[str, Float[Array, "b n d"]]
-Ask = Callable[..., dict[str, jax.Array]]  # `ask`, or what stands in for it: `perp_neg.away_from`
+PredictNoise = Callable[..., dict[str, jax.Array]]  # `predict_noise`, or what stands in for it: `perp_neg.away_from`
 
 
 # --- what the train step does with them -------------------------------------------------------------------------------------
-def ask(
+def predict_noise(
     predict: Predict,
     psi: Any,
     queries: Mapping[str, Query],
@@ -69,7 +69,7 @@ def score(
     window: tuple[Array | int, Array | int],
     keys: Key[Array, "b"],
     pose: Float[Array, "b 16"] | None = None,
-    asking: Ask = ask,
+    predict_noise_fn: PredictNoise = predict_noise,
 ) -> Float[Array, "b h w c"]:
     """w(t) residual per view, at t uniform in the window (both ends included); what is pulled back is this over b.
 
@@ -78,14 +78,14 @@ def score(
     z = latents["render"]
     t, noise = draw(keys, z, window)
     noised = {name: add_noise(x, noise, t) for name, x in latents.items()}
-    if objective.noising:
-        eps_of = lambda text, z_t, t: asking(predict, psi, {"": Query(text)}, {"render": z_t}, texts, t)[""]  # noqa: E731
-        noised["render"], noise = objective.noising(eps_of, z, t, noise)
-    eps = asking(predict, psi, objective.queries, noised, texts, t, pose)
+    if objective.inversion:
+        eps_of = lambda text, z_t, t: predict_noise_fn(predict, psi, {"": Query(text)}, {"render": z_t}, texts, t)[""]  # noqa: E731
+        noised["render"], noise = objective.inversion(eps_of, z, t, noise)
+    eps = predict_noise_fn(predict, psi, objective.queries, noised, texts, t, pose)
     return per_example(score_weight(t), z) * objective.residual(eps, noise, t)
 
 
-def fit_loss(
+def denoising_loss(
     psi: Any,
     objective: Objective,
     predict: Predict,
@@ -98,16 +98,16 @@ def fit_loss(
 
     The prior's own training loss: t uniform over all timesteps, fresh noise, no weighting and no dropped text.
     """
-    if objective.fit is None:
+    if objective.trained_query is None:
         return jnp.zeros(())
     z = jax.lax.stop_gradient(latents["render"])
     t, noise = draw(keys, z, (0, T - 1))
-    query = {objective.fit: objective.queries[objective.fit]}
-    eps = ask(predict, psi, query, {"render": add_noise(z, noise, t)}, texts, t, pose)[objective.fit]
+    query = {objective.trained_query: objective.queries[objective.trained_query]}
+    eps = predict_noise(predict, psi, query, {"render": add_noise(z, noise, t)}, texts, t, pose)[objective.trained_query]
     return jnp.mean((eps - noise) ** 2)
 
 
-def score_and_fit(
+def score_and_denoising_loss(
     psi: Any,
     objective: Objective,
     predict: Predict,
@@ -116,22 +116,24 @@ def score_and_fit(
     window: tuple[Array | int, Array | int],
     keys: Key[Array, "b"],
     pose: Float[Array, "b 16"] | None = None,
-    asking: Ask = ask,
+    predict_noise_fn: PredictNoise = predict_noise,
 ) -> tuple[Float[Array, ""], Float[Array, "b h w c"]]:
     """(fit loss, w(t) residual) at the same timestep and noise: one forward pass of the learned branch serves both.
 
-    Cheaper than `score` and `fit_loss` by that pass, and no longer what the papers do: the branch is fitted in the score's window
-    alone, and to the very noise that the residual is then taken at. Differentiate the first in psi, has_aux.
+    Cheaper than `score` and `denoising_loss` by that pass, and no longer what the papers do: the branch is fitted in the
+    score's window alone, and to the very noise that the residual is then taken at. Differentiate the first in psi, has_aux.
     """
     z = jax.lax.stop_gradient(latents["render"])
     t, noise = draw(keys, z, window)
     noised = {name: add_noise(x, noise, t) for name, x in latents.items()}
     # Apart from the others: the backward pass is that of this query alone.
-    frozen = {name: query for name, query in objective.queries.items() if name != objective.fit}
-    learned = {objective.fit: objective.queries[objective.fit]}
-    eps = asking(predict, jax.lax.stop_gradient(psi), frozen, noised, texts, t, pose)
-    eps |= ask(predict, psi, learned, noised, texts, t, pose)
-    return jnp.mean((eps[objective.fit] - noise) ** 2), per_example(score_weight(t), z) * objective.residual(eps, noise, t)
+    frozen = {name: query for name, query in objective.queries.items() if name != objective.trained_query}
+    learned = {objective.trained_query: objective.queries[objective.trained_query]}
+    eps = predict_noise_fn(predict, jax.lax.stop_gradient(psi), frozen, noised, texts, t, pose)
+    eps |= predict_noise(predict, psi, learned, noised, texts, t, pose)
+    return jnp.mean((eps[objective.trained_query] - noise) ** 2), per_example(score_weight(t), z) * objective.residual(
+        eps, noise, t
+    )
 
 
 def draw(

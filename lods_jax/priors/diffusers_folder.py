@@ -15,7 +15,7 @@ PARTS = {
     "vae": ("vae", "diffusion_pytorch_model"),
     "text": ("text_encoder", "model"),
 }
-# The same for a folder of the Zero-1-to-3 kind, which is conditioned on a picture and a pose.
+# The same for a folder of the Zero-1-to-3 kind, which is conditioned on an image and a pose.
 POSED_PARTS = {
     "unet": PARTS["unet"],
     "vae": PARTS["vae"],

@@ -76,7 +76,7 @@ def image_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> 
 
 
 def linear(config: Mapping[str, Any]) -> nn.Module:
-    """The layer that joins picture and pose in a Zero-1-to-3 folder: {"in_channel": n, "out_channel": m}."""
+    """The layer that joins image and pose in a Zero-1-to-3 folder: {"in_channel": n, "out_channel": m}."""
 
     class Linear(nn.Module):
         in_channels: int

@@ -95,7 +95,7 @@ def clip_settings(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
 
 
 def join_settings(config: Mapping[str, Any]) -> dict[str, int]:
-    """The settings of the layer that joins picture and pose in a Zero-1-to-3 folder: in_channel and out_channel."""
+    """The settings of the layer that joins image and pose in a Zero-1-to-3 folder: in_channel and out_channel."""
     if missing := [key for key in JOIN if key not in config]:
         raise ValueError(f"{missing[0]} is missing")
     return checked({key: config[key] for key in JOIN}, JOIN)

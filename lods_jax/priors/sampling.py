@@ -44,7 +44,7 @@ def text_to_image(
     return np.asarray(run(weights, tokens, null, jax.vmap(jax.random.key)(seed + jnp.arange(n))))
 
 
-def opened(
+def prior_with_texts(
     folder: Path, strict: bool, table: Mapping[str, Sequence[str]], rank: int = RANK
 ) -> tuple[Prior, Any, dict[str, Array]]:
     """The prior of a folder, its weights, and the texts of a prompt table as it reads them; `rank` is of its adapter."""

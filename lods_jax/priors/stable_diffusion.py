@@ -155,7 +155,7 @@ def backbone(
     ) -> Float[Array, "b h w c"]:
         if (cond.image is not None) != pictured:
             what, do = ("an", "give") if pictured else ("no", "leave out")
-            raise ValueError(f"this prior has {what} input for a picture: {do} Cond.image")
+            raise ValueError(f"this prior has {what} input for an image: {do} Cond.image")
         for name in ("lora", "pose"):
             if getattr(cond, name) is not None and name not in psi:
                 raise ValueError(f"Cond.{name} needs psi[{name!r}], which init_psi makes for a fitted query that uses it")

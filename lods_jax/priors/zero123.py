@@ -1,7 +1,7 @@
-"""Zero-1-to-3 (Liu et al. 2023): a prior of how the object in a picture looks from elsewhere, from a folder in diffusers layout.
+"""Zero-1-to-3 (Liu et al. 2023): a prior of how the object in an image looks from elsewhere, from a folder in diffusers layout.
 
-It sees the picture twice: its latents beside z_t in the input of the U-Net, and its CLIP embedding, joined with the pose of the
-camera relative to that of the picture, as the one token of the context. What is null is zeros in both places.
+It sees the image twice: its latents beside z_t in the input of the U-Net, and its CLIP embedding, joined with the pose of the
+camera relative to that of the image, as the one token of the context. What is null is zeros in both places.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from lods_jax.priors import flax_networks
 from lods_jax.priors.stable_diffusion import backbone, network, resize
 
 
-class PosedPrior(NamedTuple):
+class Zero123Prior(NamedTuple):
     """A prior, and what it is asked with."""
 
     prior: Prior  # its `embed` takes no texts: there are none
-    look: Callable  # (weights, rgb [h w 3] on white, camera of it) -> tables for `posed.by_pose`; square picture
+    encode_image: Callable  # (weights, square rgb [h w 3] on white, its camera) -> tables for `select_zero123_prompts`
 
 
 def zero123(
@@ -32,7 +32,7 @@ def zero123(
     variant: str | None = None,
     attention: str = "plain",
     remat: bool = False,
-) -> PosedPrior:
+) -> Zero123Prior:
     """The prior of a folder with unet, vae, image_encoder and cc_projection. Arguments as those of `stable_diffusion`.
 
     Pictures are brought to size by a bilinear resize with antialiasing; the published pipeline's is bicubic.
@@ -45,14 +45,14 @@ def zero123(
         raise ValueError(f"{folder}: the U-Net has {base.unet.in_channels} input channels; expected {expected}")
 
     def embed(weights: Any, texts: Any) -> Any:
-        raise ValueError("a prior of poses takes no text, but a picture: ask it with what `look` gives")
+        raise ValueError("a Zero-1-to-3 prior takes no text, but an image: ask it with what `encode_image` gives")
 
     def init_psi(weights: Any, key: Any, tokens: Any, queries: Any) -> dict[str, Any]:
         if list(queries):
-            raise ValueError("a prior of poses learns nothing: give it an objective without a fitted query, such as sds")
+            raise ValueError("a Zero-1-to-3 prior learns nothing: give it an objective without a fitted query, such as sds")
         return {}
 
-    def look(weights: Any, rgb: Float[Array, "h w 3"], camera: Camera) -> dict[str, Any]:
+    def encode_image(weights: Any, rgb: Float[Array, "h w 3"], camera: Camera) -> dict[str, Any]:
         # Pictures are not renders: they may be much larger than what is asked for.
         image = 2 * resize(rgb[None], base.size, antialias=True) - 1
         # Latents without their scale, as published.
@@ -61,9 +61,9 @@ def zero123(
         join = weights["camera"]["projection"]
         return {"image": mean[0].astype(jnp.float32), "embedding": seen[0], "camera": camera, "join": join}
 
-    return PosedPrior(Prior(base.init, embed, init_psi, base.encode, base.decode, base.predict), look)
+    return Zero123Prior(Prior(base.init, embed, init_psi, base.encode, base.decode, base.predict), encode_image)
 
 
 def token(join: dict[str, Any], embedding: Float[Array, "b p"], pose: Float[Array, "b 4"]) -> Float[Array, "b 1 w"]:
-    """The context of the U-Net: embeddings of pictures and poses relative to theirs, through the layer that joins them."""
+    """The context of the U-Net: embeddings of images and poses relative to theirs, through the layer that joins them."""
     return (jnp.concatenate([embedding, pose], -1) @ join["kernel"] + join["bias"][None])[:, None]

@@ -18,44 +18,46 @@ from lods_jax.core.videos import write_video
 from lods_jax.priors.adapter_files import save_embedding, save_lora
 from lods_jax.runs.page import write_page
 from lods_jax.runs.run_directory import read_run
-from lods_jax.training.build import Parts
-from lods_jax.training.scene_setups import SCENES, Static, particles
+from lods_jax.training.build import Components
+from lods_jax.training.scene_setups import SCENES, StaticShapes, unstack_particles
 
 AT_ONCE = 4  # views rendered in one call
-Viewer = Callable[[Any, Any, Camera], Render]
+SceneRenderer = Callable[[Any, Any, Camera], Render]
 
 
-def viewer(config: Config, size: int) -> Viewer:
+def scene_renderer(config: Config, size: int) -> SceneRenderer:
     """Builds (theta, aux, n cameras) -> renders of one particle on white, size pixels wide, as NumPy arrays without extras.
 
-    Compiled for AT_ONCE views whatever n is, and again where room runs out.
+    Compiled for AT_ONCE views whatever n is, and again where capacity runs out.
     """
-    represent = SCENES[config.scene]
-    static = represent.plan(config, size, {"total": 0})  # the least: what a view needs is known once it is rendered
+    setup = SCENES[config.scene]
+    shapes = setup.choose_shapes(config, size, {"total": 0})  # the least: what a view needs is known once it is rendered
 
     @cache
-    def render(static: Static) -> Callable:
-        scene = represent.eye(config, static)
+    def render(shapes: StaticShapes) -> Callable:
+        scene = setup.eval_scene(config, shapes)
         keys = jax.random.split(jax.random.key(0), AT_ONCE)  # a white background draws nothing
-        return jax.jit(lambda theta, aux, camera: scene.render(theta, aux, camera, keys, scene.probe(aux, AT_ONCE)))
+        return jax.jit(lambda theta, aux, camera: scene.render(theta, aux, camera, keys, scene.means2d_probe(aux, AT_ONCE)))
 
-    def see(theta: Any, aux: Any, camera: Camera) -> Render:
-        nonlocal static
-        n, parts = len(camera.view), []
+    def render_fn(theta: Any, aux: Any, camera: Camera) -> Render:
+        nonlocal shapes
+        n, chunks = len(camera.view), []
         for first in range(0, n, AT_ONCE):
             rows = np.minimum(first + np.arange(AT_ONCE), n - 1)
             some = jax.tree.map(lambda x: x[rows], camera)  # noqa: B023 (used at once)
-            out = render(static)(theta, aux, some)
-            while (grown := represent.plan(config, size, out.extras)) > static:
-                static = grown
-                out = render(static)(theta, aux, some)
-            parts.append(jax.tree.map(np.asarray, out.replace(extras={})))
-        return jax.tree.map(lambda *x: np.concatenate(x)[:n], *parts)
+            out = render(shapes)(theta, aux, some)
+            while (grown := setup.choose_shapes(config, size, out.extras)) > shapes:
+                shapes = grown
+                out = render(shapes)(theta, aux, some)
+            chunks.append(jax.tree.map(np.asarray, out.replace(extras={})))
+        return jax.tree.map(lambda *x: np.concatenate(x)[:n], *chunks)
 
-    return see
+    return render_fn
 
 
-def circle(orbit: Orbit, n: int, elevation: float = 20.0, radius: float | None = None, fov_y: float | None = None) -> Camera:
+def turntable_cameras(
+    orbit: Orbit, n: int, elevation: float = 20.0, radius: float | None = None, fov_y: float | None = None
+) -> Camera:
     """n cameras around the object for people, in degrees; as far away as training ever was, so that nothing is cut off.
 
     Args:
@@ -69,63 +71,73 @@ def circle(orbit: Orbit, n: int, elevation: float = 20.0, radius: float | None =
 
 def output_views(config: Config, orbit: Orbit, n: int) -> Camera:
     """n cameras around the object, as a configuration asks for them."""
-    return circle(orbit, n, config.output.elevation, config.output.radius, config.output.fov_y)
+    return turntable_cameras(orbit, n, config.output.elevation, config.output.radius, config.output.fov_y)
 
 
-def look(config: Config, state: TrainState, see: Viewer, camera: Camera) -> UInt8[np.ndarray, "n h w 3"]:
+def render_views(config: Config, state: TrainState, render_fn: SceneRenderer, camera: Camera) -> UInt8[np.ndarray, "n h w 3"]:
     """What n cameras see, on white; particles side by side."""
-    scenes = zip(particles(config, state.theta), particles(config, state.aux), strict=True)
-    return np.concatenate([to_uint8(see(theta, aux, camera).rgb) for theta, aux in scenes], axis=2)
+    scenes = zip(unstack_particles(config, state.theta), unstack_particles(config, state.aux), strict=True)
+    return np.concatenate([to_uint8(render_fn(theta, aux, camera).rgb) for theta, aux in scenes], axis=2)
 
 
-def export(config: Config, parts: Parts, folder: Path, state: TrainState) -> str:
+def export(config: Config, components: Components, folder: Path, state: TrainState) -> str:
     """The scene in its own format: of the first particle into `folder`, of the others below particles/. Says what it wrote."""
-    for i, (theta, aux) in enumerate(zip(particles(config, state.theta), particles(config, state.aux), strict=True)):
+    for i, (theta, aux) in enumerate(
+        zip(unstack_particles(config, state.theta), unstack_particles(config, state.aux), strict=True)
+    ):
         below = folder / "particles" / str(i) if i else folder
         below.mkdir(parents=True, exist_ok=True)
-        said = parts.representation.export(below, theta, aux)
+        said = components.setup.export(below, theta, aux)
         text = said if i == 0 else f"{text}, and in {below}: {said}"
     return text
 
 
-def write_preview(config: Config, parts: Parts, folder: Path, done: int, state: TrainState, see: Viewer) -> Path:
+def write_preview(
+    config: Config, components: Components, folder: Path, done: int, state: TrainState, render_fn: SceneRenderer
+) -> Path:
     """Four sides in a row, as previews/<step>.png; and the scene as it is, for `lods view` and for whoever survives a crash."""
-    images = look(config, state, see, output_views(config, parts.orbit, 4))
-    export(config, parts, folder, state)
+    images = render_views(config, state, render_fn, output_views(config, components.orbit, 4))
+    export(config, components, folder, state)
     return write_png(folder / "previews" / f"{done:06d}.png", grid(images, 4))
 
 
-def write_results(config: Config, parts: Parts, folder: Path, state: TrainState, see: Viewer, say: Callable) -> None:
-    """video.mp4 (a turntable), eight stills, one by one and in one picture, the scene in its own format, and what was learned."""
-    stills = look(config, state, see, output_views(config, parts.orbit, 8))
+def write_results(
+    config: Config, components: Components, folder: Path, state: TrainState, render_fn: SceneRenderer, log: Callable
+) -> None:
+    """video.mp4 (a turntable), eight stills, one by one and in one image, the scene in its own format, and what was learned."""
+    stills = render_views(config, state, render_fn, output_views(config, components.orbit, 8))
     write_png(folder / "stills.png", grid(stills, 4))
     for i, image in enumerate(stills):
         write_png(folder / "stills" / f"{i * 45:03d}.png", image)
-    say("", export(config, parts, folder, state))
-    if written := write_learned(parts, folder, state.psi):
-        say("", f"{' and '.join(written)}: what the prior learned")
+    log("", export(config, components, folder, state))
+    if written := write_learned(components, folder, state.psi):
+        log("", f"{' and '.join(written)}: what the prior learned")
     try:
-        frames = look(config, state, see, output_views(config, parts.orbit, config.output.frames))
+        frames = render_views(config, state, render_fn, output_views(config, components.orbit, config.output.frames))
         write_video(folder / "video.mp4", frames, float(config.output.fps))
     except RuntimeError as error:  # no ffmpeg that works: everything else is there
-        say("", f"no video: {error}")
+        log("", f"no video: {error}")
 
 
-def write_learned(parts: Parts, folder: Path, psi: Any) -> list[str]:
+def write_learned(components: Components, folder: Path, psi: Any) -> list[str]:
     """The learned branch of a Stable Diffusion, as files that PyTorch pipelines read; returns their names."""
     written = []
-    if parts.prior_sha256 and "embedding" in psi:
+    if components.prior_sha256 and "embedding" in psi:
         save_embedding(folder / "negative_prompt_embeds.safetensors", psi["embedding"])
         written.append("negative_prompt_embeds.safetensors")
-    if parts.prior_sha256 and "lora" in psi:
-        save_lora(folder / "pytorch_lora_weights.safetensors", psi["lora"], parts.objective.queries[parts.objective.fit].lora)
+    if components.prior_sha256 and "lora" in psi:
+        save_lora(
+            folder / "pytorch_lora_weights.safetensors",
+            psi["lora"],
+            components.objective.queries[components.objective.trained_query].lora,
+        )
         written.append("pytorch_lora_weights.safetensors")
     return written
 
 
-def write_page_of(folder: Path, say: Callable) -> None:
+def write_page_of(folder: Path, log: Callable) -> None:
     """index.html; what a run lacks, and a page that fails, never fails the run."""
     try:
         write_page([read_run(folder)], folder / "index.html")
     except Exception as error:  # whatever it is: the run is whole without a page
-        say("", f"no page: {one_line(error)}")
+        log("", f"no page: {one_line(error)}")

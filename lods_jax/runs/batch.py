@@ -84,21 +84,21 @@ def run_all(config: Config, jobs: Jobs, check: Callable[[str], None] = lambda pr
         mine, begun = replace(config, prompt=prompt), (folder / "config.yaml").is_file()
         try:
             if begun and read_run(folder).end == "finished":
-                run.say("skip", f"{i} of {len(jobs)}, {prompt!r}: finished in {folder}")
+                run.log("skip", f"{i} of {len(jobs)}, {prompt!r}: finished in {folder}")
                 continue
             check(prompt)
-            run.say("prompt", f"{i} of {len(jobs)}")
+            run.log("prompt", f"{i} of {len(jobs)}")
             code = run.resume(mine, folder, compile) if begun else run.start(mine, folder, compile)
         except Exception as error:  # whatever it is: the other prompts are run
             if os.environ.get("LODS_TRACEBACK"):
                 raise
             failed.append(prompt)
-            run.say("failed", f"{i} of {len(jobs)}, {prompt!r}: {record(mine, folder, error)}")
+            run.log("failed", f"{i} of {len(jobs)}, {prompt!r}: {record(mine, folder, error)}")
             continue
         if code:
             return code
     if failed:
-        run.say(
+        run.log(
             "failed", f"{len(failed)} of {len(jobs)} prompts: {', '.join(map(repr, failed))}; the same command tries them again"
         )
     return 1 if failed else 0
@@ -108,10 +108,10 @@ def shared(compiled: Callable) -> Callable:
     """The train step of a static shape, compiled once for all runs."""
     steps: dict[Any, Callable] = {}
 
-    def compile(config, parts, static):
-        if static not in steps:
-            steps[static] = compiled(config, parts, static)
-        return steps[static]
+    def compile(config, components, shapes):
+        if shapes not in steps:
+            steps[shapes] = compiled(config, components, shapes)
+        return steps[shapes]
 
     return compile
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lods_jax.core.cameras import TABLETOP
-from lods_jax.runs.artifacts import circle
+from lods_jax.runs.artifacts import turntable_cameras
 from lods_jax.runs.page import write_page
 from lods_jax.runs.run_directory import read_run
 from lods_jax.tabletop.dataset import parse_caption, render_caption
@@ -28,4 +28,4 @@ def truth(prompt: str) -> Float[np.ndarray, "n h w 3"] | None:
         caption = parse_caption(prompt)
     except ValueError:
         return None
-    return np.asarray(render_caption(caption._replace(view=None), circle(TABLETOP, FRAMES), SIZE))[..., :3]
+    return np.asarray(render_caption(caption._replace(view=None), turntable_cameras(TABLETOP, FRAMES), SIZE))[..., :3]

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from lods_jax.distillation.objectives import is_code
-from lods_jax.runs.artifacts import Viewer, viewer
+from lods_jax.runs.artifacts import SceneRenderer, scene_renderer
 from lods_jax.runs.restore import restore_scene
 from lods_jax.runs.run_directory import Run, is_figure, read_run, write_json
 from lods_jax.tabletop.judge import SIZE
 from lods_jax.tabletop.measure import FIGURES, measure
 from lods_jax.tabletop.metrics import bootstrap, interquartile_mean
 from lods_jax.training.build import objective_of, predictions_per_view
-from lods_jax.training.scene_setups import particles, represent
+from lods_jax.training.scene_setups import scene_setup, unstack_particles
 
 COSTS = {
     "gaussians": "Gaussians at the end",
@@ -35,7 +35,7 @@ def evaluate(run: Run, newest: int | None = None) -> dict[str, Any]:
       newest: the last step to look at. Costs are those of the end all the same.
     """
     row = {"run": str(run.path), "prompt": run.config.prompt, "objective": run.config.objective.name, "end": run.end}
-    row |= {"s": run.config.objective.s, "prior": run.config.prior.name, "seed": run.config.seed, "step": run.step}
+    row |= {"s": run.config.objective.guidance_scale, "prior": run.config.prior.name, "seed": run.config.seed, "step": run.step}
     row |= costs(run)
     try:
         scene = restore_scene(run, newest)
@@ -43,27 +43,27 @@ def evaluate(run: Run, newest: int | None = None) -> dict[str, Any]:
         return row | {"missing": f"no checkpoint to measure: {error}"}
     theta, aux = scene["theta"], scene["aux"]
     row["step"] = int(scene["step"])
-    kind, see = represent(run.config), shared_viewer(run)
+    kind, render_fn = scene_setup(run.config), shared_renderer(run)
     row |= kind.count(aux)
     try:
         figures = [
-            measure(run.config.prompt, partial(see, theta, aux), *kind.mass(theta, aux))
-            for theta, aux in zip(particles(run.config, theta), particles(run.config, aux), strict=True)
+            measure(run.config.prompt, partial(render_fn, theta, aux), *kind.mass(theta, aux))
+            for theta, aux in zip(unstack_particles(run.config, theta), unstack_particles(run.config, aux), strict=True)
         ]
     except ValueError as error:  # a prompt of another world: there is no truth to compare with
         return row | {"missing": f"no figures against the truth: {error}"}
     return row | {name: float(np.mean([one[name] for one in figures])) for name in FIGURES}
 
 
-_VIEWERS: dict[tuple[str, str], Viewer] = {}  # by what a compiled render depends on
+_RENDERERS: dict[tuple[str, str], SceneRenderer] = {}  # by what a compiled render depends on
 
 
-def shared_viewer(run: Run) -> Viewer:
+def shared_renderer(run: Run) -> SceneRenderer:
     """The viewer of 64 px for a run; runs whose scenes have the same settings share its compilation."""
     key = run.config.scene, repr((run.config.gaussians, run.config.nerf))
-    if key not in _VIEWERS:
-        _VIEWERS[key] = viewer(run.config, SIZE)
-    return _VIEWERS[key]
+    if key not in _RENDERERS:
+        _RENDERERS[key] = scene_renderer(run.config, SIZE)
+    return _RENDERERS[key]
 
 
 def costs(run: Run) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def costs(run: Run) -> dict[str, Any]:
     asked = run.note.get("predictions_per_view")  # which run.json did not always hold
     if not is_figure(asked) and not is_code(config.objective.name):
         asked = predictions_per_view(config, objective_of(config))
-    before = config.picture.invert * config.picture.invert_batch if config.picture.invert else 0
+    before = config.image.invert * config.image.invert_batch if config.image.invert else 0
     row = {"seconds": last.get("seconds")}
     row |= {"predictions": (asked * config.batch * run.step + before) / 1000} if is_figure(asked) else {}
     return row | {name: last[name] for name in ("psi_displacement", "fit_gain") if name in last}
@@ -80,11 +80,11 @@ def costs(run: Run) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of `evaluate` as aligned text: one line a figure, one column a run, and what the figure says."""
-    names = [name for name in (*FIGURES, *COSTS) if any(number(row.get(name)) for row in rows)]
+    names = [name for name in (*FIGURES, *COSTS) if any(is_number(row.get(name)) for row in rows)]
     heads = [Path(row["run"]).name for row in rows]
     body = [["objective", *(label(row) for row in rows)], ["prompt", *(row["prompt"] for row in rows)]]
     about = FIGURES | COSTS
-    body += [[name, *(shown(row.get(name)) for row in rows), about[name]] for name in names]
+    body += [[name, *(format_number(row.get(name)) for row in rows), about[name]] for name in names]
     lines = [[*line, ""] if len(line) == len(rows) + 1 else line for line in [["", *heads], *body]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
@@ -95,13 +95,13 @@ def label(row: Mapping[str, Any]) -> str:
     return row["objective"] + (f" s={row['s']:g}" if row.get("s") is not None else "")
 
 
-def number(x: Any) -> bool:
+def is_number(x: Any) -> bool:
     return isinstance(x, int | float) and not math.isnan(x)
 
 
-def shown(x: Any) -> str:
+def format_number(x: Any) -> str:
     """Three digits of a number; a dash where there is none."""
-    if not number(x):
+    if not is_number(x):
         return "-"
     return str(x) if isinstance(x, int) else f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
 
@@ -111,7 +111,7 @@ def cell(x: np.ndarray) -> str:
     if not len(x):
         return "-"
     low, high = bootstrap(x)
-    return f"{shown(interquartile_mean(x))} ({shown(low)} to {shown(high)})"
+    return f"{format_number(interquartile_mean(x))} ({format_number(low)} to {format_number(high)})"
 
 
 def report(paths: Sequence[Path], out: Path | None) -> None:

@@ -16,7 +16,7 @@ from lods_jax.core.cameras import Orbit
 from lods_jax.core.errors import UserError
 from lods_jax.core.types import Camera, Render, TrainState
 from lods_jax.core.videos import write_video
-from lods_jax.runs.artifacts import circle, output_views, viewer
+from lods_jax.runs.artifacts import output_views, scene_renderer, turntable_cameras
 from lods_jax.runs.restore import restore_scene
 from lods_jax.runs.run_directory import Run
 from lods_jax.scenes.density_field import Surface, grid
@@ -32,14 +32,14 @@ from lods_jax.scenes.mesh import (
     write_mesh_ply,
     write_obj,
 )
-from lods_jax.training.scene_setups import SCENES, particles
+from lods_jax.training.scene_setups import SCENES, unstack_particles
 
 COARSE, FINE = 64, 128  # grid points an edge: to choose a level on, and of the mesh
 SIZE = 96  # pixels of a silhouette
 SEEN = 1e-3  # of the pixels at least are solid where there is a mesh to be made
 AGREE = 0.25  # IoU of its silhouettes with them at least
 LEVELS = np.geomspace(0.02, 0.6, 10)  # of the highest density, but for a thousandth of the space
-See = Callable[[Camera], Render]  # n cameras -> renders on white, as NumPy arrays
+RenderFn = Callable[[Camera], Render]  # n cameras -> renders on white, as NumPy arrays
 
 
 def export(run: Run, to: str, out: Path | None, faces: int, texture: int, particle: int) -> str:
@@ -50,35 +50,37 @@ def export(run: Run, to: str, out: Path | None, faces: int, texture: int, partic
         raise UserError(f"--faces must be at least 4 and --texture in 16..8192, got {faces} and {texture}")
     out, kind, orbit = out or run.path, SCENES[run.config.scene], Orbit(**vars(run.config.camera))
     state = restore_scene(run)
-    theta, aux = (particles(run.config, state[name])[particle] for name in ("theta", "aux"))
+    theta, aux = (unstack_particles(run.config, state[name])[particle] for name in ("theta", "aux"))
     out.mkdir(parents=True, exist_ok=True)
     if to == "splat":
         return kind.export(out, theta, aux)
     if to == "mp4":
-        see = partial(viewer(run.config, run.config.output.size), theta, aux)
-        return write_videos(see, output_views(run.config, orbit, run.config.output.frames), out, float(run.config.output.fps))
-    see = partial(viewer(run.config, SIZE), theta, aux)
-    return write_mesh(kind.surface(theta, aux), see, orbit, out / f"mesh.{to}", faces, texture)
+        render_fn = partial(scene_renderer(run.config, run.config.output.size), theta, aux)
+        return write_videos(
+            render_fn, output_views(run.config, orbit, run.config.output.frames), out, float(run.config.output.fps)
+        )
+    render_fn = partial(scene_renderer(run.config, SIZE), theta, aux)
+    return write_mesh(kind.surface(theta, aux), render_fn, orbit, out / f"mesh.{to}", faces, texture)
 
 
 def mesh_of_run(config: Config, folder: Path, state: TrainState) -> str:
     """What a run of a solid kind of scene ends with: mesh.glb of the first particle, or a word on why there is none."""
-    theta, aux = (particles(config, tree)[0] for tree in (state.theta, state.aux))
-    see, orbit = partial(viewer(config, SIZE), theta, aux), Orbit(**vars(config.camera))
+    theta, aux = (unstack_particles(config, tree)[0] for tree in (state.theta, state.aux))
+    render_fn, orbit = partial(scene_renderer(config, SIZE), theta, aux), Orbit(**vars(config.camera))
     try:
-        return write_mesh(SCENES[config.scene].surface(theta, aux), see, orbit, folder / "mesh.glb")
+        return write_mesh(SCENES[config.scene].surface(theta, aux), render_fn, orbit, folder / "mesh.glb")
     except UserError as error:
         return f"no mesh: {error}"
 
 
 # --- meshes -----------------------------------------------------------------------------------------------------------------
-def write_mesh(surface: Surface, see: See, orbit: Orbit, path: Path, faces: int = 10_000, texture: int = 512) -> str:
+def write_mesh(surface: Surface, render_fn: RenderFn, orbit: Orbit, path: Path, faces: int = 10_000, texture: int = 512) -> str:
     """A mesh at the level whose silhouettes agree best with renders, in the format of the path's suffix; says how well it fits.
 
     GLB and OBJ have a baked texture, PLY has colours at the vertices.
     """
-    camera = jax.tree.map(lambda *x: jnp.concatenate(x), *(circle(orbit, 8, elevation) for elevation in (0.0, 40.0)))
-    seen = see(camera).opacity[..., 0] > 0.5
+    camera = jax.tree.map(lambda *x: jnp.concatenate(x), *(turntable_cameras(orbit, 8, elevation) for elevation in (0.0, 40.0)))
+    seen = render_fn(camera).opacity[..., 0] > 0.5
     if np.mean(seen) < SEEN:
         raise UserError("there is nothing solid in view to make a mesh of: the scene is almost empty, or lies elsewhere")
     level = best_level(surface, camera, seen)
@@ -87,7 +89,7 @@ def write_mesh(surface: Surface, see: See, orbit: Orbit, path: Path, faces: int 
     agreement = iou(silhouettes(mesh, camera), seen)
     if agreement < AGREE:
         raise UserError(f"no mesh looks like this scene: silhouettes agree to an IoU of {agreement:.3f} at best")
-    color = lambda x: surface.look_up(x)[:, 1:]  # noqa: E731
+    color = lambda x: surface.query_field(x)[:, 1:]  # noqa: E731
     if path.suffix == ".ply":
         write_mesh_ply(path, mesh._replace(colors=color(mesh.vertices)))
     else:
@@ -113,9 +115,9 @@ def silhouettes(mesh: Mesh, camera: Camera) -> Bool[np.ndarray, "n size size"]:
 
 
 # --- videos -----------------------------------------------------------------------------------------------------------------
-def write_videos(see: See, camera: Camera, folder: Path, fps: float) -> str:
+def write_videos(render_fn: RenderFn, camera: Camera, folder: Path, fps: float) -> str:
     """video.mp4, depth.mp4 (near is bright) and normal.mp4 (camera frame: x right red, y up green, towards us blue)."""
-    render = see(camera)
+    render = render_fn(camera)
     solid = render.opacity > 0.5
     near, far = np.quantile(render.depth[solid], [0.005, 0.995]) if solid.any() else (0.0, 1.0)
     depth = np.where(solid, 1 - 0.8 * np.clip((render.depth - near) / max(far - near, 1e-6), 0, 1), 0.0)

@@ -11,8 +11,8 @@ from lods_jax.core.images import grid, write_png
 from lods_jax.core.types import Objective
 from lods_jax.core.videos import write_video
 from lods_jax.distillation.prompts import prompt_table
-from lods_jax.priors.sampling import latent_shape, opened
-from lods_jax.training.distill_2d import Recipe, distil, film, in_latents
+from lods_jax.priors.sampling import latent_shape, prior_with_texts
+from lods_jax.training.distill_2d import DistillConfig, distill, film, in_latents
 
 
 def distilled(
@@ -20,7 +20,7 @@ def distilled(
     objective: Objective,
     prompt: str,
     n: int,
-    recipe: Recipe,
+    recipe: DistillConfig,
     seed: int = 0,
     negative_prompt: str = "",
     space: str = "latents",
@@ -31,7 +31,7 @@ def distilled(
     Args:
       space: "latents" are optimised themselves, from noise of a tenth of their size; "pixels" through the encoder, from grey.
     """
-    prior, weights, texts = opened(folder, strict, prompt_table(prompt, negative_prompt, with_view=False))
+    prior, weights, texts = prior_with_texts(folder, strict, prompt_table(prompt, negative_prompt, with_view=False))
     decode, key = jax.jit(prior.decode), jax.random.key(seed)
     if space == "latents":
         start = 0.1 * jax.random.normal(key, (n, *latent_shape(prior, weights)))
@@ -39,7 +39,7 @@ def distilled(
     else:
         size = decode(weights, jnp.zeros((1, *latent_shape(prior, weights)))).shape[1]
         start, show = 0.5 + 0.02 * jax.random.normal(key, (n, size, size, 3)), lambda rgb: jnp.clip(rgb, 0, 1)
-    frames, _ = film(distil(prior, weights, objective, texts, start, recipe, seed), show, recipe.steps)
+    frames, _ = film(distill(prior, weights, objective, texts, start, recipe, seed), show, recipe.steps)
     return frames
 
 
@@ -50,7 +50,7 @@ def edited(
     source: str,
     target: str,
     n: int,
-    recipe: Recipe,
+    recipe: DistillConfig,
     seed: int = 0,
     negative_prompt: str = "",
     strict: bool = True,
@@ -59,10 +59,12 @@ def edited(
 
     The latents start as those of the image, which are also the reference of DDS.
     """
-    prior, weights, texts = opened(folder, strict, prompt_table(target, negative_prompt, with_view=False, source=source))
+    prior, weights, texts = prior_with_texts(
+        folder, strict, prompt_table(target, negative_prompt, with_view=False, source=source)
+    )
     z = jax.jit(prior.encode)(weights, jnp.asarray(image)[None], jax.random.key(seed))
     start, decode = jnp.tile(z, (n, 1, 1, 1)), jax.jit(prior.decode)
-    steps = distil(in_latents(prior), weights, objective, texts, start, recipe, seed, reference=start)
+    steps = distill(in_latents(prior), weights, objective, texts, start, recipe, seed, reference=start)
     frames, _ = film(steps, lambda z: decode(weights, z), recipe.steps)
     return frames
 

@@ -26,7 +26,7 @@ class Window(NamedTuple):
         sums, counts = dict(self.sums), dict(self.counts)
         for step in metrics:
             for name, x in step.items():
-                if name != "broken" and not math.isnan(x := float(x)):
+                if name != "nonfinite_leaf" and not math.isnan(x := float(x)):
                     sums[name], counts[name] = sums.get(name, 0.0) + x, counts.get(name, 0) + 1
         return self._replace(steps=self.steps + len(metrics), sums=sums, counts=counts)
 

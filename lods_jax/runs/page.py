@@ -26,13 +26,13 @@ Points = list[tuple[int, int | float]]  # (step, value)
 INK = ("#2457c5", "#c2410c", "#15803d", "#9333ea", "#b8860b", "#0e7490", "#be123c", "#4d5561")
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src blob: data:"
 PLOTS = {
-    "force": "force: root mean square of the score on the latents",
+    "score_rms": "score_rms: root mean square of the score on the latents",
     "fit": "fit: loss of the learned branch",
     "fit_gain": "fit gain: by how much learning has lowered that loss",
     "psi_displacement": "psi displacement: how far the learned branch has moved",
-    "force_pose": "force of the prior of poses",
-    "picture_rgb": "weighted error of the colours in the picture's view",
-    "picture_mask": "weighted error of the mask in the picture's view",
+    "score_rms_zero123": "score_rms_zero123: the same of the Zero-1-to-3 prior",
+    "image_rgb": "weighted error of the colours in the image's view",
+    "image_mask": "weighted error of the mask in the image's view",
     "gaussians": "Gaussians",
     "grad": "norm of the scene's gradient",
 }
@@ -114,13 +114,13 @@ def truth_card(prompt: str, frames: np.ndarray, store: list[str]) -> str:
 
 
 def picture_cards(runs: Sequence[Run]) -> list[str]:
-    """The pictures that runs began with, each once."""
+    """The images that runs began with, each once."""
     files = [run.path / "picture.png" for run in runs]
     cards = []
     for data in dict.fromkeys(file.read_bytes() for file in files if is_regular(file)):
         source = base64.b64encode(data).decode()
         cards.append(
-            f'<article><h2>the picture</h2><img class=cut src="data:image/png;base64,{source}" alt="the picture, cut out">'
+            f'<article><h2>the image</h2><img class=cut src="data:image/png;base64,{source}" alt="the image, cut out">'
             "<p class=soft>As it was cut out and framed; squares show where it is transparent.</p></article>"
         )
     return cards
@@ -146,7 +146,7 @@ def stills(run: Run, prompt: str) -> str:
 
 
 def numbered(folder: Path) -> list[tuple[int, Path]]:
-    """The pictures of a folder that have numbers as names, by number. A link may lead to a private file, and is none."""
+    """The images of a folder that have numbers as names, by number. A link may lead to a private file, and is none."""
     if folder.is_symlink():
         return []
     files = [file for file in folder.glob("*.png") if re.fullmatch("[0-9]{1,9}", file.stem) and is_regular(file)]
@@ -172,7 +172,7 @@ def titles(runs: Sequence[Run]) -> list[str]:
     named = []
     for run in runs:
         o = run.config.objective
-        named.append((run.config.prompt, o.name + (f", s = {o.s:g}" if o.s is not None else "")))
+        named.append((run.config.prompt, o.name + (f", s = {o.guidance_scale:g}" if o.guidance_scale is not None else "")))
     return [name[1] if named.count(name) == 1 else f"{name[1]} ({run.path.name})" for name, run in zip(named, runs, strict=True)]
 
 
@@ -191,7 +191,7 @@ def png(rgb: np.ndarray) -> bytes:
 def plots(runs: Sequence[Run]) -> str:
     """Every metric over steps, all runs in one plot each."""
     names = [name for name in PLOTS if any(name in line for run in runs for line in run.metrics)]
-    names += [name for name in penalties(runs) if name not in names]
+    names += [name for name in regularizer_names(runs) if name not in names]
     figures = []
     for name in names:
         series = []
@@ -199,7 +199,7 @@ def plots(runs: Sequence[Run]) -> str:
             points = [(line["step"], line[name]) for line in run.metrics if name in line]
             series.append((INK[i % len(INK)], points[:: max(1, len(points) // 300)]))
         if any(len(points) > 1 for _, points in series) and any(y for _, points in series for _, y in points):
-            figures.append(f"<figure>{plot(PLOTS.get(name, f'{name}: weighted penalty'), series)}</figure>")
+            figures.append(f"<figure>{plot(PLOTS.get(name, f'{name}: weighted regularizer'), series)}</figure>")
     if not figures:
         return ""
     key = "".join(
@@ -210,7 +210,7 @@ def plots(runs: Sequence[Run]) -> str:
     return f"<section><h2>Metrics over steps</h2>{key}<div class=plots>{''.join(figures)}</div></section>"
 
 
-def penalties(runs: Sequence[Run]) -> list[str]:
+def regularizer_names(runs: Sequence[Run]) -> list[str]:
     return [name for name in ("sparsity", "opaque") if any(name in line for run in runs for line in run.metrics)]
 
 

@@ -23,15 +23,15 @@ from lods_jax.core.files import replacing
 from lods_jax.core.types import TrainState
 from lods_jax.distillation.train_step import leaf_names, make_diagnosis
 from lods_jax.runs import provenance
-from lods_jax.runs.artifacts import Viewer, viewer, write_page_of, write_preview, write_results
+from lods_jax.runs.artifacts import SceneRenderer, scene_renderer, write_page_of, write_preview, write_results
 from lods_jax.runs.export import mesh_of_run
-from lods_jax.runs.run_directory import append, check_empty, event_log, locked, point_latest_at, rewind, write_json
+from lods_jax.runs.run_directory import append, check_empty, event_log, locked, point_latest_at, truncate_log, write_json
 from lods_jax.training import checkpoint, image_to_3d
-from lods_jax.training.build import Parts, build, predictions_per_view
+from lods_jax.training.build import Components, build, predictions_per_view
 from lods_jax.training.compilation import compilations, compile_seconds
 from lods_jax.training.distributed import agreed, all_or_none, is_first
 from lods_jax.training.loop import Compile, Progress, compiled, first_state, mode_of, state_shapes, train
-from lods_jax.training.scene_setups import Static, notes_on_start
+from lods_jax.training.scene_setups import StaticShapes, notes_on_start, read_shapes
 
 FIRST_PREVIEW = 10  # steps: something to look at within a minute
 GIVE_UP = 20  # updates in a row that were dropped
@@ -48,7 +48,7 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
         with all_or_none():
             if is_first():
                 check_empty(folder)
-            parts = build(check(config))  # before anything is written: most mistakes show here
+            components = build(check(config))  # before anything is written: most mistakes show here
             notes = notes_on_start(config)
             mode_of(config)
             if is_first():
@@ -58,8 +58,8 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
                 file.write_text(dump(config), encoding="utf-8")
             point_latest_at(folder)
         for note in notes:
-            say("scene", note)
-        return proceed(config, parts, folder, first_state(config, parts), None, compile)
+            log("scene", note)
+        return execute(config, components, folder, first_state(config, components), None, compile)
 
 
 def resume(config: Config, folder: Path, compile: Compile = compiled, changed: bool = False) -> int:
@@ -71,24 +71,24 @@ def resume(config: Config, folder: Path, compile: Compile = compiled, changed: b
     """
     with ExitStack() as held:
         with all_or_none():
-            parts = build(check(config), folder)
+            components = build(check(config), folder)
             mode_of(config)
             if is_first():
                 held.enter_context(locked(folder))
-            state, static = last_state(config, parts, folder, changed)
+            state, shapes = last_state(config, components, folder, changed)
         at = int(state.step)
         if (agreed(at), agreed(-at)) != (at, -at):
             raise UserError(f"the newest whole checkpoint that this process finds is of step {at}, another process finds another")
-        return proceed(config, parts, folder, state, static, compile)
+        return execute(config, components, folder, state, shapes, compile)
 
 
-def last_state(config: Config, parts: Parts, folder: Path, changed: bool) -> tuple[TrainState, Static | None]:
+def last_state(config: Config, components: Components, folder: Path, changed: bool) -> tuple[TrainState, StaticShapes | None]:
     """What a run goes on from: its newest whole checkpoint, or the beginning."""
     if not checkpoint.steps(folder / "checkpoints"):
-        say("resume", f"{folder} has no checkpoint: from the beginning")
-        return first_state(config, parts), None
-    like = state_shapes(config, parts)
-    state, meta = checkpoint.restore(folder / "checkpoints", like, tell=lambda line: say("resume", line))
+        log("resume", f"{folder} has no checkpoint: from the beginning")
+        return first_state(config, components), None
+    like = state_shapes(config, components)
+    state, meta = checkpoint.restore(folder / "checkpoints", like, tell=lambda line: log("resume", line))
     before = meta.get("config")  # which checkpoints did not always hold
     differ = differences(parse_yaml(before, "the checkpoint"), config) if before else []
     if differ and not changed:
@@ -96,69 +96,78 @@ def last_state(config: Config, parts: Parts, folder: Path, changed: bool) -> tup
             f"the settings of {folder} have changed since its checkpoint: {'; '.join(differ)}. Put them back in config.yaml, "
             "or pass --changed to go on with them"
         )
-    say("resume", f"{folder} from step {int(state.step)}" + (f", changed: {'; '.join(differ)}" if differ else ""))
-    return state, Static(**meta["static"])
+    log("resume", f"{folder} from step {int(state.step)}" + (f", changed: {'; '.join(differ)}" if differ else ""))
+    return state, read_shapes(meta["static"])
 
 
-def proceed(
-    config: Config, parts: Parts, folder: Path, state: TrainState, static: Static | None, compile: Compile = compiled
+def execute(
+    config: Config,
+    components: Components,
+    folder: Path,
+    state: TrainState,
+    shapes: StaticShapes | None,
+    compile: Compile = compiled,
 ) -> int:
     """From a state to the end or to a signal; the results are written in both cases."""
     jax.config.update("jax_debug_nans", config.debug_nans)
-    parts = with_picture(config, parts, folder) if parts.given else parts
+    components = with_picture(config, components, folder) if components.image_inputs else components
     if not is_first():
-        return follow(config, parts, state, static, compile)
-    note = provenance.describe() | {"prior_sha256": parts.prior_sha256}
-    note |= {"predictions_per_view": predictions_per_view(config, parts.objective)}
-    if parts.given:
-        note |= {"pose_sha256": parts.given.pose_sha256}
+        return worker_loop(config, components, state, shapes, compile)
+    note = provenance.describe() | {"prior_sha256": components.prior_sha256}
+    note |= {"predictions_per_view": predictions_per_view(config, components.objective)}
+    if components.image_inputs:
+        note |= {"pose_sha256": components.image_inputs.zero123_sha256}
     write_json(folder / "run.json", note | {"state": "running"})
-    say("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
-    see, diagnose = viewer(config, config.output.size), diagnosis(config, parts, static)
-    with stoppable() as stop:
+    log("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
+    render_fn, diagnose = scene_renderer(config, config.output.size), diagnosis(config, components, shapes)
+    with catch_signals() as stop:
         try:
-            steps = train(config, parts, state, static, compile)
-            state, seconds = optimise(config, parts, folder, state, steps, diagnose, see, stop)
-            say("write", "video, stills, scene and page")
+            steps = train(config, components, state, shapes, compile)
+            state, seconds = training_loop(config, components, folder, state, steps, diagnose, render_fn, stop)
+            log("write", "video, stills, scene and page")
             began = time.monotonic()
-            write_results(config, parts, folder, state, see, say)
-            if parts.representation.solid:
-                say("", mesh_of_run(config, folder, state))
+            write_results(config, components, folder, state, render_fn, log)
+            if components.setup.exports_mesh:
+                log("", mesh_of_run(config, folder, state))
             seconds["write"] = round(time.monotonic() - began, 1)
         except BaseException as error:
             with suppress(OSError):  # what went wrong may be the disk
                 write_json(folder / "run.json", note | {"state": "failed", "error": f"{type(error).__name__}: {error}"})
-                write_page_of(folder, say)
+                write_page_of(folder, log)
             raise
         write_json(folder / "run.json", note | outcome(config, state, seconds))
-        write_page_of(folder, say)
-        agreed(0)  # the end: `follow` waits for it
+        write_page_of(folder, log)
+        agreed(0)  # the end: `worker_loop` waits for it
     if stop:
-        say("stopped", f"at step {int(state.step)} of {config.steps}; go on with `lods resume {folder}`")
+        log("stopped", f"at step {int(state.step)} of {config.steps}; go on with `lods resume {folder}`")
         return 128 + stop[0]
-    say("done", f"{folder / 'index.html'}")
+    log("done", f"{folder / 'index.html'}")
     return 0
 
 
-def with_picture(config: Config, parts: Parts, folder: Path) -> Parts:
-    """The parts with the prompt fitted to the picture; copies of both lie in the folder. The first process does it for all."""
+def with_picture(config: Config, components: Components, folder: Path) -> Components:
+    """The parts with the prompt fitted to the image; copies of both lie in the folder. The first process does it for all."""
     if is_first():
-        with written("the picture", "stop"):
-            image_to_3d.keep(folder, config, parts.given)
-        if config.picture.invert and image_to_3d.load_shift(folder, config) is None:
-            say("picture", f"fits the embedding of the prompt, {config.picture.invert} steps")
-            by = image_to_3d.shift(config, parts.prior, parts.weights, parts.texts["prompt"], parts.given.reference.picture)
-            with written("the fitted embedding", "stop"):
-                image_to_3d.save_shift(folder, config, by, parts.texts)
+        with tolerate_io_errors("the picture", "stop"):
+            image_to_3d.keep(folder, config, components.image_inputs)
+        if config.image.invert and image_to_3d.load_textual_inversion(folder, config) is None:
+            log("picture", f"fits the embedding of the prompt, {config.image.invert} steps")
+            by = image_to_3d.textual_inversion(
+                config, components.prior, components.weights, components.texts["prompt"], components.image_inputs.reference.image
+            )
+            with tolerate_io_errors("the fitted embedding", "stop"):
+                image_to_3d.save_textual_inversion(folder, config, by, components.texts)
     agreed(0)
-    by = image_to_3d.load_shift(folder, config) if config.picture.invert else None
-    return parts if by is None else parts._replace(texts=image_to_3d.moved(parts.texts, jnp.asarray(by)))
+    by = image_to_3d.load_textual_inversion(folder, config) if config.image.invert else None
+    return (
+        components if by is None else components._replace(texts=image_to_3d.shift_embeddings(components.texts, jnp.asarray(by)))
+    )
 
 
-def follow(config: Config, parts: Parts, state: TrainState, static: Static | None, compile: Compile) -> int:
+def worker_loop(config: Config, components: Components, state: TrainState, shapes: StaticShapes | None, compile: Compile) -> int:
     """What every process but the first does: the same steps to the same end, and nothing that leaves a trace."""
-    with stoppable() as stop:
-        for done, _, _, _ in train(config, parts, state, static, compile):
+    with catch_signals() as stop:
+        for done, _, _, _ in train(config, components, state, shapes, compile):
             if stops(config, done, stop):
                 break
         agreed(0)  # the first process writes the results, and is waited for: without it the others could not stay
@@ -174,14 +183,14 @@ def stops(config: Config, done: int, stop: list[int]) -> bool:
     return done == config.steps or bool(stop)
 
 
-def optimise(
+def training_loop(
     config: Config,
-    parts: Parts,
+    components: Components,
     folder: Path,
     state: TrainState,
     steps: Iterator[Progress],
     diagnose: Callable[[TrainState], dict[str, float]],
-    see: Viewer,
+    render_fn: SceneRenderer,
     stop: list[int],
 ) -> tuple[TrainState, dict[str, float]]:
     """Goes through the steps after `state`, and lets people see it: progress, metrics, previews, checkpoints.
@@ -190,41 +199,41 @@ def optimise(
     all sittings. Whatever is compiled, at the first step or later, by the step or for a preview, is no optimisation.
     """
     first, began, recent = int(state.step), time.monotonic(), []
-    rows = rewind(folder / "metrics.jsonl", lambda row: row.get("step", first) <= first)
+    rows = truncate_log(folder / "metrics.jsonl", lambda row: row.get("step", first) <= first)
     spent = rows[-1].get("seconds", 0.0) if rows else 0.0
     skipped, dead, shape = int(state.skipped), 0, None
     if first < config.steps:
-        say("compile", "about a minute on a new machine, some seconds on one that has done it before")
+        log("compile", "about a minute on a new machine, some seconds on one that has done it before")
     bar = tqdm(total=config.steps, initial=first, disable=None, unit="step", mininterval=0.5)
-    with bar, event_log(folder / "events", first, config.output.tensorboard) as log, compilations() as compiled:
+    with bar, event_log(folder / "events", first, config.output.tensorboard) as write_events, compilations() as compiled:
         elapsed = lambda: time.monotonic() - began - compile_seconds(compiled)  # noqa: E731
-        for done, state, static, metrics in steps:
+        for done, state, shapes, metrics in steps:
             recent.append(metrics)
             last = stops(config, done, stop)
             on_error = "stop" if last else config.checkpoint.on_error
             if last or done == first + 1 or due(config.output.log_every, done):
-                line = {"step": done} | mean(recent) | parts.representation.count(state.aux) | diagnose(state)
+                line = {"step": done} | mean(recent) | components.setup.count(state.aux) | diagnose(state)
                 line |= {"skipped": int(state.skipped), "seconds": round(spent + elapsed(), 1)}
-                with written("metrics.jsonl", on_error):
+                with tolerate_io_errors("metrics.jsonl", on_error):
                     append(folder / "metrics.jsonl", line)
-                    log(line)
+                    write_events(line)
                 dead = check_alive(line["skipped"] - skipped, recent, done, dead, state)
                 skipped, recent = line["skipped"], []
                 show(bar, line, config, elapsed(), done - first)
             if done == first + 1:
                 took = f"{compile_seconds(compiled):.0f} s of compilation"
-                say("optimise", f"{config.steps - first} steps of {config.batch} views ({took})")
-            elif static != shape:
-                say("compile", f"the step again: {static.resolution} pixels, room for {static.room:,} a view")
-            shape = static
+                log("optimise", f"{config.steps - first} steps of {config.batch} views ({took})")
+            elif shapes != shape:
+                log("compile", f"the step again: {shapes.resolution} pixels, capacity {shapes.capacity:,} a view")
+            shape = shapes
             if due(config.output.preview_every, done) or (config.output.preview_every and done == FIRST_PREVIEW):
-                with written("a preview", on_error):
-                    path = write_preview(config, parts, folder, done, state, see)
+                with tolerate_io_errors("a preview", on_error):
+                    path = write_preview(config, components, folder, done, state, render_fn)
                     if done == FIRST_PREVIEW:
-                        say("preview", f"{path} and so on; `lods view {folder}` shows the scene while it grows")
+                        log("preview", f"{path} and so on; `lods view {folder}` shows the scene while it grows")
             if last or due(config.checkpoint.every, done):
-                with written(f"the checkpoint of step {done}", on_error):
-                    meta = {"static": static._asdict(), "config": dump(config)}
+                with tolerate_io_errors(f"the checkpoint of step {done}", on_error):
+                    meta = {"static": shapes._asdict(), "config": dump(config)}
                     checkpoint.save(folder / "checkpoints", state, meta, config.checkpoint.keep)
             bar.update()
             if last:
@@ -233,14 +242,18 @@ def optimise(
     return state, {name: round(x, 1) for name, x in seconds.items()}
 
 
-def diagnosis(config: Config, parts: Parts, static: Static | None) -> Callable[[TrainState], dict[str, float]]:
+def diagnosis(config: Config, components: Components, shapes: StaticShapes | None) -> Callable[[TrainState], dict[str, float]]:
     """state -> psi_displacement and fit_gain; nothing for objectives that learn nothing."""
-    if parts.objective.fit is None:
+    if components.objective.trained_query is None:
         return lambda state: {}
-    static = static or parts.representation.plan(config, config.resolution, None)
-    scene, key = parts.representation.scene(config, static), jax.random.fold_in(jax.random.key(config.seed), 3)
-    diagnose = make_diagnosis(scene, parts.prior, parts.objective, parts.cameras, config.batch, config.prior.vae_slicing)
-    return lambda state: {name: float(x) for name, x in diagnose(state, parts.psi, parts.weights, parts.texts, key).items()}
+    shapes = shapes or components.setup.choose_shapes(config, config.resolution, None)
+    scene, key = components.setup.scene(config, shapes), jax.random.fold_in(jax.random.key(config.seed), 3)
+    diagnose = make_diagnosis(
+        scene, components.prior, components.objective, components.cameras, config.batch, config.prior.vae_slicing
+    )
+    return lambda state: {
+        name: float(x) for name, x in diagnose(state, components.psi, components.weights, components.texts, key).items()
+    }
 
 
 def check_alive(skipped: int, recent: list[dict[str, jax.Array]], done: int, dead: int, state: TrainState) -> int:
@@ -251,10 +264,10 @@ def check_alive(skipped: int, recent: list[dict[str, jax.Array]], done: int, dea
         number.
     """
     if skipped:
-        broken = [int(m["broken"]) for m in recent]
-        at = next(i for i, leaf in enumerate(broken) if leaf >= 0)
-        name = leaf_names({"theta": state.theta, "psi": state.psi, "fit": 0})[broken[at]]
-        say(
+        nonfinite_leaf = [int(m["nonfinite_leaf"]) for m in recent]
+        at = next(i for i, leaf in enumerate(nonfinite_leaf) if leaf >= 0)
+        name = leaf_names({"theta": state.theta, "psi": state.psi, "fit": 0})[nonfinite_leaf[at]]
+        log(
             "skip",
             f"{skipped} of the {len(recent)} updates up to step {done} were not finite and changed nothing: the first in step "
             f"{done - len(recent) + at + 1}, in {'the fit loss' if name == 'fit' else f'the gradient of {name}'}",
@@ -269,7 +282,7 @@ def check_alive(skipped: int, recent: list[dict[str, jax.Array]], done: int, dea
 
 
 @contextmanager
-def written(what: str, on_error: str) -> Iterator[None]:
+def tolerate_io_errors(what: str, on_error: str) -> Iterator[None]:
     """Tells of a file that could not be written, and goes on or, where on_error is "stop", ends the run."""
     try:
         yield
@@ -277,7 +290,7 @@ def written(what: str, on_error: str) -> Iterator[None]:
         reason = " ".join(str(error).split())[:200]
         if on_error == "stop":
             raise UserError(f"{what} could not be written: {reason}") from error
-        say("disk", f"{what} could not be written, training goes on: {reason}")
+        log("disk", f"{what} could not be written, training goes on: {reason}")
 
 
 def due(every: int, done: int) -> bool:
@@ -285,7 +298,7 @@ def due(every: int, done: int) -> bool:
 
 
 # --- what a person sees -----------------------------------------------------------------------------------------------------
-def say(phase: str, text: str) -> None:
+def log(phase: str, text: str) -> None:
     """One line of a run, beside the progress bar if there is one; of several processes the first speaks."""
     if not is_first():
         return
@@ -295,12 +308,12 @@ def say(phase: str, text: str) -> None:
 
 def show(bar: tqdm, line: dict[str, Any], config: Config, elapsed: float, done: int) -> None:
     """The newest figures in the progress bar; where there is no terminal, a line for each tenth of the run."""
-    step, names = line["step"], ("force", "fit", "psi_displacement", "fit_gain", "gaussians", "samples")
+    step, names = line["step"], ("score_rms", "fit", "psi_displacement", "fit_gain", "gaussians", "samples")
     figures = {name: line[name] for name in names if name in line}
     text = ", ".join(f"{name} {x:.3g}" if isinstance(x, float) else f"{name} {x}" for name, x in figures.items())
     bar.set_postfix_str(text, refresh=False)
     if bar.disable and done > 1 and 10 * step // config.steps > 10 * (step - config.output.log_every) // config.steps:
-        say("", f"step {step} of {config.steps}: {text}, {elapsed / done * (config.steps - step):.0f} s left")
+        log("", f"step {step} of {config.steps}: {text}, {elapsed / done * (config.steps - step):.0f} s left")
 
 
 # --- the end, and signals ----------------------------------------------------------------------------------------------------
@@ -315,19 +328,19 @@ def outcome(config: Config, state: TrainState, seconds: dict[str, float]) -> dic
 
 def mean(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
     """Means over the steps that have a value, by name; a name that none of them has is left out."""
-    values = {name: np.asarray([m[name] for m in metrics]) for name in metrics[0] if name != "broken"}
+    values = {name: np.asarray([m[name] for m in metrics]) for name in metrics[0] if name != "nonfinite_leaf"}
     return {name: float(np.mean(x[~np.isnan(x)])) for name, x in values.items() if not np.isnan(x).all()}
 
 
 @contextmanager
-def stoppable() -> Iterator[list[int]]:
+def catch_signals() -> Iterator[list[int]]:
     """Yields a list that SIGINT or SIGTERM puts its number into. A second Ctrl-C ends the program at once."""
     stop: list[int] = []
 
     def note(number, frame):
         stop.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        say("stop", "finishing the step and writing what there is; Ctrl-C again ends at once")
+        log("stop", "finishing the step and writing what there is; Ctrl-C again ends at once")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,10 +1,10 @@
 """The files of a run's folder: written so that a kill leaves them whole, read so that half a run is still worth something.
 
 config.yaml    repeats the run                    scene.ply, scene.splat   the scene, from the last preview on
-run.json       what it ran on, and how it ended   previews/, stills/       pictures
+run.json       what it ran on, and how it ended   previews/, stills/       images
 metrics.jsonl  one line per log_every steps       video.mp4, index.html    at the end
 checkpoints/   all that training changes          mesh.glb                 of a NeRF, at the end
-picture.png and prompt_embeds.safetensors: of a run from a picture, what it goes on with
+picture.png and prompt_embeds.safetensors: of a run from an image, what it goes on with
 """
 
 import fcntl
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lods_jax.config import Config, load
+from lods_jax.config.aliases import current_metrics
 from lods_jax.core.errors import UserError
 from lods_jax.core.files import is_regular, point, replacing
 
@@ -84,12 +85,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_renamed(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file, metrics under the names of today."""
+    return current_metrics(read_lines(path), str(path))
+
+
 def read_metrics(path: Path) -> list[dict[str, int | float]]:
     """The rows of metrics.jsonl that have a step, and of them the finite numbers: what a run never wrote is left out.
 
     Who reads a row may count, compare and plot all of it.
     """
-    rows = [{name: x for name, x in row.items() if is_figure(x)} for row in read_lines(path)]
+    rows = [{name: x for name, x in row.items() if is_figure(x)} for row in read_renamed(path)]
     return [row for row in rows if isinstance(step := row.get("step"), int) and 0 <= step <= MAX_STEP]
 
 
@@ -108,9 +114,9 @@ def append(path: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def rewind(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[dict[str, Any]]:
+def truncate_log(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[dict[str, Any]]:
     """Cuts a JSON Lines file down to the objects to `keep`, and returns them. Half a last line goes: the next would join it."""
-    kept = [row for row in read_lines(path) if keep(row)]
+    kept = [row for row in read_renamed(path) if keep(row)]
     with replacing(path) as file:
         file.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
     return kept

@@ -1,9 +1,9 @@
 """Refinement of Gaussians at fixed capacity, under one compiled shape. A slot is alive or free.
 
-  refine     clone, split and prune (Kerbl et al. 2023, section 5): free slots go to children of the Gaussians whose screen-space
+  densify    clone, split and prune (Kerbl et al. 2023, section 5): free slots go to children of the Gaussians whose screen-space
              gradient is largest, as far as they reach
   relocate   3D Gaussian splatting as Markov chain Monte Carlo (Kheradmand et al. 2024, section 4): dead Gaussians move into
-             living ones, and the picture stays as it is
+             living ones, and the image stays as it is
 
 Parameters, statistics and both Adam moments move together; a new Gaussian starts without momentum.
 """
@@ -22,38 +22,40 @@ from lods_jax.core.types import TrainState
 SHRINK = 1.6  # the two halves of a split Gaussian are this much smaller
 
 
-class Rules(NamedTuple):
+class DensifyStrategy(NamedTuple):
     """When a Gaussian multiplies and when it goes. Sizes are the largest standard deviation in world units.
 
-    A Gaussian multiplies if its mean gradient per view, in normalised device units, exceeds `threshold` and is among the largest
-    `fraction` of those alive. The usual absolute 2e-4 is made for one loss scale; a fraction serves every objective alike.
+    A Gaussian multiplies if its mean gradient per view, in normalised device units, exceeds `grow_grad2d` and is among the
+    largest `fraction` of those alive. The usual absolute 2e-4 is made for one loss scale; a fraction serves all objectives.
     """
 
-    threshold: float = 0.0
+    grow_grad2d: float = 0.0
     fraction: float = 0.1
-    split_size: float = 0.02  # larger ones split in two, smaller ones are cloned
+    grow_scale3d: float = 0.02  # larger ones split in two, smaller ones are cloned
     prune_opacity: float = 0.005
-    prune_size: float = 0.35
+    prune_scale3d: float = 0.35
 
 
-RULES = Rules()
+DEFAULT_STRATEGY = DensifyStrategy()
 
 
-def refine(key: Key[Array, ""], state: TrainState, tx: optax.GradientTransformation, rules: Rules = RULES) -> TrainState:
+def densify(
+    key: Key[Array, ""], state: TrainState, tx: optax.GradientTransformation, strategy: DensifyStrategy = DEFAULT_STRATEGY
+) -> TrainState:
     """One refinement of a state of `scenes.gaussians`; clears its statistics. Jit it with `tx` and `rules` static."""
     theta, aux = state.theta, state.aux
     size, opacity = jnp.exp(theta["log_scales"]).max(-1), jax.nn.sigmoid(theta["opacity_logits"])
-    alive = aux["alive"] & (opacity >= rules.prune_opacity) & (size <= rules.prune_size)
+    alive = aux["alive"] & (opacity >= strategy.prune_opacity) & (size <= strategy.prune_scale3d)
     gradient = jnp.where(alive, aux["grad"] / jnp.maximum(aux["seen"], 1), 0.0)
 
     # Parents by falling gradient, and the slots of children: the j-th parent's child goes to the j-th free slot.
     parent, slot = jnp.argsort(-gradient), jnp.argsort(alive)
-    wanted = jnp.minimum(jnp.sum(gradient > rules.threshold), jnp.ceil(rules.fraction * jnp.sum(alive)).astype(jnp.int32))
+    wanted = jnp.minimum(jnp.sum(gradient > strategy.grow_grad2d), jnp.ceil(strategy.fraction * jnp.sum(alive)).astype(jnp.int32))
     born = jnp.arange(len(alive)) < jnp.minimum(wanted, jnp.sum(~alive))
     n = len(alive)
     source = jnp.arange(n).at[jnp.where(born, slot, n)].set(parent, mode="drop")
     child = jnp.zeros(n, bool).at[jnp.where(born, slot, n)].set(True, mode="drop")
-    split = born & (size[parent] > rules.split_size)
+    split = born & (size[parent] > strategy.grow_scale3d)
     halved = jnp.zeros(n, bool).at[jnp.where(split, slot, n)].set(True, mode="drop")
     halved = halved.at[jnp.where(split, parent, n)].set(True, mode="drop")
 
@@ -67,8 +69,8 @@ def refine(key: Key[Array, ""], state: TrainState, tx: optax.GradientTransformat
     return reslot(state, tx, theta, alive | child, source, child | halved)
 
 
-MOST = 51  # Gaussians in the place of one
-BINOMIALS = np.array([[math.comb(n, j) for j in range(1, MOST + 1)] for n in range(1, MOST + 1)], np.float32)
+MAX_COPIES = 51  # Gaussians in the place of one
+BINOMIALS = np.array([[math.comb(n, j) for j in range(1, MAX_COPIES + 1)] for n in range(1, MAX_COPIES + 1)], np.float32)
 
 
 def relocate(
@@ -107,9 +109,9 @@ def share(opacity: Float[Array, "n"], copies: Int[Array, "n"]) -> tuple[Float[Ar
     The light that N stop at the centre is that of one, and so is its integral along a line through the centre; the paper's double
     sum is sum_j C(N, j) (-1)^(j + 1) o^j / sqrt(j). N above MOST counts as MOST.
     """
-    copies = jnp.clip(copies, 1, MOST)
+    copies = jnp.clip(copies, 1, MAX_COPIES)
     new = -jnp.expm1(jnp.log1p(-opacity) / copies)
-    j = np.arange(1, MOST + 1)
+    j = np.arange(1, MAX_COPIES + 1)
     signs = jnp.asarray((-1.0) ** (j + 1) / np.sqrt(j), jnp.float32)
     terms = jnp.asarray(BINOMIALS)[copies - 1] * new[:, None] ** j[None] * signs[None]
     return new, opacity / jnp.sum(terms, 1)

@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from lods_jax.scenes.nerf import Field
-from lods_jax.scenes.nerf import look_up as look_up_field
+from lods_jax.scenes.nerf import FieldConfig
+from lods_jax.scenes.nerf import query_field as query_nerf
 from lods_jax.scenes.spherical_harmonics import Y00
 
 
@@ -20,12 +20,12 @@ class Surface(NamedTuple):
     """The scene lies in the cube [-bound, bound]^3, world units; `look_up` gives density and RGB in [0, 1] at points [n 3]."""
 
     bound: float
-    look_up: Callable[[Float[np.ndarray, "n 3"]], Float[np.ndarray, "n 4"]]
+    query_field: Callable[[Float[np.ndarray, "n 3"]], Float[np.ndarray, "n 4"]]
 
 
-def of_field(field: Field, theta: dict) -> Surface:
+def of_field(field: FieldConfig, theta: dict) -> Surface:
     """The surface of a radiance field: density is absorption per world unit."""
-    return Surface(field.bound, partial(in_chunks, 1 << 16, jax.jit(lambda x: look_up_field(field, theta, x.T))))
+    return Surface(field.bound, partial(in_chunks, 1 << 16, jax.jit(lambda x: query_nerf(field, theta, x.T))))
 
 
 def of_gaussians(theta: dict, alive: Bool[np.ndarray, "n"], bound: float = 0.9) -> Surface:
@@ -43,26 +43,26 @@ def of_gaussians(theta: dict, alive: Bool[np.ndarray, "n"], bound: float = 0.9) 
     opacity, rgb = jax.nn.sigmoid(jnp.asarray(logits)), jnp.clip(0.5 + Y00 * jnp.asarray(sh[:, 0]), 0, 1)
 
     @jax.jit
-    def look_up(x: Float[Array, "m 3"]) -> Float[Array, "m 4"]:
+    def query_field(x: Float[Array, "m 3"]) -> Float[Array, "m 4"]:
         away = (x @ whiten.T).reshape(len(x), -1, 3) - offset.T
         weight = opacity * jnp.exp(-jnp.sum(away**2, 2) / 2)
         total = jnp.sum(weight, 1, keepdims=True)
         return jnp.concatenate([total, weight @ rgb / jnp.maximum(total, 1e-12)], 1)
 
-    return Surface(bound, partial(in_chunks, 1 << 11, look_up))
+    return Surface(bound, partial(in_chunks, 1 << 11, query_field))
 
 
-def in_chunks(size: int, look_up: Callable, x: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 4"]:
+def in_chunks(size: int, query_field: Callable, x: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 4"]:
     """look_up(x), `size` points at a time: one compilation whatever n is."""
     padded = np.zeros((-(-len(x) // size) * size, 3), np.float32)
     padded[: len(x)] = x
-    parts = [np.asarray(look_up(jnp.asarray(part))) for part in padded.reshape(-1, size, 3)]
+    parts = [np.asarray(query_field(jnp.asarray(part))) for part in padded.reshape(-1, size, 3)]
     return np.concatenate([np.zeros((0, 4), np.float32), *parts])[: len(x)]
 
 
 def grid(surface: Surface, points: int) -> Float[np.ndarray, "g g g"]:
     """Densities at points^3 places of the cube, borders included, by x, y and z."""
-    return surface.look_up(places(surface.bound, points))[:, 0].reshape((points,) * 3)
+    return surface.query_field(places(surface.bound, points))[:, 0].reshape((points,) * 3)
 
 
 def places(bound: float, points: int) -> Float[np.ndarray, "n 3"]:
@@ -88,7 +88,7 @@ def surfels(surface: Surface, level: float, points: int = 96) -> dict[str, np.nd
         "quats": (quats / np.linalg.norm(quats, axis=1, keepdims=True)).astype(np.float32),
         "log_scales": np.log(np.tile(np.float32([0.7, 0.7, 0.2]) * cell, (len(means), 1))),
         "opacity_logits": np.full(len(means), 4.0, np.float32),
-        "sh": ((surface.look_up(means)[:, 1:] - 0.5) / Y00)[:, None].astype(np.float32),
+        "sh": ((surface.query_field(means)[:, 1:] - 0.5) / Y00)[:, None].astype(np.float32),
     }
 
 

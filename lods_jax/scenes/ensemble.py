@@ -9,31 +9,31 @@ from jaxtyping import Array, Key
 from lods_jax.core.types import Camera, Render, Scene
 
 
-def several(scene: Scene, n: int) -> Scene:
+def ensemble(scene: Scene, n: int) -> Scene:
     """n particles from independent random starts (Wang et al. 2023, algorithm 1): theta and aux gain a leading axis [n ...].
 
     A step needs a multiple of n views on each device, and a particle is seen in one of n: its gradient is 1/n of what it would be
-    alone. Adam does not mind; penalties shrink along with the score. Raises ValueError if the views can't be shared out.
+    alone. Adam does not mind; regularizers shrink along with the score. Raises ValueError if the views can't be shared out.
     """
 
     def init(key: Key[Array, ""]):
         return jax.vmap(scene.init)(jax.random.split(key, n))
 
-    def render(theta, aux, camera: Camera, keys: Key[Array, "b"], probe) -> Render:
+    def render(theta, aux, camera: Camera, keys: Key[Array, "b"], means2d_probe) -> Render:
         if len(keys) % n:
             raise ValueError(f"{n} particles need a multiple of {n} views on each device, got {len(keys)}")
         one = lambda x: scene.render(*x)  # noqa: E731
-        return merged(jax.lax.map(one, (theta, aux, *shared_out((camera, keys, probe), n))))
+        return merged(jax.lax.map(one, (theta, aux, *shared_out((camera, keys, means2d_probe), n))))
 
-    def probe(aux, b: int):
-        return scene.probe(jax.tree.map(lambda x: x[0], aux), b)
+    def means2d_probe(aux, b: int):
+        return scene.means2d_probe(jax.tree.map(lambda x: x[0], aux), b)
 
-    def observe(aux, g_probe, rendered: Render):
+    def update_stats(aux, means2d_grad, rendered: Render):
         # A scene takes its gradient to be of the mean over its own views, and it is of the mean over all.
-        g_probe = jax.tree.map(lambda g: n * g, g_probe)
-        return jax.vmap(scene.observe)(aux, *shared_out((g_probe, rendered), n))
+        means2d_grad = jax.tree.map(lambda g: n * g, means2d_grad)
+        return jax.vmap(scene.update_stats)(aux, *shared_out((means2d_grad, rendered), n))
 
-    return Scene(init, render, probe, observe)
+    return Scene(init, render, means2d_probe, update_stats)
 
 
 def shared_out(tree: Any, n: int) -> Any:

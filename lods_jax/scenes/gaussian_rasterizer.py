@@ -78,7 +78,7 @@ def rasterize(
     height: int,
     width: int,
     capacity: int,
-    probe: Float[Array, "b n 2"] | None = None,
+    means2d_probe: Float[Array, "b n 2"] | None = None,
 ) -> Render:
     """What b cameras see of n Gaussians, one camera after the other. Compile it with height, width and capacity static.
 
@@ -96,9 +96,9 @@ def rasterize(
 
     # Recomputed in the backward pass, where its residuals would be a hundred numbers per Gaussian and camera.
     @partial(jax.checkpoint, prevent_cse=False)
-    def look(c2w, fov_y, probe):
+    def look(c2w, fov_y, means2d_probe):
         ellipses = project(means, quats, scales, c2w, fov_y, height, width)
-        ellipses = ellipses._replace(x=ellipses.x + probe[:, 0], y=ellipses.y + probe[:, 1])
+        ellipses = ellipses._replace(x=ellipses.x + means2d_probe[:, 0], y=ellipses.y + means2d_probe[:, 1])
         rgb = colors if colors.ndim == 2 else radiance(normalize(means - c2w[None, :3, 3]), colors)
         # Below the cut nothing is drawn; the logarithm must not see 0, where its gradient is infinite.
         log_opacity = jnp.log(jnp.maximum(opacities, ALPHA_CUT))
@@ -106,8 +106,8 @@ def rasterize(
         return ellipses, jnp.concatenate([shape, rgb, ellipses.depth[:, None]], 1)
 
     def view(inputs) -> Render:
-        c2w, fov_y, background, probe = inputs
-        ellipses, table = look(c2w, fov_y, probe)
+        c2w, fov_y, background, means2d_probe = inputs
+        ellipses, table = look(c2w, fov_y, means2d_probe)
         order, bins, reaches, total = bin_tiles(*lax.stop_gradient((ellipses, opacities)), height, width, capacity)
         table = table.at[order].get(mode="promise_in_bounds", unique_indices=True)
         rgb, depth, light = jnp.split(composite(table, bins, height, width), (3, 4), -1)
@@ -120,8 +120,8 @@ def rasterize(
             extras={"total": total, "radii": jnp.where(reaches, ellipses.radius, 0.0)},
         )
 
-    probe = jnp.zeros((b, n, 2)) if probe is None else probe
-    return lax.map(view, (camera.c2w, camera.fov_y, jnp.broadcast_to(background, (b, 3)), probe))
+    means2d_probe = jnp.zeros((b, n, 2)) if means2d_probe is None else means2d_probe
+    return lax.map(view, (camera.c2w, camera.fov_y, jnp.broadcast_to(background, (b, 3)), means2d_probe))
 
 
 # --- color ------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def rasterize_reference(
     *,
     height: int,
     width: int,
-    probe: Float[Array, "b n 2"],
+    means2d_probe: Float[Array, "b n 2"],
 ) -> Render:
     """`splat.rasterize` with unlimited capacity and without extras."""
     eye, w2c = camera.c2w[:, None, :3, 3], camera.c2w[:, :3, :3].swapaxes(1, 2)
@@ -32,7 +32,7 @@ def rasterize_reference(
     depth = jnp.where(hidden, 1.0, z)  # safe to divide by; what is hidden has alpha 0
     half_y = jnp.tan(camera.fov_y / 2)[:, None]
     half_x, focal = half_y * width / height, height / 2 / half_y
-    mean = jnp.stack([width / 2 + focal * x / depth, height / 2 + focal * y / depth], -1) + probe
+    mean = jnp.stack([width / 2 + focal * x / depth, height / 2 + focal * y / depth], -1) + means2d_probe
 
     # J W Sigma W^T J^T (eq. 5), with the point of linearisation kept close to the image.
     slope_x = jnp.clip(x / depth, -FRUSTUM * half_x, FRUSTUM * half_x)

@@ -43,7 +43,7 @@ def gaussians(
     largest on screen in pixels; total: the most tile intersections that a view had.
 
     Args:
-      intersections: room for pairs of Gaussian and tile per view; the farthest are dropped beyond it (see aux["total"]).
+      intersections: capacity for pairs of Gaussian and tile per view; the farthest are dropped beyond it (see aux["total"]).
       capacity, count: slots, and how many of them are alive at first. points: (key, count) -> {leaf of theta: first rows},
         `ball`, `shell` or what `from_points` gave; what it leaves out is round, grey, and as the next two say.
       size: first standard deviation, world units. opacity: the first one. degree: 0 to 3, of the view-dependent colour.
@@ -76,7 +76,7 @@ def gaussians(
         alive = jnp.arange(capacity) < len(start["means"])
         return theta, {"alive": alive, "grad": zeros, "seen": zeros, "radius": zeros, "total": jnp.zeros((), jnp.int32)}
 
-    def render(theta, aux, camera: Camera, keys: Key[Array, "b"], probe) -> Render:
+    def render(theta, aux, camera: Camera, keys: Key[Array, "b"], means2d_probe) -> Render:
         return rasterize(
             theta["means"],
             theta["quats"],
@@ -88,20 +88,20 @@ def gaussians(
             height=height,
             width=width,
             capacity=intersections,
-            probe=probe["means2d"],
+            means2d_probe=means2d_probe["means2d"],
         )
 
-    def probe(aux, b: int):
+    def means2d_probe(aux, b: int):
         return {"means2d": jnp.zeros((b, capacity, 2))}
 
-    def observe(aux, g_probe, rendered: Render):
+    def update_stats(aux, means2d_grad, rendered: Render):
         # The gradient is of the mean over views: b times it is the view's own. Pixels -> normalised device units: half the width.
-        b, seen = len(g_probe["means2d"]), rendered.extras["radii"] > 0
+        b, seen = len(means2d_grad["means2d"]), rendered.extras["radii"] > 0
         half = jnp.array([width / 2, height / 2])
         if statistic == "mean-of-norms":
-            grad = jnp.linalg.norm(b * g_probe["means2d"] * half[None, None], axis=-1)
+            grad = jnp.linalg.norm(b * means2d_grad["means2d"] * half[None, None], axis=-1)
         else:
-            grad = jnp.linalg.norm(jnp.sum(g_probe["means2d"], 0) * half[None], axis=-1)[None]
+            grad = jnp.linalg.norm(jnp.sum(means2d_grad["means2d"], 0) * half[None], axis=-1)[None]
             seen = jnp.any(seen, 0, keepdims=True)
         return aux | {
             "grad": aux["grad"] + jnp.sum(jnp.where(seen, grad, 0.0), 0),
@@ -110,4 +110,4 @@ def gaussians(
             "total": jnp.maximum(aux["total"], jnp.max(rendered.extras["total"])),
         }
 
-    return Scene(init, render, probe, observe)
+    return Scene(init, render, means2d_probe, update_stats)

@@ -6,20 +6,20 @@ from jaxtyping import Array, Float, Key
 from lods_jax.core.types import Camera, Render, Scene
 
 
-def particles(start: Float[Array, "n h w c"]) -> Scene:
+def image_batch(start: Float[Array, "n h w c"]) -> Scene:
     """theta = {"x": [n h w c]}, unbounded, so that it shows how far an objective pushes. A step has exactly n views."""
 
     def init(key: Key[Array, ""]):
         del key
         return {"x": start}, {}
 
-    def render(theta, aux, camera: Camera, keys: Key[Array, "b"], probe) -> Render:
+    def render(theta, aux, camera: Camera, keys: Key[Array, "b"], means2d_probe) -> Render:
         if len(keys) != len(theta["x"]):
             raise ValueError(f"{len(theta['x'])} particles need as many views, on one device, got {len(keys)}")
         one = jnp.ones_like(theta["x"][..., :1])
         return Render(theta["x"], one, one, {})
 
-    return Scene(init, render, probe=lambda aux, b: {}, observe=lambda aux, g_probe, render: aux)
+    return Scene(init, render, means2d_probe=lambda aux, b: {}, update_stats=lambda aux, means2d_grad, render: aux)
 
 
 def pixels(height: int, width: int, start: float = 0.5) -> Scene:
@@ -29,9 +29,9 @@ def pixels(height: int, width: int, start: float = 0.5) -> Scene:
         del key
         return {"rgb": jnp.full((height, width, 3), start)}, {}
 
-    def render(theta, aux, camera: Camera, keys: Key[Array, "b"], probe) -> Render:
+    def render(theta, aux, camera: Camera, keys: Key[Array, "b"], means2d_probe) -> Render:
         rgb = jnp.broadcast_to(theta["rgb"], (len(camera.view), height, width, 3))
         one = jnp.ones_like(rgb[..., :1])
         return Render(rgb, one, one, {})
 
-    return Scene(init, render, probe=lambda aux, b: {}, observe=lambda aux, g_probe, render: aux)
+    return Scene(init, render, means2d_probe=lambda aux, b: {}, update_stats=lambda aux, means2d_grad, render: aux)

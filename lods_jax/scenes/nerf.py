@@ -23,7 +23,7 @@ NEAR = 0.05  # world units before the camera, where nothing is seen
 CHUNK = 1 << 18  # samples that are evaluated at once
 
 
-class Field(NamedTuple):
+class FieldConfig(NamedTuple):
     """Sizes of the field. `TINY` is for CPUs, `OFFICIAL` that of LODS and threestudio."""
 
     levels: int = 8
@@ -38,12 +38,12 @@ class Field(NamedTuple):
     cells: int = 48  # of the occupancy grid, an edge
 
 
-TINY = Field()
-OFFICIAL = Field(levels=16, log2_rows=19, finest=4096, bound=1.0, sharpness=1.0, blob=10.0, cells=32)
+TINY = FieldConfig()
+OFFICIAL = FieldConfig(levels=16, log2_rows=19, finest=4096, bound=1.0, sharpness=1.0, blob=10.0, cells=32)
 
 
 # --- the field --------------------------------------------------------------------------------------------------------------
-def init_field(key: Key[Array, ""], field: Field) -> dict[str, Any]:
+def init_field(key: Key[Array, ""], field: FieldConfig) -> dict[str, Any]:
     """Tables uniform in +-1e-4, layers without bias as He et al. 2015."""
     k_tables, k_density, k_color = jax.random.split(key, 3)
     shape = (1 << field.log2_rows, 2)
@@ -69,29 +69,29 @@ def layers(weights: list[Float[Array, "_ _"]], x: Float[Array, "n i"]) -> Float[
     return x @ weights[-1]
 
 
-def features(field: Field, tables: list, x: Float[Array, "3 n"]) -> Float[Array, "n d"]:
+def features(field: FieldConfig, tables: list, x: Float[Array, "3 n"]) -> Float[Array, "n d"]:
     return encode(tables, x / (2 * field.bound) + 0.5, resolutions(field.levels, field.base, field.finest))
 
 
-def before_softplus(field: Field, theta: dict, x: Float[Array, "3 n"], encoded: Float[Array, "n d"]) -> Float[Array, "n"]:
+def before_softplus(field: FieldConfig, theta: dict, x: Float[Array, "3 n"], encoded: Float[Array, "n d"]) -> Float[Array, "n"]:
     r = jnp.sqrt(jnp.sum(x * x, 0))
     return layers(theta["density"], encoded)[:, 0] + field.blob * (1 - r / field.blob_radius)
 
 
-def density(field: Field, theta: dict, x: Float[Array, "3 n"]) -> Float[Array, "n"]:
+def density(field: FieldConfig, theta: dict, x: Float[Array, "3 n"]) -> Float[Array, "n"]:
     """Absorption per world unit at world points [3 n]; 0 outside the ball."""
     sigma = field.sharpness * jax.nn.softplus(before_softplus(field, theta, x, features(field, theta["tables"], x)))
     return jnp.where(jnp.sum(x * x, 0) < field.bound**2, sigma, 0.0)
 
 
-def look_up(field: Field, theta: dict, x: Float[Array, "3 n"]) -> Float[Array, "n 4"]:
+def query_field(field: FieldConfig, theta: dict, x: Float[Array, "3 n"]) -> Float[Array, "n 4"]:
     """Density and colour in [0, 1] at world points."""
     encoded = features(field, theta["tables"], x)
     sigma = field.sharpness * jax.nn.softplus(before_softplus(field, theta, x, encoded))
     return jnp.concatenate([sigma[:, None], jax.nn.sigmoid(layers(theta["color"], encoded))], 1)
 
 
-def normals(field: Field, theta: dict, x: Float[Array, "3 n"], eps: float) -> Float[Array, "n 3"]:
+def normals(field: FieldConfig, theta: dict, x: Float[Array, "3 n"], eps: float) -> Float[Array, "n 3"]:
     """Unit vectors against the density's gradient, from four taps at distance sqrt(3) eps (0 where it has none)."""
     taps = jnp.array([(1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0)])
     at = lambda tap: x + eps * tap[:, None]  # noqa: E731
@@ -115,14 +115,14 @@ def in_chunks(evaluate: Callable[[Array], Array], x: Float[Array, "3 n"]) -> Flo
 
 
 # --- occupancy --------------------------------------------------------------------------------------------------------------
-def centres(field: Field) -> Float[Array, "3 m"]:
+def centres(field: FieldConfig) -> Float[Array, "3 m"]:
     """World positions of the middles of the occupancy cells, m = cells^3."""
     line = ((jnp.arange(field.cells) + 0.5) / field.cells - 0.5) * 2 * field.bound
     return jnp.stack(jnp.meshgrid(line, line, line, indexing="ij")).reshape(3, -1)
 
 
-def refresh(
-    key: Key[Array, ""], field: Field, theta: dict, aux: dict, *, decay: float = 0.5, empty: float = 0.5
+def update_occupancy_grid(
+    key: Key[Array, ""], field: FieldConfig, theta: dict, aux: dict, *, decay: float = 0.5, empty: float = 0.5
 ) -> dict[str, Any]:
     """aux with the occupancy of theta. A cell is occupied if it, or one of its 26 neighbours, has had a density above `empty`.
 
@@ -146,8 +146,8 @@ def nerf(
     *,
     height: int,
     width: int,
-    room: int,
-    field: Field = TINY,
+    capacity: int,
+    field: FieldConfig = TINY,
     samples: int = 64,
     stratified: bool = True,
     normal_eps: float | None = None,
@@ -161,14 +161,14 @@ def nerf(
       needed since the last refresh, and last: between the two before.
 
     Args:
-      room: samples per view that are evaluated; the farthest are dropped beyond it (see aux["total"]).
+      capacity: samples per view that are evaluated; the farthest are dropped beyond it (see aux["total"]).
       samples: per ray through the whole ball. stratified: jittered within their interval, else at its middle.
       normal_eps: world units between the taps of normals, which come with extras["normal"] and ["orientation"]; None: without.
       environment: learn a background of the ray's direction, and show it in half of the views (as LODS does).
       background: key -> rgb, drawn anew for every view.
     """
-    if samples < 1 or room < 1:
-        raise ValueError(f"samples and room must be at least 1, got {samples} and {room}")
+    if samples < 1 or capacity < 1:
+        raise ValueError(f"samples and capacity must be at least 1, got {samples} and {capacity}")
     step = 2 * field.bound / samples
 
     def init(key: Key[Array, ""]):
@@ -179,7 +179,7 @@ def nerf(
         shape = (field.cells,) * 3
         aux = {"density": jnp.zeros(shape), "occupied": jnp.ones(shape, bool), "total": jnp.zeros((), jnp.int32)}
         aux["last"] = aux["total"]
-        return theta, refresh(k_grid, field, theta, aux)
+        return theta, update_occupancy_grid(k_grid, field, theta, aux)
 
     def view(theta, aux, camera: Camera, key) -> Render:
         k_jitter, k_background = jax.random.split(key)
@@ -197,10 +197,10 @@ def nerf(
         thickness = jnp.where(active, aux["density"][cell[0], cell[1], cell[2]] * step, 0.0)
         active = active & (before(thickness) < 2 * HIDDEN)
 
-        # Rows come front to back, so that what is beyond the room is farthest.
-        packed = jnp.nonzero(active.ravel(), size=room, fill_value=active.size)[0]
+        # Rows come front to back, so that what is beyond the capacity is farthest.
+        packed = jnp.nonzero(active.ravel(), size=capacity, fill_value=active.size)[0]
         at = points.reshape(3, -1).at[:, packed].get(mode="fill", fill_value=0.0)
-        found = in_chunks(lambda x: look_up(field, theta, x), at)
+        found = in_chunks(lambda x: query_field(field, theta, x), at)
         unpack = lambda x: (  # noqa: E731
             jnp.zeros((active.size, x.shape[1])).at[packed].set(x, mode="drop", unique_indices=True, indices_are_sorted=True)
         )
@@ -224,13 +224,13 @@ def nerf(
         rgb = jnp.stack([jnp.sum(weights * channel, 0) for channel in rgb], -1) + passed[:, None] * behind
         return Render(rgb.reshape(height, width, 3), image(opacity), image(jnp.where(opacity > 0, depth, 0.0)), extras)
 
-    def render(theta, aux, camera: Camera, keys: Key[Array, "b"], probe) -> Render:
+    def render(theta, aux, camera: Camera, keys: Key[Array, "b"], means2d_probe) -> Render:
         return jax.lax.map(lambda one: view(theta, aux, *one), (camera, keys))
 
-    def observe(aux, g_probe, rendered: Render):
+    def update_stats(aux, means2d_grad, rendered: Render):
         return aux | {"total": jnp.maximum(aux["total"], jnp.max(rendered.extras["total"]))}
 
-    return Scene(init, render, lambda aux, b: {}, observe)
+    return Scene(init, render, lambda aux, b: {}, update_stats)
 
 
 def harmonics(d: Float[Array, "n 3"]) -> Float[Array, "n 9"]:

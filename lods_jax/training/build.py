@@ -18,9 +18,9 @@ from lods_jax.core.paths import TABLETOP
 from lods_jax.core.types import Objective, Prior
 from lods_jax.distillation import prompts
 from lods_jax.distillation.objectives import make_objective
-from lods_jax.distillation.perp_neg import by_azimuth
-from lods_jax.distillation.regularizers import ERRORS, against_picture, weighted
-from lods_jax.distillation.train_step import Known, by_view
+from lods_jax.distillation.perp_neg import interpolate_view_prompts
+from lods_jax.distillation.regularizers import IMAGE_ERRORS, image_errors, weighted_regularizers
+from lods_jax.distillation.train_step import ReferenceView, select_view_prompts
 from lods_jax.priors.architectures import write_configs
 from lods_jax.priors.captioned_images import caption_gaussians, posterior_mean
 from lods_jax.priors.diffusers_folder import read_config
@@ -30,38 +30,38 @@ from lods_jax.priors.tokenizer import left_out
 from lods_jax.tabletop.captioned import captioned_renders
 from lods_jax.tabletop.dataset import parse_caption
 from lods_jax.tabletop.objects import COMPOSITE
-from lods_jax.training.image_to_3d import Given, given, reads_tabletop
-from lods_jax.training.scene_setups import Representation, Static, represent
+from lods_jax.training.image_to_3d import ImageInputs, image_inputs, reads_tabletop
+from lods_jax.training.scene_setups import SceneSetup, StaticShapes, scene_setup
 from lods_jax.training.schedules import phase, window
 
 EXACT_PARTS = 12  # of 672 renders: 8,064 images, about 16 of each seen caption
 
 
-class Parts(NamedTuple):
+class Components(NamedTuple):
     """A run, ready to be stepped."""
 
-    representation: Representation
+    setup: SceneSetup
     prior: Prior
     prior_sha256: str | None  # of the U-Net's weights; None for closed forms
     weights: Any
     objective: Objective
     texts: dict[str, Array]  # {name: [views n d]}
-    texts_of: Callable  # (texts, camera) -> rows, and how to ask with them
+    select_prompts: Callable  # (texts, camera) -> rows, and how to ask with them
     psi: Any  # before the first step
     tx_theta: optax.GradientTransformation
     tx_psi: optax.GradientTransformation
     cameras: Callable
     orbit: Orbit
     window: Callable
-    penalty: Callable
-    given: Given | None = None  # of a picture
+    regularizers: Callable
+    image_inputs: ImageInputs | None = None  # of an image
 
 
-def build(config: Config, folder: Path | None = None) -> Parts:
+def build(config: Config, folder: Path | None = None) -> Components:
     """The parts that a configuration names. Raises UserError or ValueError, in one line, for what does not fit together.
 
     Args:
-      folder: of a run that goes on, which holds what was made of its picture.
+      folder: of a run that goes on, which holds what was made of its image.
     """
     objective, _ = checked(config)
     prior = make_prior(config)
@@ -72,15 +72,15 @@ def build(config: Config, folder: Path | None = None) -> Parts:
     weights = prior.init(jax.random.key(0))
     texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
     psi = first_psi(config, prior, objective, weights, texts["null"][0])
-    found = given(config, folder, prior, weights) if config.picture.file else None
-    parts = assemble(config, prior, unet_hash(local(config.prior.name)), without_text(weights), objective, texts, psi)
-    return parts._replace(given=found)
+    found = image_inputs(config, folder, prior, weights) if config.image.file else None
+    components = assemble(config, prior, unet_hash(local(config.prior.name)), without_text(weights), objective, texts, psi)
+    return components._replace(image_inputs=found)
 
 
-def sketch(config: Config) -> Parts:
+def build_abstract(config: Config) -> Components:
     """The same with shapes in place of arrays, for a published architecture whose folder is not there; it cannot be run."""
-    if config.picture.file:
-        raise UserError(f"a dry run of a picture needs the folder of the prior, and {config.prior.name} is a name alone")
+    if config.image.file:
+        raise UserError(f"a dry run of an image needs the folder of the prior, and {config.prior.name} is a name alone")
     objective, table = checked(config)
     with tempfile.TemporaryDirectory() as folder:
         root = write_configs(Path(folder), config.prior.name)
@@ -100,12 +100,12 @@ def without_text(weights: Any) -> Any:
 
 def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
     """Objective and prompt table, after every complaint that needs no weights."""
-    objective, representation = objective_of(config), represent(config)
-    if (objective.fit or config.picture.invert) and config.prior.dtype == "float16":
-        learns = f"objective {config.objective.name} learns" if objective.fit else "picture.invert fits an embedding"
+    objective, setup = objective_of(config), scene_setup(config)
+    if (objective.trained_query or config.image.invert) and config.prior.dtype == "float16":
+        learns = f"objective {config.objective.name} learns" if objective.trained_query else "image.invert fits an embedding"
         raise UserError(f"{learns}, and float16 would round its gradients away: pass --prior.dtype bfloat16")
     # Built here for its complaints alone, before weights are read.
-    representation.scene(config, representation.plan(config, config.resolution, None))
+    setup.scene(config, setup.choose_shapes(config, config.resolution, None))
     table = prompt_table_of(config)
     check_queries(config, objective, table)
     return objective, table
@@ -126,13 +126,13 @@ def objective_of(config: Config) -> Objective:
 
 def predictions_per_view(config: Config, objective: Objective) -> int:
     """How many noise predictions a step asks for each view: the score's, and the fit's unless it shares the score's noise."""
-    asked = len(objective.queries) + (objective.fit is not None and not config.objective.fit_shares_noise)
-    return asked + 2 * (config.pose.name != "none")
+    asked = len(objective.queries) + (objective.trained_query is not None and not config.objective.fit_shares_noise)
+    return asked + 2 * (config.zero123.name != "none")
 
 
 def first_psi(config: Config, prior: Prior, objective: Objective, weights: Any, tokens: Array) -> Any:
     """What is learned of the prior, before the first step."""
-    return prior.init_psi(weights, jax.random.fold_in(jax.random.key(config.seed), 1), tokens, objective.fitted)
+    return prior.init_psi(weights, jax.random.fold_in(jax.random.key(config.seed), 1), tokens, objective.trained_queries)
 
 
 def psi_optimizer(o: OptimizerConfig) -> optax.GradientTransformation:
@@ -142,33 +142,35 @@ def psi_optimizer(o: OptimizerConfig) -> optax.GradientTransformation:
 
 def assemble(
     config: Config, prior: Prior, sha256: str | None, weights: Any, objective: Objective, texts: dict[str, Array], psi: Any
-) -> Parts:
-    representation, orbit = represent(config), Orbit(**vars(config.camera))
-    return Parts(
-        representation,
+) -> Components:
+    setup, orbit = scene_setup(config), Orbit(**vars(config.camera))
+    return Components(
+        setup,
         prior,
         sha256,
         weights,
         objective,
         texts,
-        by_azimuth if config.perp_neg else by_view,
+        interpolate_view_prompts if config.perp_neg else select_view_prompts,
         psi,
-        tx_theta=representation.tx(config),
+        tx_theta=setup.tx(config),
         tx_psi=psi_optimizer(config.optimizer),
         cameras=lambda keys, views: sample_orbit(keys, views, config.batch, orbit),
         orbit=orbit,
         window=window(config, config.timesteps),
-        penalty=weighted({k: partial(phase, config, v) for k, v in vars(config.penalty).items() if ever_on(v)}),
+        regularizers=weighted_regularizers(
+            {k: partial(phase, config, v) for k, v in vars(config.regularizers).items() if ever_on(v)}
+        ),
     )
 
 
-def known_view(config: Config, static: Static) -> Known | None:
-    """The view of the picture of a run, at a static shape."""
-    if not config.picture.file:
+def reference_view_of(config: Config, shapes: StaticShapes) -> ReferenceView | None:
+    """The view of the image of a run, at a static shape."""
+    if not config.image.file:
         return None
-    weights = {name: getattr(config.picture, name) for name in ERRORS}
+    weights = {name: getattr(config.image, name) for name in IMAGE_ERRORS}
     schedules = {name: partial(phase, config, pair) for name, pair in weights.items() if any(pair)}
-    return Known(represent(config).eye(config, static), against_picture(schedules))
+    return ReferenceView(scene_setup(config).eval_scene(config, shapes), image_errors(schedules))
 
 
 def check_queries(config: Config, objective: Objective, texts: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lods_jax.config import Config
 from lods_jax.core.errors import UserError
 from lods_jax.distillation.parallel import AXIS, over_devices
-from lods_jax.training.build import Parts
+from lods_jax.training.build import Components
 from lods_jax.training.loop import first_state, mode_of, train_step
 
 GIB = 2**30
@@ -38,7 +38,7 @@ class Cost(NamedTuple):
     kind: str
     arguments: int  # bytes of weights, state and texts, also of those that the step itself does not read
     temporary: int  # bytes
-    room: int | None  # bytes of a device's memory; None where it does not tell
+    memory: int | None  # bytes of a device's memory; None where it does not tell
     operations: float
     collectives: dict[str, int]  # how many of each kind
 
@@ -47,19 +47,19 @@ class Cost(NamedTuple):
         return self.arguments + self.temporary
 
 
-def estimate(config: Config, parts: Parts, devices: list | None = None) -> Cost:
-    """Compiles the step, runs nothing. Arrays of `parts` may be shapes alone (`build.sketch`)."""
+def estimate(config: Config, components: Components, devices: list | None = None) -> Cost:
+    """Compiles the step, runs nothing. Arrays of `parts` may be shapes alone (`build.build_abstract`)."""
     here = devices is None
     if here:
         devices = jax.devices()[:1] if mode_of(config) == "jit" else jax.devices()
     if config.batch % len(devices):
         raise UserError(f"batch must be a multiple of the {len(devices)} devices, got {config.batch}")
-    static = parts.representation.plan(config, config.resolution, None)
+    shapes = components.setup.choose_shapes(config, config.resolution, None)
     mode = "jit" if here and len(devices) == 1 else "shard_map"
-    step, views = over_devices(train_step(config, parts, static), mode, config.batch, devices)
-    state = jax.eval_shape(lambda psi: first_state(config, parts._replace(psi=psi)), parts.psi)
-    reference = parts.given and parts.given.reference
-    arguments = (state, parts.weights, parts.texts, reference, jax.eval_shape(lambda: jax.random.key(0)))
+    step, views = over_devices(train_step(config, components, shapes), mode, config.batch, devices)
+    state = jax.eval_shape(lambda psi: first_state(config, components._replace(psi=psi)), components.psi)
+    reference = components.image_inputs and components.image_inputs.reference
+    arguments = (state, components.weights, components.texts, reference, jax.eval_shape(lambda: jax.random.key(0)))
     mesh = Mesh(np.asarray(devices), (AXIS,))
 
     def on(spec):
@@ -78,15 +78,15 @@ def estimate(config: Config, parts: Parts, devices: list | None = None) -> Cost:
     memory = compiled.memory_analysis()
     count = lambda tree: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))  # noqa: E731
     held = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arguments))
-    networks = {name: count(tree) for name, tree in parts.weights.items()} if isinstance(parts.weights, dict) else {}
-    networks |= {"pose": count([own for own, _ in reference.also])} if reference and reference.also else {}
+    networks = {name: count(tree) for name, tree in components.weights.items()} if isinstance(components.weights, dict) else {}
+    networks |= {"zero123": count([own for own, _ in reference.auxiliary])} if reference and reference.auxiliary else {}
     return Cost(
         networks | {"scene": count(state.theta), "learned": count(state.psi)},
         len(devices),
         devices[0].device_kind,
         held,
         memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        room_of(devices[0]) if here else None,
+        memory_of(devices[0]) if here else None,
         float(compiled.cost_analysis()["flops"]),
         # One that overlaps with computation stands in many fusions, under one channel.
         dict(Counter(kind for kind, _ in set(COLLECTIVE.findall(compiled.as_text())))),
@@ -95,9 +95,10 @@ def estimate(config: Config, parts: Parts, devices: list | None = None) -> Cost:
 
 def check_fits(config: Config, cost: Cost) -> None:
     """Raises UserError for a step that needs more memory than a device has."""
-    if cost.room is not None and cost.peak > cost.room:
+    if cost.memory is not None and cost.peak > cost.memory:
         raise UserError(
-            f"a step needs {cost.peak / GIB:.1f} GiB of the {cost.room / GIB:.1f} that a {cost.kind} device has; {advice(config)}"
+            f"a step needs {cost.peak / GIB:.1f} GiB of the {cost.memory / GIB:.1f} that a {cost.kind} device has; "
+            f"{advice(config)}"
         )
 
 
@@ -109,10 +110,10 @@ def advice(config: Config) -> str:
 def describe(cost: Cost) -> str:
     """A few lines for the console."""
     lines = [f"{name:<14}{n:>14,} parameters" for name, n in cost.parameters.items()]
-    room = f" of {cost.room / GIB:.1f}" if cost.room else ""
+    memory = f" of {cost.memory / GIB:.1f}" if cost.memory else ""
     lines += [
         f"{'devices':<14}{cost.devices} x {cost.kind}",
-        f"{'memory':<14}{cost.peak / GIB:.2f} GiB{room} per device: {cost.arguments / GIB:.2f} of weights and state, "
+        f"{'memory':<14}{cost.peak / GIB:.2f} GiB{memory} per device: {cost.arguments / GIB:.2f} of weights and state, "
         f"{cost.temporary / GIB:.2f} of a step",
         f"{'operations':<14}{cost.operations / 1e12:.3f} TFLOP per step and device",
         f"{'collectives':<14}{', '.join(f'{n} {kind}' for kind, n in cost.collectives.items()) or 'none'}",
@@ -120,7 +121,7 @@ def describe(cost: Cost) -> str:
     return "\n".join(lines)
 
 
-def room_of(device: Any) -> int | None:
+def memory_of(device: Any) -> int | None:
     """Bytes of memory that a device has for us."""
     if device.platform == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()

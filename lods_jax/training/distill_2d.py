@@ -15,13 +15,13 @@ from jaxtyping import Array, Float
 
 from lods_jax.core.cameras import sample_orbit
 from lods_jax.core.types import Objective, Prior, Reference, TrainState
-from lods_jax.distillation.parallel import parallelise
-from lods_jax.distillation.scores import fit_loss
-from lods_jax.distillation.train_step import descend, encode_each, init_state, make_train_step
-from lods_jax.scenes.images import particles
+from lods_jax.distillation.parallel import compile_train_step
+from lods_jax.distillation.scores import denoising_loss
+from lods_jax.distillation.train_step import apply_gradients, encode_each, init_state, make_train_step
+from lods_jax.scenes.images import image_batch
 
 
-class Recipe(NamedTuple):
+class DistillConfig(NamedTuple):
     """How long, how fast, and at which noise."""
 
     steps: int = 500
@@ -33,13 +33,13 @@ class Recipe(NamedTuple):
     fit_first: int = 0  # steps of the learned branch alone, on the start, before anything else
 
 
-def distil(
+def distill(
     prior: Prior,
     weights: Any,
     objective: Objective,
     texts: dict[str, Float[Array, "views k d"]],
     start: Float[Array, "n h w c"],
-    recipe: Recipe,
+    recipe: DistillConfig,
     seed: int = 0,
     reference: Float[Array, "n h w c"] | None = None,
 ) -> Iterator[tuple[TrainState, dict[str, jax.Array]]]:
@@ -49,7 +49,7 @@ def distil(
       prior: for latents that of `in_latents`. texts: as `prompts.prompt_table`, embedded. reference: latents that the objective
         compares with (DDS).
     """
-    n, scene = len(start), particles(start)
+    n, scene = len(start), image_batch(start)
     if reference is None and any(query.latents == "reference" for query in objective.queries.values()):
         raise ValueError("this objective compares with a reference: an image to edit")
     if absent := sorted({query.text for query in objective.queries.values()} - {"learned", *texts}):
@@ -57,15 +57,15 @@ def distil(
     # An image has no camera: whatever asks for its pose is asked without.
     objective = objective._replace(queries={name: query._replace(pose=False) for name, query in objective.queries.items()})
     k_psi, k_fit, key = jax.random.split(jax.random.key(seed), 3)
-    psi = prior.init_psi(weights, k_psi, texts["null"][0], objective.fitted)
+    psi = prior.init_psi(weights, k_psi, texts["null"][0], objective.trained_queries)
     tx_theta = optax.adam(optax.cosine_decay_schedule(recipe.lr, recipe.steps, 0.1), b2=0.99)
     rate = recipe.psi_lr or (3e-2 if "embedding" in psi else 3e-3)
     tx_psi = optax.adam(rate, b2=0.99)
-    if objective.fit and recipe.fit_first:
+    if objective.trained_query and recipe.fit_first:
         psi = fit_on(prior, weights, objective, texts, start, psi, tx_psi, k_fit, recipe.fit_first)
     options = {"cameras": lambda keys, views: sample_orbit(keys, views, n), "window": lambda step: recipe.window, "batch": n}
     options |= {"fit_shares_noise": recipe.fit_shares_noise, "schedule": recipe.schedule}
-    step = parallelise(make_train_step(scene, prior, objective, tx_theta=tx_theta, tx_psi=tx_psi, **options), "jit", n)
+    step = compile_train_step(make_train_step(scene, prior, objective, tx_theta=tx_theta, tx_psi=tx_psi, **options), "jit", n)
     state, held_against = init_state(scene, psi, tx_theta, tx_psi, key), Reference(latents=reference)
     for _ in range(recipe.steps):
         state, metrics = step(state, weights, texts, held_against, key)
@@ -80,8 +80,8 @@ def fit_on(prior, weights, objective, texts, images, psi, tx, key, steps: int) -
     def step(psi, opt, key, weights, images, rows):
         k_encode, k_fit = (jax.random.split(k, len(images)) for k in jax.random.split(key))
         z = encode_each(prior, weights, images, k_encode)
-        gradient = jax.grad(fit_loss)(psi, objective, partial(prior.predict, weights), {"render": z}, rows, k_fit)
-        return descend(tx, gradient, psi, opt)
+        gradient = jax.grad(denoising_loss)(psi, objective, partial(prior.predict, weights), {"render": z}, rows, k_fit)
+        return apply_gradients(tx, gradient, psi, opt)
 
     opt = tx.init(psi)
     for i in range(steps):
@@ -105,6 +105,6 @@ def film(
         for i, (state, metrics) in enumerate(steps, 1):
             if i % every == 0 or i == total:
                 shots.append(np.asarray(show(state.theta["x"])))
-                bar.set_postfix_str(f"force {float(metrics['force']):.3g}, fit {float(metrics['fit']):.3g}")
+                bar.set_postfix_str(f"score {float(metrics['score_rms']):.3g}, fit {float(metrics['fit']):.3g}")
             bar.update()
     return np.stack(shots), state

@@ -1,6 +1,6 @@
-"""Image-to-3D: what a run needs of a picture. A cut-out, what it shows, its camera, an embedding fitted to it, a prior of poses.
+"""Image-to-3D: what a run needs of an image: a cut-out, what it shows, its camera, an embedding fitted to it, Zero-1-to-3.
 
-The picture enters a run in three ways: as a known view (`penalties.against_picture`), as what a prior of poses sees, and through
+The image enters a run in three ways: as a known view (`regularizers.image_errors`), as what a Zero-1-to-3 prior sees, and through
 the prompt, whose embedding can be fitted to it before the run.
 """
 
@@ -28,10 +28,10 @@ from lods_jax.core.files import replacing
 from lods_jax.core.images import read_depth, read_rgba, to_uint8, white_of_file, write_png, write_tiff
 from lods_jax.core.math import normalize
 from lods_jax.core.paths import TABLETOP
-from lods_jax.core.types import Camera, Objective, Picture, Prior, Reference
+from lods_jax.core.types import Camera, Objective, Prior, Reference, ReferenceImage
 from lods_jax.distillation.objectives import lods_embedding, sds
-from lods_jax.distillation.scores import Ask, ask
-from lods_jax.distillation.train_step import Guidance
+from lods_jax.distillation.scores import PredictNoise, predict_noise
+from lods_jax.distillation.train_step import AuxiliaryPrior
 from lods_jax.priors.hub import local, unet_hash
 from lods_jax.priors.zero123 import token, zero123
 from lods_jax.scenes.gaussians import white_or_grey
@@ -42,44 +42,44 @@ from lods_jax.training.checkpoint import digest
 from lods_jax.training.distill_2d import fit_on
 from lods_jax.training.schedules import phase, window
 
-SHARE = 0.7  # of the picture's edge that the object fills where it is framed anew
-EDGES = (64, 512)  # least and most of a picture that a run keeps, pixels
-GENERIC = "an object"  # the prompt of a picture that nobody reads
+SHARE = 0.7  # of the image's edge that the object fills where it is framed anew
+EDGES = (64, 512)  # least and most of an image that a run keeps, pixels
+GENERIC = "an object"  # the prompt of an image that nobody reads
 AZIMUTHS, ELEVATIONS = {"side": 90.0, "back": 180.0}, {"overhead": 75.0}  # of a camera whose view the judge reads, degrees
 ELEVATION = 15.0
 INVERT = 200  # steps that fit the embedding of a prompt that was not given
-# In the folder of a run: the picture, what may lie beside it, the fitted embedding.
+# In the folder of a run: the image, what may lie beside it, the fitted embedding.
 COPY, DEPTH, NORMAL, EMBEDDING = "picture.png", "picture-depth.tif", "picture-normal.png", "prompt_embeds.safetensors"
 
 
-class Given(NamedTuple):
-    """What comes of the picture of a run."""
+class ImageInputs(NamedTuple):
+    """What comes of the image of a run."""
 
     rgba: Float[np.ndarray, "n n 4"]  # as the run keeps it
     reference: Reference
-    also: tuple[Guidance, ...]
-    pose_sha256: str | None  # of the U-Net of the prior of poses
+    auxiliary_priors: tuple[AuxiliaryPrior, ...]
+    zero123_sha256: str | None  # of the U-Net of the Zero-1-to-3 prior
 
 
-def given(config: Config, folder: Path | None, prior: Prior, weights: Any) -> Given:
-    """The picture of a configuration and who looks at it. `folder` is that of a run, which may hold copies to go on with."""
-    rgba = picture_of(config, folder)
+def image_inputs(config: Config, folder: Path | None, prior: Prior, weights: Any) -> ImageInputs:
+    """The image of a configuration and who looks at it. `folder` is that of a run, which may hold copies to go on with."""
+    rgba = object_image(config, folder)
     depth, normal = depth_of(config, folder, len(rgba)), normal_of(config, folder, len(rgba))
-    picture = Picture(
+    image = ReferenceImage(
         on(rgba, 1.0),
         rgba[..., 3:],
         camera_of(config),
         depth=None if depth is None else in_unit_range(depth, rgba)[..., None],
         normal=None if normal is None else np.asarray(normalize(jnp.asarray(2 * normal - 1))),
     )
-    reference = Reference(picture=jax.tree.map(jnp.asarray, picture))
-    if config.pose.name == "none":
-        return Given(rgba, reference, (), None)
-    guidance, inputs = pose_guidance(config, prior, weights, reference.picture)
-    return Given(rgba, reference.replace(also=(inputs,)), (guidance,), unet_hash(pose_folder(config)))
+    reference = Reference(image=jax.tree.map(jnp.asarray, image))
+    if config.zero123.name == "none":
+        return ImageInputs(rgba, reference, (), None)
+    auxiliary_prior, inputs = zero123_auxiliary(config, prior, weights, reference.image)
+    return ImageInputs(rgba, reference.replace(auxiliary=(inputs,)), (auxiliary_prior,), unet_hash(zero123_folder(config)))
 
 
-def keep(folder: Path, config: Config, found: Given) -> None:
+def keep(folder: Path, config: Config, found: ImageInputs) -> None:
     """Leaves copies in the folder of a run, from which it goes on, and which people look at."""
     write_png(folder / COPY, found.rgba)
     if (depth := depth_of(config, folder, len(found.rgba))) is not None:
@@ -88,50 +88,48 @@ def keep(folder: Path, config: Config, found: Given) -> None:
         write_png(folder / NORMAL, normal)
 
 
-# --- the picture and its camera -----------------------------------------------------------------------------------------------
-def picture_of(config: Config, folder: Path | None = None) -> Float[np.ndarray, "n n 4"]:
+# --- the image and its camera -----------------------------------------------------------------------------------------------
+def object_image(config: Config, folder: Path | None = None) -> Float[np.ndarray, "n n 4"]:
     """The cut-out that a run works with, square, alpha not multiplied in: the copy of its folder, or made from the file."""
     if folder and (folder / COPY).is_file():
         return read_rgba(folder / COPY)
-    rgba = read_rgba(config.picture.file)
+    rgba = read_rgba(config.image.file)
     try:
         rgba = cut_out(rgba)
     except ValueError as error:
-        raise UserError(f"{config.picture.file}: {error}") from None
+        raise UserError(f"{config.image.file}: {error}") from None
     edge = int(np.clip(min(rgba.shape[:2]), *EDGES))
     # Eight bits, as the copy has them.
-    framed_rgba = to_uint8(framed(rgba, edge, SHARE if config.picture.frame == "fit" else None)).astype(np.float32) / 255
+    framed_rgba = to_uint8(framed(rgba, edge, SHARE if config.image.frame == "fit" else None)).astype(np.float32) / 255
     if np.mean(framed_rgba[..., 3] > SEEN) < 1e-3:
-        raise UserError(
-            f"{config.picture.file} shows nothing in its centre square: pass --picture.frame fit to crop to the object"
-        )
+        raise UserError(f"{config.image.file} shows nothing in its centre square: pass --image.frame fit to crop to the object")
     return framed_rgba
 
 
 def on(rgba: Float[np.ndarray, "h w 4"], background: float) -> Float[np.ndarray, "h w 3"]:
-    """The picture on an even background."""
+    """The image on an even background."""
     return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * np.float32(background)
 
 
 def depth_of(config: Config, folder: Path | None, edge: int) -> Float[np.ndarray, "n n"] | None:
-    """The depths beside the picture, at its size, in the units of their file; None where there are none."""
+    """The depths beside the image, at its size, in the units of their file; None where there are none."""
     file = beside(config, folder, "depth", DEPTH, "picture-depth.png")  # runs of old have a PNG
     return None if file is None else centre(read_depth(file), edge)
 
 
 def normal_of(config: Config, folder: Path | None, edge: int) -> Float[np.ndarray, "n n 3"] | None:
-    """The normals beside the picture as colours, at its size, in eight bits; None where there are none."""
+    """The normals beside the image as colours, at its size, in eight bits; None where there are none."""
     file = beside(config, folder, "normal", NORMAL)
     return None if file is None else to_uint8(framed(read_rgba(file), edge)[..., :3]).astype(np.float32) / 255
 
 
 def beside(config: Config, folder: Path | None, name: str, *copies: str) -> Path | None:
-    """What lies beside the picture: a copy in the folder of a run, else the file of the configuration, if there is one."""
-    file = getattr(config.picture, f"{name}_file")
+    """What lies beside the image: a copy in the folder of a run, else the file of the configuration, if there is one."""
+    file = getattr(config.image, f"{name}_file")
     if not file:
         return None
-    if config.picture.frame != "as-is":
-        raise UserError(f"picture.{name}_file goes with the picture as it is: pass --picture.frame as-is")
+    if config.image.frame != "as-is":
+        raise UserError(f"image.{name}_file goes with the image as it is: pass --image.frame as-is")
     return next((folder / copy for copy in copies if folder and (folder / copy).is_file()), Path(file))
 
 
@@ -149,17 +147,17 @@ def depth_range(depth: Float[np.ndarray, "n n"], rgba: Float[np.ndarray, "n n 4"
     return float(values.min()), float(values.max())
 
 
-def notes_on_picture(config: Config) -> list[str]:
-    """What a person should know of how the picture and what lies beside it were read."""
-    rgba, notes = picture_of(config), []
-    if (white := white_of_file(config.picture.file) or 1) != 1:
+def notes_on_image(config: Config) -> list[str]:
+    """What a person should know of how the image and what lies beside it were read."""
+    rgba, notes = object_image(config), []
+    if (white := white_of_file(config.image.file) or 1) != 1:
         notes.append(f"{white:,} is taken for white, as its greys are no bytes")
     if (depth := depth_of(config, None, len(rgba))) is not None:
         near, far = depth_range(depth, rgba)
-        notes.append(f"depths of the object are {near:.6g} to {far:.6g} in {config.picture.depth_file}: 0 and 1 to this run")
+        notes.append(f"depths of the object are {near:.6g} to {far:.6g} in {config.image.depth_file}: 0 and 1 to this run")
         if near == far:
-            raise UserError(f"{config.picture.depth_file} has one depth for the whole object, {near:.6g}: that tells nothing")
-    p, orbit = config.picture, Orbit(**vars(config.camera))
+            raise UserError(f"{config.image.depth_file} has one depth for the whole object, {near:.6g}: that tells nothing")
+    p, orbit = config.image, Orbit(**vars(config.camera))
     seen = p.radius and p.radius * np.tan(np.deg2rad(p.fov_y) / 2)
     trained = np.mean(orbit.radius) * np.tan(np.deg2rad(np.mean(orbit.fov_y)) / 2) if orbit.radius else np.mean(orbit.extent)
     if seen and not 0.5 < seen / trained < 2:
@@ -171,8 +169,8 @@ def notes_on_picture(config: Config) -> list[str]:
 
 
 def camera_of(config: Config) -> Camera:
-    """The camera of the picture."""
-    p, orbit = config.picture, Orbit(**vars(config.camera))
+    """The camera of the image."""
+    p, orbit = config.image, Orbit(**vars(config.camera))
     middle = lambda limits: sum(limits) / 2  # noqa: E731
     fov_y = np.deg2rad(p.fov_y)
     radius = p.radius or (middle(orbit.radius) if orbit.radius else middle(orbit.extent) / np.tan(fov_y / 2))
@@ -180,24 +178,24 @@ def camera_of(config: Config) -> Camera:
     return orbit_camera(*(jnp.full(1, x, jnp.float32) for x in (*angles, radius, fov_y)), orbit)
 
 
-def settled(config: Config) -> tuple[Config, str]:
+def resolve_image_config(config: Config) -> tuple[Config, str]:
     """The configuration with prompt and camera, which the tabletop judge reads where they are not given; and what it read.
 
-    A prompt that is not given is also fitted to the picture.
+    A prompt that is not given is also fitted to the image.
     """
-    p, said = config.picture, ""
-    caption, view = read(picture_of(config)) if reads_tabletop(config) else (None, None)
+    p, said = config.image, ""
+    caption, view = read(object_image(config)) if reads_tabletop(config) else (None, None)
     if caption:
         said = f"reads as {str(caption)!r}" + (f", {view} view" if view else "")
     azimuth = p.azimuth if p.azimuth is not None else AZIMUTHS.get(view, 0.0)
     elevation = p.elevation if p.elevation is not None else ELEVATIONS.get(view, ELEVATION)
     p = replace(p, azimuth=azimuth, elevation=elevation)
     if config.prompt:
-        return replace(config, picture=replace(p, invert=p.invert or 0)), said
+        return replace(config, image=replace(p, invert=p.invert or 0)), said
     if caption is None and reads_tabletop(config):
         raise UserError(f"{p.file} shows no object that this prior knows: pass --prompt, or a prior of the whole world")
     p = replace(p, invert=INVERT if p.invert is None else p.invert)
-    return replace(config, prompt=str(caption or GENERIC), picture=p), said
+    return replace(config, prompt=str(caption or GENERIC), image=p), said
 
 
 def reads_tabletop(config: Config) -> bool:
@@ -206,7 +204,7 @@ def reads_tabletop(config: Config) -> bool:
 
 
 def read(rgba: Float[np.ndarray, "n n 4"]) -> tuple[Caption | None, str | None]:
-    """Caption and view that the tabletop judge reads in a picture; the view of kinds that have a front."""
+    """Caption and view that the tabletop judge reads in an image; the view of kinds that have a front."""
     seen = judge(load_judge(), on(framed(rgba, SIZE), 1.0)[None].astype(np.float32))
     if seen.kind[0] == NONE:
         return None, None
@@ -214,43 +212,45 @@ def read(rgba: Float[np.ndarray, "n n 4"]) -> tuple[Caption | None, str | None]:
     return caption, VIEWS[seen.view[0]] if caption.kind in COMPOSITE else None
 
 
-# --- the prompt, fitted to the picture ----------------------------------------------------------------------------------------
-def shift(config: Config, prior: Prior, weights: Any, prompt: Float[Array, "views k d"], picture: Picture) -> Float[Array, "k d"]:
-    """What brings the prompt's row of the picture's view to denoise the picture.
+# --- the prompt, fitted to the image ----------------------------------------------------------------------------------------
+def textual_inversion(
+    config: Config, prior: Prior, weights: Any, prompt: Float[Array, "views k d"], image: ReferenceImage
+) -> Float[Array, "k d"]:
+    """What brings the prompt's row of the image's view to denoise the image.
 
     Textual inversion (Gal et al. 2023) in the output space of the text encoder, by the fit of LODS's learned branch.
     """
     k_behind, k_fit = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 4))
-    behind = jax.vmap(white_or_grey)(jax.random.split(k_behind, config.picture.invert_batch))[:, None, None]
-    rgb, mask = picture.rgb, picture.mask
+    behind = jax.vmap(white_or_grey)(jax.random.split(k_behind, config.image.invert_batch))[:, None, None]
+    rgb, mask = image.rgb, image.mask
     if len(rgb) > config.resolution:  # as large as the renders will be
         size = (config.resolution, config.resolution)
         rgb, mask = (jax.image.resize(x, (*size, x.shape[2]), "linear") for x in (rgb, mask))
     # rgb is on white: what is to be seen through shows the other background.
     images = jnp.clip(rgb[None] - (1 - mask[None]) * (1 - behind), 0, 1)
-    start = prompt[picture.camera.view[0]]
-    psi, tx = {"embedding": start}, optax.adam(config.picture.invert_lr)
-    psi = fit_on(prior, weights, lods_embedding(), {}, images, psi, tx, k_fit, config.picture.invert)
+    start = prompt[image.camera.view[0]]
+    psi, tx = {"embedding": start}, optax.adam(config.image.invert_lr)
+    psi = fit_on(prior, weights, lods_embedding(), {}, images, psi, tx, k_fit, config.image.invert)
     if not jnp.all(jnp.isfinite(psi["embedding"])):
-        raise UserError("the embedding that was fitted to the picture is not finite: try a smaller --picture.invert-lr")
+        raise UserError("the embedding that was fitted to the image is not finite: try a smaller --image.invert-lr")
     return psi["embedding"] - start
 
 
-def moved(texts: Mapping[str, Array], by: Float[Array, "k d"]) -> dict[str, Array]:
+def shift_embeddings(texts: Mapping[str, Array], by: Float[Array, "k d"]) -> dict[str, Array]:
     """The tables with that of the prompt moved as one, with and without the view."""
     return dict(texts) | {name: texts[name] + by[None] for name in ("prompt", "plain")}
 
 
-def save_shift(folder: Path, config: Config, by: Float[Array, "k d"], texts: Mapping[str, Array]) -> None:
+def save_textual_inversion(folder: Path, config: Config, by: Float[Array, "k d"], texts: Mapping[str, Array]) -> None:
     """Writes the prompt's table as `prompt_embeds` [views k d], by how much it was moved, and what that hangs on."""
-    arrays = {"shift": np.asarray(by), "prompt_embeds": np.asarray(moved(texts, by)["prompt"])}
+    arrays = {"shift": np.asarray(by), "prompt_embeds": np.asarray(shift_embeddings(texts, by)["prompt"])}
     about = {"format": "pt", "made_with": made_with(folder, config), "sha256": digest(arrays["shift"])}
     with replacing(folder / EMBEDDING) as partial_file:
         save_file(arrays, partial_file, about)
 
 
-def load_shift(folder: Path, config: Config) -> Float[np.ndarray, "k d"] | None:
-    """What `save_shift` wrote; None if it is not there, is damaged, or was made with other settings."""
+def load_textual_inversion(folder: Path, config: Config) -> Float[np.ndarray, "k d"] | None:
+    """What `save_textual_inversion` wrote; None if it is not there, is damaged, or was made with other settings."""
     file = folder / EMBEDDING
     try:
         with safe_open(file, framework="np") as opened:
@@ -263,55 +263,55 @@ def load_shift(folder: Path, config: Config) -> Float[np.ndarray, "k d"] | None:
 
 def made_with(folder: Path, config: Config) -> str:
     """A hash of all that a shift hangs on beside the prior."""
-    p = config.picture
+    p = config.image
     settings = (config.prompt, config.view_words, config.seed, config.resolution, config.debias)
     settings += (p.azimuth, p.elevation, p.invert, p.invert_lr, p.invert_batch)
     return digest(json.dumps(settings) + digest(read_rgba(folder / COPY)))
 
 
-# --- the prior of poses ---------------------------------------------------------------------------------------------------------
-def pose_guidance(
-    config: Config, prior: Prior, weights: Any, picture: Picture
-) -> tuple[Guidance, tuple[dict[str, Any], dict[str, Any]]]:
-    """The prior of poses of a configuration, with its weights and what it is asked with.
+# --- the Zero-1-to-3 prior ----------------------------------------------------------------------------------------------------
+def zero123_auxiliary(
+    config: Config, prior: Prior, weights: Any, image: ReferenceImage
+) -> tuple[AuxiliaryPrior, tuple[dict[str, Any], dict[str, Any]]]:
+    """The Zero-1-to-3 prior of a configuration, with its weights and what it is asked with.
 
     Args:
-      prior, weights: the prior beside it, with which it shares latents if both encode the picture alike.
+      prior, weights: the prior beside it, with which it shares latents if both encode the image alike.
     """
-    folder, pose, key = pose_folder(config), config.pose, jax.random.key(0)
+    folder, settings, key = zero123_folder(config), config.zero123, jax.random.key(0)
     if not (folder / "image_encoder").is_dir():
-        raise UserError(f"no prior of poses at {folder}: --pose-prior takes tabletop, none, or a Zero-1-to-3 folder of diffusers")
+        raise UserError(f"no Zero-1-to-3 prior at {folder}: --pose-prior takes tabletop, none, or a folder in diffusers layout")
     posed = zero123(folder, jnp.dtype(config.prior.dtype), attention=config.prior.attention, remat=config.prior.remat)
     own = posed.prior.init(key)
-    z, z_own = (jax.jit(p.encode)(w, picture.rgb[None], key) for p, w in ((prior, weights), (posed.prior, own)))
+    z, z_own = (jax.jit(p.encode)(w, image.rgb[None], key) for p, w in ((prior, weights), (posed.prior, own)))
     shares = z.shape == z_own.shape and bool(jnp.allclose(z, z_own, atol=1e-4))
-    guidance = Guidance(
-        "pose",
+    auxiliary_prior = AuxiliaryPrior(
+        "zero123",
         posed.prior,
-        shown(sds(pose.s)),
-        by_pose,
-        window=window(config, pose),
-        weight=partial(phase, config, pose.weight),
+        condition_on_image(sds(settings.guidance_scale)),
+        select_zero123_prompts,
+        window=window(config, settings),
+        weight=partial(phase, config, settings.weight),
         shares_latents=shares,
     )
-    tables = jax.jit(posed.look)(own, picture.rgb, picture.camera)
+    tables = jax.jit(posed.encode_image)(own, image.rgb, image.camera)
     # Its encoders have done their work.
-    return guidance, ({part: own[part] for part in (("unet",) if shares else ("unet", "vae"))}, tables)
+    return auxiliary_prior, ({part: own[part] for part in (("unet",) if shares else ("unet", "vae"))}, tables)
 
 
-def pose_folder(config: Config) -> Path:
-    """Where the prior of poses lies, "tabletop" being the shipped one."""
-    return TABLETOP / "pose" if config.pose.name == "tabletop" else local(config.pose.name)
+def zero123_folder(config: Config) -> Path:
+    """Where the Zero-1-to-3 prior lies, "tabletop" being the shipped one."""
+    return TABLETOP / "pose" if config.zero123.name == "tabletop" else local(config.zero123.name)
 
 
-def by_pose(tables: dict[str, Any], camera: Camera) -> tuple[dict[str, Array], Ask]:
-    """A `texts_of` for `train.make_train_step`: the token of each view, from its pose relative to that of the picture."""
+def select_zero123_prompts(tables: dict[str, Any], camera: Camera) -> tuple[dict[str, Array], PredictNoise]:
+    """A `select_prompts` for `make_train_step`: the token of each view, from its pose relative to that of the image."""
     many = lambda x: jnp.broadcast_to(x, (len(camera.azimuth), *x.shape))  # noqa: E731
     context = token(tables["join"], many(tables["embedding"]), relative_pose(tables["camera"], camera))
-    return {"prompt": context, "null": jnp.zeros_like(context)}, partial(ask, image=many(tables["image"]))
+    return {"prompt": context, "null": jnp.zeros_like(context)}, partial(predict_noise, image=many(tables["image"]))
 
 
-def shown(objective: Objective) -> Objective:
-    """The objective whose prompt query also sees the picture; the null query sees none."""
+def condition_on_image(objective: Objective) -> Objective:
+    """The objective whose prompt query also sees the image; the null query sees none."""
     queries = {name: query._replace(image=query.text == "prompt") for name, query in objective.queries.items()}
     return objective._replace(queries=queries)

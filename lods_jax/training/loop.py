@@ -11,16 +11,16 @@ from lods_jax.config import Config
 from lods_jax.core.errors import UserError
 from lods_jax.core.random import step_key
 from lods_jax.core.types import TrainState
-from lods_jax.distillation.parallel import parallelise
-from lods_jax.distillation.train_step import Halves, init_state, make_train_step
-from lods_jax.training.build import Parts, known_view
-from lods_jax.training.scene_setups import Static, without_file
+from lods_jax.distillation.parallel import compile_train_step
+from lods_jax.distillation.train_step import TrainStep, init_state, make_train_step
+from lods_jax.training.build import Components, reference_view_of
+from lods_jax.training.scene_setups import StaticShapes, without_file
 
 PLAN_EVERY = 50  # steps between looks at whether a static shape has become too small
 
 
 # --- training: what changes the state ---------------------------------------------------------------------------------------
-Compile = Callable[[Config, Parts, Static], Callable]
+Compile = Callable[[Config, Components, StaticShapes], Callable]
 
 
 class Progress(NamedTuple):
@@ -28,45 +28,47 @@ class Progress(NamedTuple):
 
     done: int  # steps
     state: TrainState
-    static: Static
+    shapes: StaticShapes
     metrics: dict[str, jax.Array]
 
 
-def first_state(config: Config, parts: Parts) -> TrainState:
+def first_state(config: Config, components: Components) -> TrainState:
     """The state before the first step."""
-    scene = parts.representation.scene(config, parts.representation.plan(config, config.resolution, None))
-    return init_state(scene, parts.psi, parts.tx_theta, parts.tx_psi, jax.random.fold_in(jax.random.key(config.seed), 2))
-
-
-def state_shapes(config: Config, parts: Parts) -> TrainState:
-    """The state's shapes and types, without the file that the scene once started from."""
-    return jax.eval_shape(lambda: first_state(without_file(config), parts))
-
-
-def train_step(config: Config, parts: Parts, static: Static) -> Halves:
-    """The train step at a static shape, still to be told of devices (`train.parallelise`)."""
-    return make_train_step(
-        parts.representation.scene(config, static),
-        parts.prior,
-        parts.objective,
-        cameras=parts.cameras,
-        window=parts.window,
-        penalty=parts.penalty,
-        tx_theta=parts.tx_theta,
-        tx_psi=parts.tx_psi,
-        batch=config.batch,
-        texts_of=parts.texts_of,
-        fit_shares_noise=config.objective.fit_shares_noise,
-        schedule=config.objective.schedule,
-        vae_slicing=config.prior.vae_slicing,
-        known=known_view(config, static),
-        also=parts.given.also if parts.given else (),
+    scene = components.setup.scene(config, components.setup.choose_shapes(config, config.resolution, None))
+    return init_state(
+        scene, components.psi, components.tx_theta, components.tx_psi, jax.random.fold_in(jax.random.key(config.seed), 2)
     )
 
 
-def compiled(config: Config, parts: Parts, static: Static) -> Callable:
+def state_shapes(config: Config, components: Components) -> TrainState:
+    """The state's shapes and types, without the file that the scene once started from."""
+    return jax.eval_shape(lambda: first_state(without_file(config), components))
+
+
+def train_step(config: Config, components: Components, shapes: StaticShapes) -> TrainStep:
+    """The train step at a static shape, still to be told of devices (`parallel.compile_train_step`)."""
+    return make_train_step(
+        components.setup.scene(config, shapes),
+        components.prior,
+        components.objective,
+        cameras=components.cameras,
+        window=components.window,
+        regularizers=components.regularizers,
+        tx_theta=components.tx_theta,
+        tx_psi=components.tx_psi,
+        batch=config.batch,
+        select_prompts=components.select_prompts,
+        fit_shares_noise=config.objective.fit_shares_noise,
+        schedule=config.objective.schedule,
+        vae_slicing=config.prior.vae_slicing,
+        reference_view=reference_view_of(config, shapes),
+        auxiliary_priors=components.image_inputs.auxiliary_priors if components.image_inputs else (),
+    )
+
+
+def compiled(config: Config, components: Components, shapes: StaticShapes) -> Callable:
     """The train step at a static shape, over the devices that the configuration asks for."""
-    return parallelise(train_step(config, parts, static), mode_of(config), config.batch, reduce=config.reduce)
+    return compile_train_step(train_step(config, components, shapes), mode_of(config), config.batch, reduce=config.reduce)
 
 
 def mode_of(config: Config) -> str:
@@ -87,28 +89,28 @@ def mode_of(config: Config) -> str:
 
 
 def train(
-    config: Config, parts: Parts, state: TrainState, static: Static | None = None, compile: Compile = compiled
+    config: Config, components: Components, state: TrainState, shapes: StaticShapes | None = None, compile: Compile = compiled
 ) -> Iterator[Progress]:
     """Steps, refinement and growth of static shapes, from `state` to the end of the run.
 
     Args:
-      static: what the state's last step was compiled for; None before the first. Decisions hang on it, the step and aux alone, so
+      shapes: what the state's last step was compiled for; None before the first. Decisions hang on it, the step and aux alone, so
         that a resumed run decides as an uninterrupted one.
       compile: gives the step for a static shape. Runs of one process may share it where they differ in prompt and seed alone.
     """
-    represent, key = parts.representation, jax.random.fold_in(jax.random.key(config.seed), 3)
+    setup, key = components.setup, jax.random.fold_in(jax.random.key(config.seed), 3)
     later = config.resolution_after or config.resolution
-    refine = jax.jit(partial(represent.refine, config, parts.tx_theta))
-    static = static or represent.plan(config, config.resolution, None)
-    step_at = cache(lambda static: compile(config, parts, static))  # a shape may come back
-    reference = parts.given and parts.given.reference
+    refine = jax.jit(partial(setup.refine, config, components.tx_theta))
+    shapes = shapes or setup.choose_shapes(config, config.resolution, None)
+    step_at = cache(lambda shapes: compile(config, components, shapes))  # a shape may come back
+    reference = components.image_inputs and components.image_inputs.reference
     for done in range(int(state.step) + 1, config.steps + 1):
-        state, metrics = step_at(static)(state, parts.weights, parts.texts, reference, key)
-        if represent.due(config, done):
+        state, metrics = step_at(shapes)(state, components.weights, components.texts, reference, key)
+        if setup.should_refine(config, done):
             state = refine(jax.random.fold_in(step_key(key, done), 1), state)
-        resolution = later if done >= config.switch * config.steps else config.resolution
-        if done % PLAN_EVERY == 0 or resolution != static.resolution:
-            grown = (resolution / static.resolution) ** 2  # as many times the pixels need as many times the room
+        resolution = later if done >= config.milestone * config.steps else config.resolution
+        if done % PLAN_EVERY == 0 or resolution != shapes.resolution:
+            grown = (resolution / shapes.resolution) ** 2  # as many times the pixels need as many times the capacity
             needed = {name: np.ceil(grown * np.asarray(state.aux[name])) for name in ("total", "last") if name in state.aux}
-            static = represent.plan(config, resolution, needed)
-        yield Progress(done, state, static, metrics)
+            shapes = setup.choose_shapes(config, resolution, needed)
+        yield Progress(done, state, shapes, metrics)

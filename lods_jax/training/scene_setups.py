@@ -19,38 +19,44 @@ from lods_jax.core.types import Scene, TrainState
 from lods_jax.scenes import density_field
 from lods_jax.scenes import gaussians as gs
 from lods_jax.scenes import nerf as radiance
-from lods_jax.scenes.densification import Rules, refine, relocate
+from lods_jax.scenes.densification import DensifyStrategy, densify, relocate
 from lods_jax.scenes.density_field import Surface
-from lods_jax.scenes.ensemble import several
+from lods_jax.scenes.ensemble import ensemble
 from lods_jax.scenes.gaussian_init import Start, ball, fitted, from_points, shell
 from lods_jax.scenes.ply import read_points, write_ply, write_splat
 
 
-class Static(NamedTuple):
+class StaticShapes(NamedTuple):
     """What a compiled step depends on beside the configuration. Equal values share one compilation."""
 
     resolution: int  # edge of a render, pixels
-    room: int  # for pairs of Gaussian and tile, or for samples along rays, per view
+    capacity: int  # for pairs of Gaussian and tile, or for samples along rays, per view
 
 
-class Representation(NamedTuple):
+def read_shapes(saved: Mapping[str, int]) -> StaticShapes:
+    """The static shapes that a checkpoint holds; older ones say `room` for the capacity."""
+    return StaticShapes(saved["resolution"], saved["capacity"] if "capacity" in saved else saved["room"])
+
+
+class SceneSetup(NamedTuple):
     """A kind of scene, as functions of the configuration."""
 
-    scene: Callable[[Config, Static], Scene]  # of all particles
-    eye: Callable[[Config, Static], Scene]  # of one particle, on white, for people
+    scene: Callable[[Config, StaticShapes], Scene]  # of all particles
+    eval_scene: Callable[[Config, StaticShapes], Scene]  # of one particle, on white, for people
     tx: Callable[[Config], optax.GradientTransformation]
-    plan: Callable[[Config, int, Any], Static]  # (config, resolution, aux or extras of renders, None at first) -> Static
-    due: Callable[[Config, int], bool]  # whether the scene is refined after so many steps
+    # (config, resolution, aux or extras of renders, None at first) -> shapes
+    choose_shapes: Callable[[Config, int, Any], StaticShapes]
+    should_refine: Callable[[Config, int], bool]  # whether the scene is refined after so many steps
     refine: Callable[..., TrainState]  # (config, tx, key, state) -> state
     count: Callable[[Any], dict[str, int]]  # aux -> what a log says of its size
     # Of one particle, (theta, aux):
     export: Callable[[Path, Any, Any], str]  # writes the scene into a folder; says what it wrote
     mass: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]]  # where there is something [n 3], and how much [n]
     surface: Callable[[Any, Any], Surface]  # densities and colours in space, for meshes
-    solid: bool  # whether a run ends with a mesh
+    exports_mesh: bool  # whether a run ends with a mesh
 
 
-def represent(config: Config) -> Representation:
+def scene_setup(config: Config) -> SceneSetup:
     """The kind of scene that a configuration names, in as many particles as it asks for."""
     one, n = SCENES[config.scene], config.particles
     if n == 1:
@@ -63,10 +69,10 @@ def represent(config: Config) -> Representation:
         alone = lambda key, state: one.refine(config, tx, key, state)  # noqa: E731
         return jax.vmap(alone, in_axes=(0, axes), out_axes=axes)(jax.random.split(key, n), state)
 
-    return one._replace(scene=lambda config, static: several(one.scene(config, static), n), refine=refine)
+    return one._replace(scene=lambda config, shapes: ensemble(one.scene(config, shapes), n), refine=refine)
 
 
-def particles(config: Config, tree: Any) -> list[Any]:
+def unstack_particles(config: Config, tree: Any) -> list[Any]:
     """The share of each particle in theta or aux."""
     return [tree] if config.particles == 1 else [jax.tree.map(lambda x: x[i], tree) for i in range(config.particles)]  # noqa: B023
 
@@ -80,25 +86,25 @@ BACKGROUNDS = {
 
 
 # --- Gaussians --------------------------------------------------------------------------------------------------------------
-ROOM = 8  # tile intersections per slot to begin with, twice of what is typical at 64 to 128 px
+INTERSECTIONS_PER_GAUSSIAN = 8  # tile intersections per slot to begin with, twice of what is typical at 64 to 128 px
 
 
 ENOUGH = 100_000  # points to see from where they lie and how far they reach
 SHAPES = {"ball": ball, "shell": shell}  # of what is there at first
 
 
-def gaussian_scene(config: Config, static: Static, background: str | None = None) -> Scene:
+def gaussian_scene(config: Config, shapes: StaticShapes, background: str | None = None) -> Scene:
     g = config.gaussians
     return gs.gaussians(
-        height=static.resolution,
-        width=static.resolution,
-        intersections=static.room,
+        height=shapes.resolution,
+        width=shapes.resolution,
+        intersections=shapes.capacity,
         capacity=g.capacity,
-        count=g.count,
+        count=g.init_count,
         points=first_points(config),
-        size=g.size,
-        opacity=g.opacity,
-        degree=g.degree,
+        size=g.init_scale,
+        opacity=g.init_opacity,
+        degree=g.sh_degree,
         statistic=g.refine.statistic,
         background=BACKGROUNDS[background or g.background],
     )
@@ -107,32 +113,32 @@ def gaussian_scene(config: Config, static: Static, background: str | None = None
 def first_points(config: Config) -> Callable[[Key[Array, ""], int], Start]:
     """Where the Gaussians are at first: a ball, a shell, or a file, which is read when they are made."""
     g = config.gaussians
-    if g.init in SHAPES:
-        return partial(SHAPES[g.init], radius=g.radius)
+    if g.init_type in SHAPES:
+        return partial(SHAPES[g.init_type], radius=g.init_extent)
     return lambda key, count: points_of_file(config)[0]
 
 
 def points_of_file(config: Config) -> tuple[Start, list[str]]:
-    """What the Gaussians start from where `gaussians.init` is a file, and what a person should know of it, a line each."""
+    """What the Gaussians start from where `gaussians.init_type` is a file, and what a person should know of it, a line each."""
     g, camera = config.gaussians, config.camera
-    if not Path(g.init).is_file():
-        raise UserError(f"gaussians.init must be ball, shell or a file of points or splats, got {g.init}")
-    points = read_points(g.init, max(g.count, ENOUGH), config.seed)
+    if not Path(g.init_type).is_file():
+        raise UserError(f"gaussians.init_type must be ball, shell or a file of points or splats, got {g.init_type}")
+    points = read_points(g.init_type, max(g.init_count, ENOUGH), config.seed)
     if not len(points.columns["means"]):
-        raise UserError(f"{g.init} holds no point that can be rendered")
+        raise UserError(f"{g.init_type} holds no point that can be rendered")
     view = max(camera.extent) if camera.extent else max(camera.radius) * math.tan(math.radians(sum(camera.fov_y) / 4))
-    columns, notes = fitted(points.columns, g.fit, view, g.radius)
-    if (n := points.total) > g.count:
-        more = f"--gaussians.count {n}" + (f" --gaussians.capacity {2 * n}" if 2 * n > g.capacity else "")
-        notes.append(f"{g.count:,} of its {n:,} rows are drawn at random: pass {more} for all of them")
-    if (degree := math.isqrt(columns["sh"].shape[1]) - 1 if "sh" in columns else 0) > g.degree:
-        notes.append(f"its colours depend on the view to degree {degree}: pass --gaussians.degree {degree} to keep that")
-    return from_points(columns, g.count, config.seed), [f"{g.init}: {note}" for note in (*points.notes, *notes)]
+    columns, notes = fitted(points.columns, g.fit, view, g.init_extent)
+    if (n := points.total) > g.init_count:
+        more = f"--gaussians.init-count {n}" + (f" --gaussians.capacity {2 * n}" if 2 * n > g.capacity else "")
+        notes.append(f"{g.init_count:,} of its {n:,} rows are drawn at random: pass {more} for all of them")
+    if (degree := math.isqrt(columns["sh"].shape[1]) - 1 if "sh" in columns else 0) > g.sh_degree:
+        notes.append(f"its colours depend on the view to degree {degree}: pass --gaussians.sh-degree {degree} to keep that")
+    return from_points(columns, g.init_count, config.seed), [f"{g.init_type}: {note}" for note in (*points.notes, *notes)]
 
 
 def notes_on_start(config: Config) -> list[str]:
     """What a person should know of what a run starts from, a line each."""
-    from_file = config.scene == "gaussians" and config.gaussians.init not in SHAPES
+    from_file = config.scene == "gaussians" and config.gaussians.init_type not in SHAPES
     return points_of_file(config)[1] if from_file else []
 
 
@@ -155,14 +161,14 @@ def gaussian_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.chain(*chain)
 
 
-def gaussian_plan(config: Config, resolution: int, aux: Any) -> Static:
+def gaussian_shapes(config: Config, resolution: int, aux: Any) -> StaticShapes:
     """Room for the most intersections that a view has had, and a tenth more, in powers of two."""
     most = 0 if aux is None else int(np.max(aux["total"]))
-    room = max(ROOM * config.gaussians.capacity, round(1.1 * most))
-    return Static(resolution, 1 << (room - 1).bit_length())
+    capacity = max(INTERSECTIONS_PER_GAUSSIAN * config.gaussians.capacity, round(1.1 * most))
+    return StaticShapes(resolution, 1 << (capacity - 1).bit_length())
 
 
-def gaussian_due(config: Config, done: int) -> bool:
+def gaussian_should_refine(config: Config, done: int) -> bool:
     r = config.gaussians.refine
     return r.every > 0 and done % r.every == 0 and r.start * config.steps <= done <= r.stop * config.steps
 
@@ -171,7 +177,7 @@ def gaussian_refine(config: Config, tx: optax.GradientTransformation, key: Key[A
     r = config.gaussians.refine
     if r.kind == "relocate":
         return relocate(key, state, tx, r.prune_opacity, r.growth)
-    return refine(key, state, tx, Rules(r.threshold, r.fraction, r.split_size, r.prune_opacity, r.prune_size))
+    return densify(key, state, tx, DensifyStrategy(r.grow_grad2d, r.fraction, r.grow_scale3d, r.prune_opacity, r.prune_scale3d))
 
 
 def export_gaussians(folder: Path, theta: Any, aux: Any) -> str:
@@ -201,16 +207,16 @@ MASS = 0.05  # a cell that stops less light is empty to a count
 BUCKETS = 6  # rooms for samples: all, a half, a quarter, ...
 
 
-def nerf_scene(config: Config, static: Static, eye: bool = False) -> Scene:
-    n, behind = config.nerf, "white" if eye else config.nerf.background
+def nerf_scene(config: Config, shapes: StaticShapes, for_eval: bool = False) -> Scene:
+    n, behind = config.nerf, "white" if for_eval else config.nerf.background
     return radiance.nerf(
-        height=static.resolution,
-        width=static.resolution,
-        room=static.room,
+        height=shapes.resolution,
+        width=shapes.resolution,
+        capacity=shapes.capacity,
         field=FIELDS[n.size],
         samples=n.samples,
-        stratified=not eye,
-        normal_eps=NORMAL_EPS if ever_on(config.penalty.orientation) and not eye else None,
+        stratified=not for_eval,
+        normal_eps=NORMAL_EPS if ever_on(config.regularizers.orientation) and not for_eval else None,
         environment=behind in BESIDE_LEARNED,
         background=BACKGROUNDS[BESIDE_LEARNED.get(behind, behind)],
     )
@@ -231,23 +237,25 @@ def scaled(factor: float, tree: Any) -> Any:
     return jax.tree.map(lambda x: factor * x, tree)
 
 
-def nerf_plan(config: Config, resolution: int, aux: Any) -> Static:
+def nerf_shapes(config: Config, resolution: int, aux: Any) -> StaticShapes:
     """Room for the most samples that a view has needed lately, and an eighth more; for half of all before the first step."""
     most = [] if aux is None else [int(np.max(aux[name])) for name in ("total", "last") if name in aux]
     every = config.nerf.samples * resolution**2
     rooms = [max(every >> i, 1) for i in range(BUCKETS)]
-    return Static(resolution, rooms[1] if aux is None else min(room for room in rooms if room >= min(1.125 * max(most), every)))
+    return StaticShapes(
+        resolution, rooms[1] if aux is None else min(capacity for capacity in rooms if capacity >= min(1.125 * max(most), every))
+    )
 
 
-def nerf_due(config: Config, done: int) -> bool:
-    return done % config.nerf.refresh_every == 0
+def nerf_should_refine(config: Config, done: int) -> bool:
+    return done % config.nerf.update_grid_every == 0
 
 
 def nerf_refine(config: Config, tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
-    return state.replace(aux=radiance.refresh(key, FIELDS[config.nerf.size], state.theta, state.aux))
+    return state.replace(aux=radiance.update_occupancy_grid(key, FIELDS[config.nerf.size], state.theta, state.aux))
 
 
-def field_of(aux: Any) -> radiance.Field:
+def field_of(aux: Any) -> radiance.FieldConfig:
     """The size of a field, which its grid tells."""
     return next(field for field in FIELDS.values() if field.cells == len(aux["density"]))
 
@@ -271,31 +279,31 @@ def nerf_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
     return middles[mass > MASS], mass[mass > MASS]
 
 
-SCENES: Mapping[str, Representation] = {
-    "gaussians": Representation(
+SCENES: Mapping[str, SceneSetup] = {
+    "gaussians": SceneSetup(
         gaussian_scene,
         partial(gaussian_scene, background="white"),
         gaussian_optimizer,
-        gaussian_plan,
-        gaussian_due,
+        gaussian_shapes,
+        gaussian_should_refine,
         gaussian_refine,
         lambda aux: {"gaussians": int(np.sum(aux["alive"]))},
         export_gaussians,
         gaussian_mass,
         lambda theta, aux: density_field.of_gaussians(theta, np.asarray(aux["alive"])),
-        solid=False,
+        exports_mesh=False,
     ),
-    "nerf": Representation(
+    "nerf": SceneSetup(
         nerf_scene,
-        partial(nerf_scene, eye=True),
+        partial(nerf_scene, for_eval=True),
         nerf_optimizer,
-        nerf_plan,
-        nerf_due,
+        nerf_shapes,
+        nerf_should_refine,
         nerf_refine,
         lambda aux: {"samples": int(np.max(np.maximum(aux["total"], aux["last"])))},
         export_nerf,
         nerf_mass,
         nerf_surface,
-        solid=True,
+        exports_mesh=True,
     ),
 }

@@ -53,9 +53,7 @@ def test_every_preset_loads_by_name_makes_sense_and_opens_with_its_command(prese
     task, loaded = preset.parent.name, C.load(preset)
     assert C.load(preset.stem) == loaded
     C.check(
-        dataclasses.replace(loaded, picture=dataclasses.replace(loaded.picture, file="x.png"))
-        if task == "image-to-3d"
-        else loaded
+        dataclasses.replace(loaded, image=dataclasses.replace(loaded.image, file="x.png")) if task == "image-to-3d" else loaded
     )
     assert preset.read_text().startswith(f"# lods {task} ")
 
@@ -110,7 +108,7 @@ def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, text, says):
         ("optimizer: {psi_lr: .nan}", "optimizer.psi_lr must lie in 0..10, got nan"),
         ("timesteps: {max: [0.98, 2]}", "timesteps.max must lie in 0..0.999, got 2"),
         ("timesteps: {min: [0.5, 0.6]}", "timesteps.min must not exceed timesteps.max"),
-        ("gaussians: {count: 10, capacity: 5}", "gaussians.count must be at most gaussians.capacity = 5, got 10"),
+        ("gaussians: {init_count: 10, capacity: 5}", "gaussians.init_count must be at most gaussians.capacity = 5, got 10"),
         ("camera: {radius: [1, 2]}", "either camera.radius or camera.extent"),
         ("camera: {elevation: [40, 10]}", "camera.elevation must be a lower and an upper limit"),
     ],
@@ -127,9 +125,9 @@ def test_what_makes_no_sense_is_one_line_that_names_it(tmp_path, text, says):
     [
         ("optimizer: {psi_lr: 1e-3}", "optimizer.psi_lr", 1e-3),
         ("optimizer: {psi_lr: .5}", "optimizer.psi_lr", 0.5),
-        ("objective: {s: .inf}", "objective.s", math.inf),
-        ("objective: {s: inf}", "objective.s", math.inf),
-        ("objective: {s: null}", "objective.s", None),
+        ("objective: {guidance_scale: .inf}", "objective.guidance_scale", math.inf),
+        ("objective: {s: inf}", "objective.guidance_scale", math.inf),
+        ("objective: {s: null}", "objective.guidance_scale", None),
         ("steps: 1e3", "steps", 1000),
         ("steps: 3.0", "steps", 3),
         ("steps: 1_000", "steps", 1000),

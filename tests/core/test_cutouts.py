@@ -1,4 +1,4 @@
-"""Which pixels of a picture are the object, and how it is framed: no single pixel decides."""
+"""Which pixels of an image are the object, and how it is framed: no single pixel decides."""
 
 import numpy as np
 import pytest
@@ -44,8 +44,8 @@ def test_an_alpha_is_taken_as_it_is():
     ("picture", "says"),
     [
         (opaque(np.random.default_rng(0).random((64, 64, 3), np.float32)), "neither an alpha nor a plain background"),
-        (opaque(np.ones((64, 64, 3), np.float32)), "the picture shows nothing"),
-        (np.zeros((64, 64, 4), np.float32), "the picture shows nothing"),
+        (opaque(np.ones((64, 64, 3), np.float32)), "the image shows nothing"),
+        (np.zeros((64, 64, 4), np.float32), "the image shows nothing"),
         (np.ones((1, 1, 4), np.float32), "at least 8 x 8 pixels, got 1 x 1"),
         (np.ones((4, 900, 4), np.float32), "at least 8 x 8 pixels, got 900 x 4"),
     ],
@@ -148,7 +148,7 @@ def test_a_part_that_weighs_something_stays():
 
 @pytest.mark.parametrize("haze", [26, 40, 90])
 def test_haze_is_no_object(haze):
-    """An even rest of alpha all over the picture, up to a third."""
+    """An even rest of alpha all over the image, up to a third."""
     clean = object_alpha()
     hazy = np.maximum(clean, np.float32(haze / 255))
     found = cut_out(with_alpha(hazy))[..., 3]
@@ -164,13 +164,13 @@ def test_uneven_haze_is_no_object_either():
 
 
 def test_what_is_all_glass_stays():
-    """A picture of alpha 0.3 on alpha 0 is a translucent object, not haze."""
+    """An image of alpha 0.3 on alpha 0 is a translucent object, not haze."""
     alpha = 0.3 * object_alpha()
     np.testing.assert_array_equal(cut_out(with_alpha(alpha))[..., 3], alpha)
 
 
 def test_where_alpha_is_all_there_is_to_go_by_it_is_taken():
-    """Nearly all of the picture is object, and its colours are no plain background."""
+    """Nearly all of the image is object, and its colours are no plain background."""
     rgb = np.random.default_rng(0).random((64, 64, 3)).astype(np.float32)
     alpha = np.ones((64, 64), np.float32)
     alpha[:, 0] = 0

@@ -1,4 +1,4 @@
-"""Bytes survive the way to a file and back, a grid shows its images in reading order, and pictures are what people have."""
+"""Bytes survive the way to a file and back, a grid shows its images in reading order, and images are what people have."""
 
 import os
 import subprocess
@@ -194,7 +194,7 @@ def test_a_picture_stands_upright_large_or_small(tmp_path, monkeypatch, turn):
 @pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_greys_of_any_range_are_read_with_it(tmp_path, white, kind):
-    """The same picture as floats or integers, to 1, to 255 or to 65,535."""
+    """The same image as floats or integers, to 1, to 255 or to 65,535."""
     if kind is np.int32 and white == 1:
         pytest.skip("integers to 1 are no picture")
     grey = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)

@@ -7,7 +7,7 @@ from lods_jax.core import videos
 
 
 def clip(h, w, n=12):
-    """A smooth picture that drifts."""
+    """A smooth image that drifts."""
     t, y, x = np.meshgrid(np.arange(n) / n, np.arange(h) / h, np.arange(w) / w, indexing="ij")
     return np.stack([0.5 + 0.4 * np.sin(2 * np.pi * (x + t)), y, 0.5 + 0.4 * np.cos(2 * np.pi * (y - t))], -1)
 

@@ -24,7 +24,7 @@ from lods_jax.distillation.objectives import (
     sds_bridge,
     vsd,
 )
-from lods_jax.distillation.scores import ask, fit_loss, score
+from lods_jax.distillation.scores import denoising_loss, predict_noise, score
 from lods_jax.priors.gaussian import gaussian
 
 B, SHAPE = 2, (2, 4, 4, 4)
@@ -74,9 +74,9 @@ def test_every_prediction_that_is_paid_for_is_used(name):
 @every
 def test_what_is_fitted_is_asked_and_can_learn(name):
     objective = OBJECTIVES[name]()
-    if objective.fit is None:
+    if objective.trained_query is None:
         return
-    query = objective.queries[objective.fit]
+    query = objective.queries[objective.trained_query]
     assert query.text == "learned" or query.lora > 0
     assert query.latents == "render"
 
@@ -109,13 +109,13 @@ def test_the_fit_moves_its_own_leaf_and_the_score_moves_none(name):
     """On a prior in closed form whose adapter is a shift of the tokens."""
     objective, prior = OBJECTIVES[name](), gaussian(SINGLE)
     texts = {key: prior.embed({}, [text] * B) for key, text in one_pixel_texts().items()}
-    fitted = [objective.queries[objective.fit]] if objective.fit else []
+    fitted = [objective.queries[objective.trained_query]] if objective.trained_query else []
     psi = prior.init_psi({}, jax.random.key(0), texts["null"][0], fitted)
     assert set(psi) == ({"embedding"} if fitted and fitted[0].text == "learned" else {"lora"} if fitted else set())
     predict = lambda psi, *rest: prior.predict({}, psi, *rest)  # noqa: E731
     latents, keys = {"render": normal(0), "reference": normal(1)}, jax.random.split(jax.random.key(0), B)
     pose = jnp.ones((B, 16))
-    gradient = jax.grad(lambda psi: fit_loss(psi, objective, predict, latents, texts, keys, pose))(psi)
+    gradient = jax.grad(lambda psi: denoising_loss(psi, objective, predict, latents, texts, keys, pose))(psi)
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient))
     force = score(objective, predict, psi, latents, texts, (20, 980), keys, pose)
     assert force.shape == SHAPE
@@ -194,7 +194,7 @@ def exact(text, z_t, t, sigma=0.5):
 def test_a_fine_inversion_follows_the_exact_flow():
     """For a Gaussian the probability flow is affine: (z_t - signal mu) keeps its ratio to the marginal's standard deviation."""
     z, t = 0.2 + 0.5 * normal(0), jnp.array([300, 900])
-    z_t, _ = ism(steps=250).noising(exact, z, t, jnp.zeros_like(z))
+    z_t, _ = ism(steps=250).inversion(exact, z, t, jnp.zeros_like(z))
     from lods_jax.core.noise_schedule import signal_and_noise
 
     signal, noise = signal_and_noise(t, z)
@@ -204,14 +204,14 @@ def test_a_fine_inversion_follows_the_exact_flow():
 
 def test_the_noise_of_sdi_leads_to_its_latents_in_one_step():
     z, t = normal(0), jnp.array([300, 900])
-    z_t, noise = sdi().noising(exact, z, t, jnp.zeros_like(z))
+    z_t, noise = sdi().inversion(exact, z, t, jnp.zeros_like(z))
     np.testing.assert_allclose(add_noise(z, noise, t), z_t, atol=1e-5)
 
 
 def test_inversions_draw_no_noise():
     z, t = normal(0), jnp.array([300, 900])
     for objective in (ism(), sdi()):
-        a, b = (objective.noising(exact, z, t, normal(seed)) for seed in (1, 2))
+        a, b = (objective.inversion(exact, z, t, normal(seed)) for seed in (1, 2))
         np.testing.assert_array_equal(a[0], b[0])
         np.testing.assert_array_equal(a[1], b[1])
 
@@ -234,9 +234,9 @@ def test_asking_together_equals_asking_apart():
     texts = {"prompt": normal(3, (B, 5, 8)), "null": normal(4, (B, 5, 8))}
     psi, latents, t, noise = {"embedding": normal(5, (5, 8))}, {"render": normal(0)}, jnp.array([10, 900]), normal(1)
     noised = {"render": add_noise(latents["render"], noise, t)}
-    together = ask(toy_predict, psi, queries, noised, texts, t)
+    together = predict_noise(toy_predict, psi, queries, noised, texts, t)
     for name, query in queries.items():
-        apart = ask(toy_predict, psi, {name: query}, noised, texts, t)[name]
+        apart = predict_noise(toy_predict, psi, {name: query}, noised, texts, t)[name]
         np.testing.assert_allclose(together[name], apart, atol=1e-6)
 
 
@@ -265,12 +265,12 @@ def test_timesteps_fill_the_window_and_no_more():
 
 
 def test_nothing_to_learn_costs_nothing():
-    assert fit_loss({}, sds(), toy_predict, {"render": normal(0)}, {}, jax.random.split(jax.random.key(0), B)) == 0.0
+    assert denoising_loss({}, sds(), toy_predict, {"render": normal(0)}, {}, jax.random.split(jax.random.key(0), B)) == 0.0
 
 
 def test_the_fit_teaches_psi_and_not_the_scene():
     texts, keys = {"prompt": jnp.zeros((B, 5, 8))}, jax.random.split(jax.random.key(0), B)
-    loss = lambda psi, z: fit_loss(psi, lods_embedding(), toy_predict, {"render": z}, texts, keys)  # noqa: E731
+    loss = lambda psi, z: denoising_loss(psi, lods_embedding(), toy_predict, {"render": z}, texts, keys)  # noqa: E731
     g_psi, g_z = jax.grad(loss, (0, 1))({"embedding": normal(5, (5, 8))}, normal(0))
     assert float(jnp.abs(g_psi["embedding"]).max()) > 0
     np.testing.assert_array_equal(g_z, 0.0)
@@ -279,20 +279,20 @@ def test_the_fit_teaches_psi_and_not_the_scene():
 @pytest.mark.parametrize("objective", [lods_embedding(), lods_lora(), vsd()])
 def test_with_shared_noise_score_and_fit_are_those_of_the_same_draw(objective):
     """The force is that of `score`; the fit's gradient is that of its loss at the score's timestep and noise."""
-    from lods_jax.distillation.scores import draw, score_and_fit
+    from lods_jax.distillation.scores import draw, score_and_denoising_loss
 
     texts = {key: PRIOR.embed({}, [text] * B) for key, text in one_pixel_texts().items()}
-    psi = PRIOR.init_psi({}, jax.random.key(0), texts["null"][0], [objective.queries[objective.fit]])
+    psi = PRIOR.init_psi({}, jax.random.key(0), texts["null"][0], [objective.queries[objective.trained_query]])
     latents, keys, pose = {"render": normal(0)}, jax.random.split(jax.random.key(0), B), jnp.ones((B, 16))
-    both = jax.value_and_grad(score_and_fit, has_aux=True)
+    both = jax.value_and_grad(score_and_denoising_loss, has_aux=True)
     (loss, force), gradient = both(psi, objective, PREDICT, latents, texts, (20, 980), keys, pose)
     np.testing.assert_allclose(force, score(objective, PREDICT, psi, latents, texts, (20, 980), keys, pose), atol=1e-5)
     t, noise = draw(keys, normal(0), (20, 980))
-    query = {"a": objective.queries[objective.fit]}
+    query = {"a": objective.queries[objective.trained_query]}
 
     def expected(psi):
         noised = {"render": add_noise(normal(0), noise, t)}
-        return jnp.mean((ask(PREDICT, psi, query, noised, texts, t, pose)["a"] - noise) ** 2)
+        return jnp.mean((predict_noise(PREDICT, psi, query, noised, texts, t, pose)["a"] - noise) ** 2)
 
     value, g = jax.value_and_grad(expected)(psi)
     np.testing.assert_allclose(loss, value, rtol=1e-5)
@@ -312,7 +312,7 @@ def test_a_condition_is_mentioned_only_where_it_is_used():
         return z_t
 
     texts = {k: normal(1, (B, 2, 2)) for k in ("prompt", "null")}
-    ask(predict, {}, csd().queries, {"render": normal(0)}, texts, jnp.zeros(B, jnp.int32), pose=jnp.zeros((B, 16)))
+    predict_noise(predict, {}, csd().queries, {"render": normal(0)}, texts, jnp.zeros(B, jnp.int32), pose=jnp.zeros((B, 16)))
 
 
 # --- objectives of one's own --------------------------------------------------------------------------------------------------

@@ -22,12 +22,12 @@ from lods_jax.cli import main
 from lods_jax.cli.flags import parse
 from lods_jax.config import dump
 from lods_jax.core.images import write_png
-from lods_jax.distillation.parallel import parallelise
+from lods_jax.distillation.parallel import compile_train_step
 from lods_jax.runs import run
-from lods_jax.runs.artifacts import circle, look, viewer
+from lods_jax.runs.artifacts import render_views, scene_renderer, turntable_cameras
 from lods_jax.training import checkpoint, loop
 from lods_jax.training.build import build
-from lods_jax.training.scene_setups import Static
+from lods_jax.training.scene_setups import read_shapes
 from tests.toy import TINY, TOY, final, metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,17 +47,20 @@ CODE = f"{TOY}\nimport sys; sys.exit(cli.main(sys.argv[1:]))"
 def toy_run(scene: str, *words: str, sgd: bool):
     """Configuration and parts of 20 steps of 8 views. SGD takes a gradient as it is; Adam makes a whole step of its last bit."""
     config = parse([*TINY, *SCENES[scene], "--batch", "8", "--steps", str(SGD), *words]).settings
-    parts = build(config)
-    return config, parts._replace(tx_theta=optax.sgd(RATE[scene]), tx_psi=optax.sgd(0.1)) if sgd else parts
+    components = build(config)
+    return config, components._replace(tx_theta=optax.sgd(RATE[scene]), tx_psi=optax.sgd(0.1)) if sgd else components
 
 
-def last_of(config, parts, mode: str, n: int | None, folder: Path | None = None, start: tuple = ()):
+def last_of(config, components, mode: str, n: int | None, folder: Path | None = None, start: tuple = ()):
     """The last state on n devices, as NumPy arrays; with a checkpoint of step 10 in a folder."""
     devices = jax.devices()[:n]
-    compiled = lambda config, parts, static: parallelise(loop.train_step(config, parts, static), mode, config.batch, devices)  # noqa: E731
-    for p in loop.train(config, parts, *(start or [loop.first_state(config, parts)]), compile=compiled):
+
+    def compiled(config, components, shapes):
+        return compile_train_step(loop.train_step(config, components, shapes), mode, config.batch, devices)
+
+    for p in loop.train(config, components, *(start or [loop.first_state(config, components)]), compile=compiled):
         if folder and p.done == SGD // 2:
-            checkpoint.save(folder, p.state, {"static": p.static._asdict(), "config": dump(config)})
+            checkpoint.save(folder, p.state, {"static": p.shapes._asdict(), "config": dump(config)})
     return jax.tree.map(np.array, p.state)
 
 
@@ -96,9 +99,9 @@ def on_devices(request, toy, tmp_path_factory):
     return request.param, out, pickle.loads((out / "found").read_bytes())
 
 
-def moves(config, parts, last) -> float:
+def moves(config, components, last) -> float:
     """How far the scene has moved, as a share of the leaf that moved the farthest."""
-    start = loop.first_state(config, parts).theta
+    start = loop.first_state(config, components).theta
     return max(near(b, a) for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(last.theta), strict=True))
 
 
@@ -114,10 +117,10 @@ def test_1_2_and_8_devices_make_the_same_20_steps(on_devices):
 @pytest.mark.slow
 def test_a_checkpoint_of_8_devices_goes_on_on_one(on_devices):
     scene, out, found = on_devices
-    config, parts = toy_run(scene, sgd=True)
-    state, meta = checkpoint.restore(out / "saves8", jax.eval_shape(lambda: loop.first_state(config, parts)))
+    config, components = toy_run(scene, sgd=True)
+    state, meta = checkpoint.restore(out / "saves8", jax.eval_shape(lambda: loop.first_state(config, components)))
     assert int(state.step) == SGD // 2
-    last = last_of(config, parts, "jit", 1, start=(state, Static(**meta["static"])))
+    last = last_of(config, components, "jit", 1, start=(state, read_shapes(meta["static"])))
     print(f"{scene} from 8 devices to one: {near(found[True, 1], last):.1e}")
     assert near(found[True, 1], last) < 1e-5
 
@@ -126,10 +129,12 @@ def test_a_checkpoint_of_8_devices_goes_on_on_one(on_devices):
 def test_with_adam_their_renders_look_alike(on_devices):
     """At least 50 dB: a root mean square of 0.8 of 255 levels."""
     scene, _, found = on_devices
-    config, parts = toy_run(scene, sgd=False)
-    see = viewer(config, 32)
+    config, components = toy_run(scene, sgd=False)
+    render_fn = scene_renderer(config, 32)
     one, eight = (
-        look(config, jax.tree.map(jax.numpy.asarray, found[False, n]), see, circle(parts.orbit, 8)).astype(np.float64)
+        render_views(
+            config, jax.tree.map(jax.numpy.asarray, found[False, n]), render_fn, turntable_cameras(components.orbit, 8)
+        ).astype(np.float64)
         for n in (1, 8)
     )
     decibels = 20 * np.log10(255 / max(np.sqrt(np.mean((one - eight) ** 2)), 1e-9))
@@ -222,14 +227,14 @@ def test_two_processes_make_of_a_picture_what_one_makes(sgd, tmp_path):
     """With one embedding, which the first fits for both."""
     y, x = np.mgrid[:64, :64] - 31.5
     file = write_png(tmp_path / "disc.png", np.where((np.hypot(x, y) < 20)[..., None], [0.8, 0.1, 0.1], [1.0, 1.0, 1.0]))
-    priors = ["--prior", str(DATA / "lods_parity" / "sd"), "--pose-prior", str(DATA / "zero123"), "--picture.invert", "3"]
+    priors = ["--prior", str(DATA / "lods_parity" / "sd"), "--pose-prior", str(DATA / "zero123"), "--image.invert", "3"]
     words = ["image-to-3d", str(file), *priors, *TWENTY[TWENTY.index("--steps") :], "--gaussians.refine.every", "0"]
     assert main([*words, "--out", str(tmp_path / "one")]) == 0
     shared = [*words, "--distributed", "--out", str(tmp_path / "two")]
     for code, said, errors in ends(together(shared, shared, code=SGD_RUN)):
         assert code == 0, errors[-3000:] + said
     one, two = leaves_of(tmp_path / "one"), leaves_of(tmp_path / "two")
-    print(f"a picture by two processes beside one: {near(one, two):.1e}")
+    print(f"an image by two processes beside one: {near(one, two):.1e}")
     assert near(one, two) < 1e-5
 
 

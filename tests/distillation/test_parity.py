@@ -18,7 +18,7 @@ import pytest
 
 from lods_jax.core.noise_schedule import add_noise, per_example, score_weight
 from lods_jax.distillation.objectives import csd, dds, lods_embedding, lods_lora, sds, vsd
-from lods_jax.distillation.scores import ask
+from lods_jax.distillation.scores import predict_noise
 from lods_jax.priors.adapter_files import load_lora
 from lods_jax.priors.stable_diffusion import stable_diffusion
 
@@ -87,7 +87,7 @@ def asked(prior, weights):
 
     def run(queries, psi, noised, texts, t, pose):
         predict = lambda psi, *rest: prior.predict(weights, psi, *rest)  # noqa: E731
-        return jax.jit(lambda psi, noised, texts, t, pose: ask(predict, psi, queries, noised, texts, t, pose))(
+        return jax.jit(lambda psi, noised, texts, t, pose: predict_noise(predict, psi, queries, noised, texts, t, pose))(
             psi, noised, texts, t, pose
         )
 
@@ -126,7 +126,7 @@ def fit(prior, weights, query, arrays, texts, pose):
         predict = lambda psi, *rest: prior.predict(weights, psi, *rest)  # noqa: E731
         t, noise = arrays["t_train"], arrays["noise_train"]
         noised = {"render": add_noise(arrays["latents"], noise, t)}
-        return jnp.mean((ask(predict, psi, {"a": query}, noised, texts, t, pose)["a"] - noise) ** 2)
+        return jnp.mean((predict_noise(predict, psi, {"a": query}, noised, texts, t, pose)["a"] - noise) ** 2)
 
     return loss
 
@@ -177,12 +177,12 @@ def test_six_steps_of_lods_lora_follow_the_official_trajectory(prior, weights, a
 
     @jax.jit
     def step(z, psi, opt, t, noise, t_train, noise_train):
-        answers = ask(predict, psi, objective.queries, {"render": add_noise(z, noise, t)}, texts, t)
+        answers = predict_noise(predict, psi, objective.queries, {"render": add_noise(z, noise, t)}, texts, t)
         force = per_example(score_weight(t), z) * objective.residual(answers, noise, t) / len(z)
 
         def fit(psi):
             query, noised = {"a": objective.queries["a"]}, {"render": add_noise(z, noise_train, t_train)}
-            return jnp.mean((ask(predict, psi, query, noised, texts, t_train)["a"] - noise_train) ** 2)
+            return jnp.mean((predict_noise(predict, psi, query, noised, texts, t_train)["a"] - noise_train) ** 2)
 
         value, gradient = jax.value_and_grad(fit)(psi)
         (dz, opt_z), (dpsi, opt_psi) = tx[0].update(force, opt[0], z), tx[1].update(gradient, opt[1], psi)

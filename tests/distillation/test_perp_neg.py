@@ -8,8 +8,8 @@ import pytest
 from lods_jax.core.cameras import VIEWS, orbit_camera
 from lods_jax.core.types import Query
 from lods_jax.distillation.objectives import OBJECTIVES, csd, sds
-from lods_jax.distillation.perp_neg import away_from, by_azimuth, perpendicular
-from lods_jax.distillation.scores import ask, score
+from lods_jax.distillation.perp_neg import away_from, interpolate_view_prompts, perpendicular
+from lods_jax.distillation.scores import predict_noise, score
 
 B, SHAPE = 3, (3, 4, 4, 4)
 NOT = ("not front", "not side")
@@ -34,15 +34,15 @@ def cameras(*azimuths, elevation=0.0):
     return orbit_camera(jnp.deg2rad(jnp.array(azimuths)), jnp.full(n, jnp.deg2rad(elevation)), jnp.ones(n), jnp.ones(n))
 
 
-def asked(asking, queries):
-    return asking(predict, {}, queries, {"render": normal(9)}, TEXTS, T)
+def asked(predict_noise_fn, queries):
+    return predict_noise_fn(predict, {}, queries, {"render": normal(9)}, TEXTS, T)
 
 
 def test_a_prompt_is_turned_by_what_is_perpendicular_to_it():
-    e, plain = asked(away_from(WEIGHTS), csd().queries), asked(ask, csd().queries)
+    e, plain = asked(away_from(WEIGHTS), csd().queries), asked(predict_noise, csd().queries)
     assert set(e) == {"y", "null"}
     np.testing.assert_array_equal(e["null"], plain["null"])
-    negative = asked(ask, {name: Query(name) for name in NOT})
+    negative = asked(predict_noise, {name: Query(name) for name in NOT})
     y = plain["y"] - plain["null"]
     expected = plain["y"] - sum(
         WEIGHTS[name][:, None, None, None] * perpendicular(negative[name] - plain["null"], y) for name in NOT
@@ -79,8 +79,8 @@ def test_it_stands_before_every_objective(name):
     objective = objective._replace(queries={k: q._replace(pose=False) for k, q in objective.queries.items()})
     psi, latents = {"embedding": normal(7, (4, 4))}, {"render": normal(0), "reference": normal(1)}
     forces = [
-        score(objective, predict, psi, latents, TEXTS, (20, 980), jax.random.split(jax.random.key(0), B), None, asking)
-        for asking in (ask, away_from(WEIGHTS))
+        score(objective, predict, psi, latents, TEXTS, (20, 980), jax.random.split(jax.random.key(0), B), None, predict_noise_fn)
+        for predict_noise_fn in (predict_noise, away_from(WEIGHTS))
     ]
     assert bool(jnp.isfinite(forces[1]).all())
     assert float(jnp.abs(forces[1] - forces[0])[1:].max()) > 1e-4
@@ -91,23 +91,25 @@ def test_it_stands_before_every_objective(name):
 
 def test_prompts_turn_with_the_camera():
     tables = {"prompt": jnp.eye(4)[:, None], "null": jnp.zeros((4, 1, 4))}  # a text is the name of its row
-    rows, _ = by_azimuth(tables, cameras(0.0, 45.0, 90.0, -135.0, 180.0))
+    rows, _ = interpolate_view_prompts(tables, cameras(0.0, 45.0, 90.0, -135.0, 180.0))
     side, front, back = (np.eye(4)[VIEWS.index(name)] for name in ("side", "front", "back"))
     expected = [front, (front + side) / 2, side, (side + back) / 2, back]
     np.testing.assert_allclose(rows["prompt"][:, 0], expected, atol=1e-5)
     np.testing.assert_array_equal(rows["not front"][:, 0], np.tile(front, (5, 1)))
-    above, _ = by_azimuth(tables, cameras(30.0, elevation=80.0))
+    above, _ = interpolate_view_prompts(tables, cameras(30.0, elevation=80.0))
     np.testing.assert_array_equal(above["prompt"][0, 0], np.eye(4)[VIEWS.index("overhead")])
 
 
 def weights_at(*azimuths, elevation=0.0):
     """The weights of both negatives, read off a network whose answers are one axis per text."""
     tables = {"prompt": jnp.eye(4)[:, None], "null": jnp.zeros((4, 1, 4))}
-    rows, asking = by_azimuth(tables, cameras(*azimuths, elevation=elevation))
+    rows, predict_noise_fn = interpolate_view_prompts(tables, cameras(*azimuths, elevation=elevation))
     n = len(azimuths)
     rows |= {"prompt": jnp.tile(jnp.eye(4)[3], (n, 1, 1))}  # perpendicular to both negatives
     axis = lambda psi, z_t, t, cond: cond.tokens[:, :, None]  # noqa: E731
-    e = asking(axis, {}, {"y": Query("prompt")}, {"render": jnp.zeros((n, 1, 1, 4))}, rows, jnp.zeros(n, jnp.int32))["y"]
+    e = predict_noise_fn(axis, {}, {"y": Query("prompt")}, {"render": jnp.zeros((n, 1, 1, 4))}, rows, jnp.zeros(n, jnp.int32))[
+        "y"
+    ]
     return -e[:, 0, 0, VIEWS.index("front")], -e[:, 0, 0, VIEWS.index("side")]
 
 
@@ -123,8 +125,11 @@ def test_a_thing_without_a_front_is_left_alone():
     """All views have the same text, so that the negatives are the prompt itself."""
     same = jnp.broadcast_to(normal(0, (1, 4, 4)), (4, 4, 4))
     tables = {"prompt": same, "null": jnp.broadcast_to(normal(1, (1, 4, 4)), (4, 4, 4))}
-    rows, asking = by_azimuth(tables, cameras(10.0, 100.0, 170.0))
+    rows, predict_noise_fn = interpolate_view_prompts(tables, cameras(10.0, 100.0, 170.0))
     texts = dict(rows)
     keys = jax.random.split(jax.random.key(0), B)
-    forces = [score(sds(), predict, {}, {"render": normal(0)}, texts, (20, 980), keys, None, a) for a in (ask, asking)]
+    forces = [
+        score(sds(), predict, {}, {"render": normal(0)}, texts, (20, 980), keys, None, a)
+        for a in (predict_noise, predict_noise_fn)
+    ]
     np.testing.assert_allclose(forces[1], forces[0], atol=1e-4)

@@ -51,6 +51,6 @@ def test_the_adapter_has_a_text_of_its_own():
     assert prompt_table("a mug", "blurry", adapter="<new1>")["adapter"] == ["<new1>"] * 4
     assert "adapter" not in prompt_table("a mug", "blurry")
     asked = make_objective("lods-lora", options={"adapter_text": "adapter"})
-    assert asked.queries[asked.fit].text == "adapter"
+    assert asked.queries[asked.trained_query].text == "adapter"
     with pytest.raises(UserError, match="sds takes no adapter_text"):
         make_objective("sds", options={"adapter_text": "adapter"})

@@ -15,7 +15,7 @@ import pytest
 from lods_jax.core.cameras import sample_orbit
 from lods_jax.core.types import Objective, Reference
 from lods_jax.distillation.objectives import lods_embedding, sds
-from lods_jax.distillation.parallel import parallelise
+from lods_jax.distillation.parallel import compile_train_step
 from lods_jax.distillation.train_step import init_state, leaf_names, make_train_step, not_finite
 from lods_jax.priors.gaussian import gaussian
 from lods_jax.scenes.images import pixels
@@ -28,14 +28,14 @@ TEXTS = {"prompt": PRIOR.embed(WEIGHTS, ["y"] * 4), "null": PRIOR.embed(WEIGHTS,
 TX = optax.adam(optax.cosine_decay_schedule(0.05, 600, 0.02), b1=0.5), optax.adam(0.05)
 
 
-def parts(objective, penalty=lambda render, step: {}, **options):
+def parts(objective, regularizers=lambda render, step: {}, **options):
     """The halves of the step and the first state of one pixel under an objective."""
     scene = pixels(1, 1, start=0.5)
     build = make_train_step(
         scene, PRIOR, objective, cameras=lambda keys, views: sample_orbit(keys, views, BATCH), window=lambda step: (20, 980),
-        penalty=penalty, tx_theta=TX[0], tx_psi=TX[1], batch=BATCH, **options,
+        regularizers=regularizers, tx_theta=TX[0], tx_psi=TX[1], batch=BATCH, **options,
     )  # fmt: skip
-    fitted = [objective.queries[objective.fit]] if objective.fit else []
+    fitted = [objective.queries[objective.trained_query]] if objective.trained_query else []
     psi = PRIOR.init_psi(WEIGHTS, jax.random.key(1), TEXTS["null"][0], fitted)
     return build, lambda: init_state(scene, psi, *TX, jax.random.key(2))
 
@@ -43,7 +43,7 @@ def parts(objective, penalty=lambda render, step: {}, **options):
 @cache
 def landing(name, s):
     build, start = parts({"sds": sds, "lods": lods_embedding}[name](s))
-    step, state, values = parallelise(build, "jit", BATCH), start(), []
+    step, state, values = compile_train_step(build, "jit", BATCH), start(), []
     for _ in range(800):
         state, _ = step(state, WEIGHTS, TEXTS, None, jax.random.key(3))
         values.append(state.theta["rgb"].mean())
@@ -59,7 +59,7 @@ def test_sds_lands_where_its_residual_vanishes(s):
 def test_in_turns_a_step_moves_the_scene_or_the_prior():
     """(2, 1): two steps of the scene, one of the prior. What has no turn is the same bits, its optimizer included."""
     build, start = parts(lods_embedding(100.0), schedule=(2, 1))
-    step, state = parallelise(build, "jit", BATCH), start()
+    step, state = compile_train_step(build, "jit", BATCH), start()
     for i in range(6):
         before = jax.tree.map(np.asarray, state)
         state, metrics = step(state, WEIGHTS, TEXTS, None, jax.random.key(3))
@@ -70,14 +70,14 @@ def test_in_turns_a_step_moves_the_scene_or_the_prior():
         )  # fmt: skip
         assert (scene, prior) == ((True, False) if i % 3 < 2 else (False, True))
         assert np.isnan(metrics["fit"]) == (not prior)
-        assert np.isnan(metrics["force"]) == (not scene)
+        assert np.isnan(metrics["score_rms"]) == (not scene)
     assert int(state.step) == 6
     assert int(state.skipped) == 0
 
 
 def test_in_turns_lods_lands_on_the_good_image_too():
     build, start = parts(lods_embedding(100.0), schedule=(1, 1))
-    step, state, values = parallelise(build, "jit", BATCH), start(), []
+    step, state, values = compile_train_step(build, "jit", BATCH), start(), []
     for _ in range(1600):
         state, _ = step(state, WEIGHTS, TEXTS, None, jax.random.key(3))
         values.append(state.theta["rgb"].mean())
@@ -88,7 +88,7 @@ def test_encoding_one_view_after_the_other_changes_nothing():
     states = []
     for slicing in (False, True):
         build, start = parts(lods_embedding(100.0), vae_slicing=slicing)
-        states.append(parallelise(build, "jit", BATCH)(start(), WEIGHTS, TEXTS, None, jax.random.key(3))[0])
+        states.append(compile_train_step(build, "jit", BATCH)(start(), WEIGHTS, TEXTS, None, jax.random.key(3))[0])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *states)
 
 
@@ -113,7 +113,7 @@ def test_lods_lands_on_the_good_image_for_every_guidance(s):
 
 def test_the_score_moves_the_scene_and_the_fit_moves_psi():
     build, start = parts(lods_embedding())
-    state, _ = parallelise(build, "jit", BATCH)(start(), WEIGHTS, TEXTS, None, jax.random.key(3))
+    state, _ = compile_train_step(build, "jit", BATCH)(start(), WEIGHTS, TEXTS, None, jax.random.key(3))
     before = start()
     assert not np.array_equal(state.theta["rgb"], before.theta["rgb"])
     assert not np.array_equal(state.psi["embedding"], before.psi["embedding"])
@@ -123,7 +123,7 @@ def test_the_score_moves_the_scene_and_the_fit_moves_psi():
 def test_k_and_k_steps_equal_2k():
     """Nothing is hidden outside the state: a state carried over by its bytes goes on as if nothing had happened."""
     build, start = parts(lods_embedding())
-    step, key = parallelise(build, "jit", BATCH), jax.random.key(3)
+    step, key = compile_train_step(build, "jit", BATCH), jax.random.key(3)
     whole, state = start(), start()
     for _ in range(4):
         whole, _ = step(whole, WEIGHTS, TEXTS, None, key)
@@ -132,25 +132,25 @@ def test_k_and_k_steps_equal_2k():
     leaves, treedef = jax.tree.flatten(state)
     state = jax.tree.unflatten(treedef, [jnp.asarray(np.asarray(x)) for x in leaves])
     for _ in range(2):
-        state, _ = parallelise(build, "jit", BATCH)(state, WEIGHTS, TEXTS, None, key)
+        state, _ = compile_train_step(build, "jit", BATCH)(state, WEIGHTS, TEXTS, None, key)
     jax.tree.map(np.testing.assert_array_equal, state, whole)
 
 
 def test_a_step_with_a_nan_changes_nothing_and_is_counted():
     bad = Objective(sds().queries, residual=lambda e, noise, t: jnp.full_like(noise, jnp.nan))
     build, start = parts(bad)
-    state, metrics = parallelise(build, "jit", BATCH)(start(), WEIGHTS, TEXTS, None, jax.random.key(3))
+    state, metrics = compile_train_step(build, "jit", BATCH)(start(), WEIGHTS, TEXTS, None, jax.random.key(3))
     np.testing.assert_array_equal(state.theta["rgb"], start().theta["rgb"])
     jax.tree.map(np.testing.assert_array_equal, state.opt_theta, start().opt_theta)
     assert (int(state.skipped), int(state.step)) == (1, 1)
-    assert np.isnan(metrics["force"])
+    assert np.isnan(metrics["score_rms"])
 
 
 def test_a_penalty_pulls_the_scene_alone():
     """Its weight reaches theta at full strength: one view or eight, the mean over views is what counts."""
     still = Objective(sds().queries, residual=lambda e, noise, t: jnp.zeros_like(noise))
-    build, start = parts(still, penalty=lambda render, step: {"dark": 3.0 * jnp.mean(render.rgb, (1, 2, 3))})
-    _, metrics = parallelise(build, "jit", BATCH)(start(), WEIGHTS, TEXTS, None, jax.random.key(3))
+    build, start = parts(still, regularizers=lambda render, step: {"dark": 3.0 * jnp.mean(render.rgb, (1, 2, 3))})
+    _, metrics = compile_train_step(build, "jit", BATCH)(start(), WEIGHTS, TEXTS, None, jax.random.key(3))
     # d mean(rgb) / d channel = 1/3 in each of three channels, times the weight 3: a gradient of norm sqrt(3).
     np.testing.assert_allclose(metrics["grad"], 3**0.5, rtol=1e-5)
     np.testing.assert_allclose(metrics["dark"], 1.5, rtol=1e-5)
@@ -159,7 +159,7 @@ def test_a_penalty_pulls_the_scene_alone():
 @pytest.mark.parametrize(("mode", "batch"), [("tpu", 8), ("threads", 8)])
 def test_an_unknown_mode_is_refused(mode, batch):
     with pytest.raises(ValueError, match="mode must be jit, pmap or shard_map"):
-        parallelise(parts(sds())[0], mode, batch)
+        compile_train_step(parts(sds())[0], mode, batch)
 
 
 MANY_DEVICES = """
@@ -170,7 +170,7 @@ from tests.distillation.test_train_step import *
 assert len(jax.devices()) == 8
 def after(mode, n, reduce="sum"):
     build, start = parts(lods_embedding())
-    step, state = parallelise(build, mode, BATCH, jax.devices()[:n], reduce), start()
+    step, state = compile_train_step(build, mode, BATCH, jax.devices()[:n], reduce), start()
     key = jax.random.key(3)
     state, metrics = step(state, WEIGHTS, TEXTS, None, key)
     with compilations() as again:
@@ -202,7 +202,7 @@ def test_any_number_of_devices_equals_one():
 def test_in_order_there_are_no_reference_latents():
     build, start = parts(lods_embedding())
     with pytest.raises(ValueError, match="no reference latents"):
-        parallelise(build, "jit", BATCH, reduce="ordered")(
+        compile_train_step(build, "jit", BATCH, reduce="ordered")(
             start(), WEIGHTS, TEXTS, Reference(latents=jnp.zeros(3)), jax.random.key(3)
         )
 
@@ -214,41 +214,46 @@ def test_the_first_leaf_that_is_not_finite_is_found_by_name():
     assert int(not_finite({})) == -1
 
 
-# --- pictures and further priors ------------------------------------------------------------------------------------------------
+# --- images and further priors ------------------------------------------------------------------------------------------------
 def seen_as(value, weight):
     """A known view that is to look like `value`, and what a step is held against."""
-    from lods_jax.core.types import Picture
-    from lods_jax.distillation.regularizers import against_picture
-    from lods_jax.distillation.train_step import Known
+    from lods_jax.core.types import ReferenceImage
+    from lods_jax.distillation.regularizers import image_errors
+    from lods_jax.distillation.train_step import ReferenceView
 
     camera = sample_orbit(jax.random.split(jax.random.key(0), 1), jnp.arange(1), 1)
-    picture = Picture(jnp.full((1, 1, 3), value), jnp.ones((1, 1, 1)), camera)
-    return Known(pixels(1, 1), against_picture({"rgb": lambda step: weight})), Reference(picture=picture)
+    picture = ReferenceImage(jnp.full((1, 1, 3), value), jnp.ones((1, 1, 1)), camera)
+    return ReferenceView(pixels(1, 1), image_errors({"rgb": lambda step: weight})), Reference(image=picture)
 
 
 def other(weight, means=None, shares=False):
     """The same kind of prior once more, as a further guidance, and its inputs."""
-    from lods_jax.distillation.train_step import Guidance, by_view
+    from lods_jax.distillation.train_step import AuxiliaryPrior, select_view_prompts
 
     prior = gaussian(means or {"": 0.2, "y": 1.0}, 0.5)
     weights = prior.init(jax.random.key(0))
     texts = {"prompt": prior.embed(weights, ["y"] * 4), "null": prior.embed(weights, [""] * 4)}
     window, weigh = lambda step: (20, 980), lambda step: weight
-    return Guidance("other", prior, sds(1.0), by_view, window, weigh, shares), (weights, texts)
+    return AuxiliaryPrior("other", prior, sds(1.0), select_view_prompts, window, weigh, shares), (weights, texts)
 
 
-def gradient(objective, reference=None, views=None, penalty=lambda render, step: {}, **options):
-    build, start = parts(objective, penalty, **options)
-    return build.pull(start(), WEIGHTS, TEXTS, reference, jax.random.key(3), jnp.arange(BATCH) if views is None else views)
+def gradient(objective, reference=None, views=None, regularizers=lambda render, step: {}, **options):
+    build, start = parts(objective, regularizers, **options)
+    return build.compute_grads(
+        start(), WEIGHTS, TEXTS, reference, jax.random.key(3), jnp.arange(BATCH) if views is None else views
+    )
 
 
 def test_a_known_view_counts_once_however_the_views_are_split():
-    known, reference = seen_as(0.9, 2.0)
+    reference_view, reference = seen_as(0.9, 2.0)
     zero = sds(1.0)._replace(residual=lambda e, noise, t: 0 * noise)
-    whole = gradient(zero, reference, known=known).g_theta["rgb"]
+    whole = gradient(zero, reference, reference_view=reference_view).g_theta["rgb"]
     # d/dx of 2 mean((x - 0.9)^2) over three colours, at 0.5.
     np.testing.assert_allclose(whole, 2 * 2 * (0.5 - 0.9) / 3 * np.ones_like(whole), rtol=1e-5)
-    halves = [gradient(zero, reference, views, known=known).g_theta["rgb"] for views in (jnp.arange(3), jnp.arange(3, BATCH))]
+    halves = [
+        gradient(zero, reference, views, reference_view=reference_view).g_theta["rgb"]
+        for views in (jnp.arange(3), jnp.arange(3, BATCH))
+    ]
     np.testing.assert_allclose(sum(halves), whole, rtol=1e-5)
 
 
@@ -256,8 +261,8 @@ def test_a_further_prior_adds_its_pull_with_its_weight():
     alone, none = gradient(sds(1.0)).g_theta["rgb"], sds(1.0)._replace(residual=lambda e, noise, t: 0 * noise)
 
     def with_other(objective, weight, shares=False):
-        guidance, inputs = other(weight, shares=shares)
-        return gradient(objective, Reference(also=(inputs,)), also=(guidance,)).g_theta["rgb"]
+        auxiliary_prior, inputs = other(weight, shares=shares)
+        return gradient(objective, Reference(auxiliary=(inputs,)), auxiliary_priors=(auxiliary_prior,)).g_theta["rgb"]
 
     np.testing.assert_array_equal(with_other(sds(1.0), 0.0), alone)
     pull = with_other(none, 1.0)
@@ -270,25 +275,25 @@ def test_a_further_prior_adds_its_pull_with_its_weight():
 
 def test_two_priors_meet_in_the_middle():
     """One prior draws to 1, the other to 0.4, with the same weight: the residuals cancel at 0.7."""
-    guidance, inputs = other(1.0, {"": 0.2, "y": 0.4})
-    build, start = parts(sds(1.0), also=(guidance,))
-    step, state, values = parallelise(build, "jit", BATCH), start(), []
+    auxiliary_prior, inputs = other(1.0, {"": 0.2, "y": 0.4})
+    build, start = parts(sds(1.0), auxiliary_priors=(auxiliary_prior,))
+    step, state, values = compile_train_step(build, "jit", BATCH), start(), []
     for _ in range(800):
-        state, metrics = step(state, WEIGHTS, TEXTS, Reference(also=(inputs,)), jax.random.key(3))
+        state, metrics = step(state, WEIGHTS, TEXTS, Reference(auxiliary=(inputs,)), jax.random.key(3))
         values.append(state.theta["rgb"].mean())
     np.testing.assert_allclose(np.mean(values[-200:]), 0.7, atol=0.05)
-    assert metrics["force_other"] > 0
+    assert metrics["score_rms_other"] > 0
 
 
 @pytest.mark.parametrize("reduce", ["sum", "ordered"])
 def test_pictures_and_further_priors_do_not_depend_on_the_devices(reduce):
-    known, reference = seen_as(0.9, 2.0)
-    guidance, inputs = other(0.5)
-    build, start = parts(sds(3.0), known=known, also=(guidance,))
-    reference, ends = reference.replace(also=(inputs,)), []
+    reference_view, reference = seen_as(0.9, 2.0)
+    auxiliary_prior, inputs = other(0.5)
+    build, start = parts(sds(3.0), reference_view=reference_view, auxiliary_priors=(auxiliary_prior,))
+    reference, ends = reference.replace(auxiliary=(inputs,)), []
     for mode, n in (("jit", 1), ("shard_map", 1)):
-        step, state = parallelise(build, mode, BATCH, jax.devices()[:n], reduce), start()
+        step, state = compile_train_step(build, mode, BATCH, jax.devices()[:n], reduce), start()
         for _ in range(3):
             state, metrics = step(state, WEIGHTS, TEXTS, reference, jax.random.key(3))
-        ends.append((state.theta, metrics["picture_rgb"]))
+        ends.append((state.theta, metrics["image_rgb"]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *ends)

@@ -12,7 +12,7 @@ import pytest
 from lods_jax.core.cameras import VIEWS, orbit_camera
 from lods_jax.core.types import Prior, Render, Scene
 from lods_jax.distillation.objectives import lods_embedding, sds
-from lods_jax.distillation.parallel import parallelise
+from lods_jax.distillation.parallel import compile_train_step
 from lods_jax.distillation.train_step import init_state, make_train_step
 
 PATH = Path(__file__).resolve().parents[2] / "experiments" / "lods_in_one_file.py"
@@ -24,7 +24,7 @@ STEPS, TX = 4, (optax.sgd(0.05, momentum=0.9), optax.sgd(30.0))  # Adam would tu
 ROW_OF_SIDE = jnp.array([VIEWS.index(name) for name in ("front", "side", "back")])
 
 
-def render(theta, aux, camera, keys, probe):
+def render(theta, aux, camera, keys, means2d_probe):
     rgb = one.render(theta, camera.azimuth)
     return Render(rgb, jnp.ones_like(rgb[..., :1]), jnp.zeros_like(rgb[..., :1]), {})
 
@@ -35,7 +35,7 @@ def cameras(keys, views):
     return orbit_camera(azimuth, flat, flat + 2, flat + 1).replace(view=ROW_OF_SIDE[one.side_of(azimuth)])
 
 
-SCENE = Scene(lambda key: (one.first_scene(key), {}), render, lambda aux, b: {}, lambda aux, g_probe, rendered: aux)
+SCENE = Scene(lambda key: (one.first_scene(key), {}), render, lambda aux, b: {}, lambda aux, means2d_grad, rendered: aux)
 PRIOR = Prior(
     init=lambda key: one.make_prior(),
     embed=lambda weights, texts: None,
@@ -47,7 +47,7 @@ PRIOR = Prior(
 
 
 def by_the_library(objective):
-    step = parallelise(
+    step = compile_train_step(
         make_train_step(
             SCENE, PRIOR, objective, cameras=cameras, window=lambda step: (20, 980), tx_theta=TX[0], tx_psi=TX[1], batch=one.BATCH
         ),
@@ -56,7 +56,7 @@ def by_the_library(objective):
     )  # fmt: skip
     named = {"front": 0.0, "side": np.pi / 2, "back": np.pi, "overhead": 0.0}
     table = {"prompt": one.prompt(jnp.array([named[view] for view in VIEWS]))[:, None], "null": jnp.zeros((len(VIEWS), 1, 5))}
-    psi = {"embedding": jnp.zeros((1, 5))} if objective.fit else {}
+    psi = {"embedding": jnp.zeros((1, 5))} if objective.trained_query else {}
     state, weights = init_state(SCENE, psi, *TX, jax.random.key(0)), PRIOR.init(None)
     for _ in range(STEPS):
         state, _ = step(state, weights, table, None, jax.random.key(1))

@@ -74,7 +74,7 @@ def test_objectives_differ_in_their_trial_alone(module):
     from lods_jax.config import leaves
 
     pairs = zip(leaves(a), leaves(b), strict=True)
-    assert {name for (name, _, x), (_, _, y) in pairs if x != y} == {"objective.name", "objective.s"}
+    assert {name for (name, _, x), (_, _, y) in pairs if x != y} == {"objective.name", "objective.guidance_scale"}
 
 
 def test_the_table_pairs_runs_of_the_same_prompt_and_seed(module):

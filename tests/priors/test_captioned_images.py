@@ -144,11 +144,11 @@ def test_a_learned_embedding_can_leave_the_unconditional_one(prior, weights):
     z_t = jnp.sqrt(ALPHA_BAR[700]) * z + jnp.sqrt(1 - ALPHA_BAR[700]) * noise
     psi = prior.init_psi(weights, KEY, prior.embed(weights, [""])[0], [Query("learned")])
 
-    def fit_loss(psi):
+    def denoising_loss(psi):
         tokens = jnp.repeat(psi["embedding"][None], len(rgb), 0)
         return jnp.mean((prior.predict(weights, {}, z_t, t, Cond(tokens)) - noise) ** 2)
 
-    step = -jax.jit(jax.grad(fit_loss))(psi)["embedding"][0]
+    step = -jax.jit(jax.grad(denoising_loss))(psi)["embedding"][0]
     assert step[0] > step[1]  # red rather than blue
     assert step[2] > step[3]  # a mug rather than a car
 

@@ -1,4 +1,4 @@
-"""The prior of poses against PyTorch on a tiny random folder (tests/data/zero123/make.py), and the laws of what it is asked."""
+"""The Zero-1-to-3 prior against PyTorch on a tiny random folder (tests/data/zero123/make.py), and its laws."""
 
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from lods_jax.distillation.scores import score
 from lods_jax.priors import flax_networks
 from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.priors.zero123 import zero123
-from lods_jax.training.image_to_3d import by_pose, shown
+from lods_jax.training.image_to_3d import condition_on_image, select_zero123_prompts
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "zero123"
 KEY = jax.random.key(0)
@@ -53,11 +53,11 @@ def test_picture_token_and_noise_are_those_of_pytorch(posed, arrays):
 
 
 def test_the_picture_enters_as_unscaled_latents_and_embedding(posed, arrays):
-    (_, look), weights = posed
-    look = jax.jit(look)
-    tables = look(weights, arrays["image01"][0], camera([0], [0], [2]))
+    (_, encode_image), weights = posed
+    encode_image = jax.jit(encode_image)
+    tables = encode_image(weights, arrays["image01"][0], camera([0], [0], [2]))
     np.testing.assert_allclose(tables["image"], arrays["mode"][0], atol=2e-5)
-    tables = look(weights, arrays["pixels"][1], camera([0], [0], [2]))
+    tables = encode_image(weights, arrays["pixels"][1], camera([0], [0], [2]))
     np.testing.assert_allclose(tables["embedding"], arrays["embedding"][1], atol=2e-5)
 
 
@@ -72,15 +72,19 @@ def test_a_pose_is_relative():
 
 
 def test_null_is_zeros_and_the_prompt_sees_the_picture(posed, arrays):
-    (prior, look), weights = posed
-    objective, eye, seen = shown(sds(3.0)), camera([0, 90], [0, 0], [2, 2]), []
-    rows, asking = by_pose(jax.jit(look)(weights, arrays["image01"][0], camera([0], [0], [2])), eye)
+    (prior, encode_image), weights = posed
+    objective, eye, seen = condition_on_image(sds(3.0)), camera([0, 90], [0, 0], [2, 2]), []
+    rows, predict_noise_fn = select_zero123_prompts(
+        jax.jit(encode_image)(weights, arrays["image01"][0], camera([0], [0], [2])), eye
+    )
 
     def watch(psi, z_t, t, cond):
         seen.append(cond)
         return jax.jit(prior.predict)(weights, psi, z_t, t, cond)
 
-    force = score(objective, watch, {}, {"render": arrays["latents"]}, rows, (20, 980), jax.random.split(KEY, 2), None, asking)
+    force = score(
+        objective, watch, {}, {"render": arrays["latents"]}, rows, (20, 980), jax.random.split(KEY, 2), None, predict_noise_fn
+    )
     (cond,) = seen
     assert force.shape == arrays["latents"].shape
     assert not jnp.any(cond.tokens[2:])
@@ -95,7 +99,7 @@ def test_what_it_cannot_do_is_refused(posed, arrays):
         prior.embed(weights, ["a mug"])
     with pytest.raises(ValueError, match="learns nothing"):
         prior.init_psi(weights, KEY, jnp.zeros((1, 32)), [Query("learned")])
-    with pytest.raises(ValueError, match=r"has an input for a picture: give Cond\.image"):
+    with pytest.raises(ValueError, match=r"has an input for an image: give Cond\.image"):
         prior.predict(weights, {}, arrays["latents"], arrays["t"], Cond(tokens=arrays["token"]))
 
 

@@ -16,7 +16,7 @@ from lods_jax.tabletop.measure import FIGURES
 TINY = [
     "text-to-3d", "a red mug", "--prior", "exact-gaussians", "--steps", "4", "--batch", "2", "--resolution", "16",
     "--output.size", "32", "--output.frames", "4", "--output.log-every", "2", "--gaussians.capacity", "64",
-    "--gaussians.count", "40", "--gaussians.size", "0.2", "--checkpoint.every", "2", "--output.preview-every", "2",
+    "--gaussians.init-count", "40", "--gaussians.init-scale", "0.2", "--checkpoint.every", "2", "--output.preview-every", "2",
 ]  # fmt: skip
 
 

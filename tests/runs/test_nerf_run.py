@@ -79,7 +79,7 @@ def test_what_cannot_be_exported_is_told_in_one_line(whole, capsys):
 def test_a_level_is_found_by_what_is_seen():
     """A ball whose density falls slowly, seen as large as it is at a density of 6."""
     ball = Surface(0.8, lambda x: np.repeat(np.maximum(10 * (1 - np.linalg.norm(x, axis=1, keepdims=True)), 0), 4, 1))
-    camera = export.circle(export.Orbit(extent=(0.8, 0.8)), 3)
+    camera = export.turntable_cameras(export.Orbit(extent=(0.8, 0.8)), 3)
     level = 6.0
     seen = export.silhouettes(export.marching_cubes(export.grid(ball, export.COARSE), 0.8, level), camera)
     found = export.best_level(ball, camera, seen)
@@ -89,7 +89,7 @@ def test_a_level_is_found_by_what_is_seen():
 
 def test_normals_of_a_tilted_plane():
     """Depth of a plane with a known normal in the camera's frame."""
-    camera, h = export.circle(export.Orbit(extent=(0.8, 0.8)), 1), 16
+    camera, h = export.turntable_cameras(export.Orbit(extent=(0.8, 0.8)), 1), 16
     normal = np.array([0.3, 0.2, 0.9]) / np.linalg.norm([0.3, 0.2, 0.9])
     scale = 2 * np.tan(float(camera.fov_y[0]) / 2) / h
     y, x = np.mgrid[:h, :h] + 0.5

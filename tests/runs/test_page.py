@@ -42,7 +42,7 @@ def make_run(folder, prompt="a red mug", n=60, name="sds", **files):
     if files.get("note", True):
         (folder / "run.json").write_text(json.dumps({"state": "finished"}))
     if files.get("metrics", True):
-        rows = [{"step": i, "force": 1 / i, "gaussians": n, "fit": 0.0, "seconds": i} for i in range(1, 41)]
+        rows = [{"step": i, "score_rms": 1 / i, "gaussians": n, "fit": 0.0, "seconds": i} for i in range(1, 41)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if files.get("scene", True):
         write_splat(folder / "scene.splat", splats(n))
@@ -77,7 +77,7 @@ def test_a_page_holds_everything_and_loads_nothing(tmp_path):
     assert not page.named("link")
     assert "http" not in re.sub(r"https?-equiv|http-equiv", "", re.sub(r"xmlns=\S+", "", text.split("<script>")[0]))
     assert "objective:" in text
-    assert "s: 7.5" in text  # the configuration is there
+    assert "guidance_scale: 7.5" in text  # the configuration is there
 
 
 def test_everything_that_is_seen_has_a_name(tmp_path):
@@ -124,7 +124,7 @@ def test_runs_side_by_side_say_what_differs(tmp_path):
     write_page(runs, tmp_path / "index.html", {"a red mug": np.ones((2, 4, 4, 3))})
     text = (tmp_path / "index.html").read_text()
     assert "objective.name</th><td>sds</td><td>csd</td>" in text
-    assert "objective.s</th>" not in text
+    assert "objective.guidance_scale</th>" not in text
     assert len(Tags(text).named("canvas")) == 3
 
 

@@ -23,7 +23,7 @@ from lods_jax.config import dump
 from lods_jax.runs.run_directory import locked
 from lods_jax.training import checkpoint, loop
 from lods_jax.training.build import build
-from lods_jax.training.scene_setups import Static
+from lods_jax.training.scene_setups import read_shapes
 from tests.toy import TINY, TOY, final, same
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,10 +110,10 @@ def test_a_save_that_is_killed_before_any_of_its_calls_costs_nothing(tmp_path):
     One of the two saves comes back bit for bit, the next save clears what the kill left, and from either the run ends alike.
     """
     config = parse([*TINY, "--steps", "6"]).settings
-    parts, folder = build(config), tmp_path / "cut"
-    meta_of = lambda static: {"static": static._asdict(), "config": dump(config)}  # noqa: E731
-    progress = loop.train(config, parts, loop.first_state(config, parts))
-    whole = {p.done: (jax.tree.map(np.array, p.state), p.static) for p in progress}
+    components, folder = build(config), tmp_path / "cut"
+    meta_of = lambda shapes: {"static": shapes._asdict(), "config": dump(config)}  # noqa: E731
+    progress = loop.train(config, components, loop.first_state(config, components))
+    whole = {p.done: (jax.tree.map(np.array, p.state), p.shapes) for p in progress}
     checkpoint.save(tmp_path / "start", whole[2][0], meta_of(whole[2][1]))
     calls, restored = [], {2: [], 4: []}
     with cutter(whole[4][0], meta_of(whole[4][1]), tmp_path / "state") as cut:
@@ -122,7 +122,7 @@ def test_a_save_that_is_killed_before_any_of_its_calls_costs_nothing(tmp_path):
             shutil.copytree(tmp_path / "start", folder)
             calls.append(cut(folder, len(calls) + 1))
             state, meta = checkpoint.restore(folder, whole[2][0], tell=lambda line: pytest.fail(line))
-            restored[int(state.step)].append((state, Static(**meta["static"])))
+            restored[int(state.step)].append((state, read_shapes(meta["static"])))
             same(state, whole[int(state.step)][0])
             checkpoint.save(folder, whole[4][0], meta_of(whole[4][1]), keep=1)  # as the run does that goes on
             same(checkpoint.restore(folder, whole[2][0])[0], whole[4][0])
@@ -134,7 +134,7 @@ def test_a_save_that_is_killed_before_any_of_its_calls_costs_nothing(tmp_path):
     assert len(calls) > 60
     assert {"mkdir", "openat", "write", "writev", "fsync", "rename", "unlinkat"} <= {call.split()[0] for call in calls}
     for start in (restored[2][-1], restored[4][0]):
-        *_, last = loop.train(config, parts, *start)
+        *_, last = loop.train(config, components, *start)
         same(last.state, whole[6][0])
 
 
@@ -196,7 +196,7 @@ def test_a_folder_is_written_by_one_process(whole, capsys):
 
 HOLD = """
 import pathlib, sys, time
-from lods_jax.folder import locked
+from lods_jax.runs.run_directory import locked
 with locked(pathlib.Path(sys.argv[1])):
     print("held")
     time.sleep(60)

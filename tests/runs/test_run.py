@@ -50,7 +50,7 @@ def test_a_run_leaves_what_it_promises(whole):
     assert (note["state"], note["step"], note["skipped"]) == ("finished", 8, 0)
     assert set(note["seconds"]) == {"compile", "optimise", "write"}
     assert [line["step"] for line in metrics(whole)] == [1, 2, 4, 6, 8]
-    assert {"fit", "force", "psi_displacement", "fit_gain", "gaussians"} <= set(metrics(whole)[0])
+    assert {"fit", "score_rms", "psi_displacement", "fit_gain", "gaussians"} <= set(metrics(whole)[0])
 
 
 def test_the_learned_branch_moves_and_says_so(whole):
@@ -137,31 +137,36 @@ def test_a_seed_changes_the_run(whole, tmp_path):
 
 def test_room_for_intersections_grows_when_it_is_too_small(monkeypatch):
     """The plan hangs on the state alone, so a resumed run plans alike."""
-    monkeypatch.setattr(scene_setups, "ROOM", 1)
+    monkeypatch.setattr(scene_setups, "INTERSECTIONS_PER_GAUSSIAN", 1)
     monkeypatch.setattr(loop, "PLAN_EVERY", 2)
-    config = parse([*TINY, "--gaussians.count", "64", "--steps", "3"]).settings
-    parts = build(config)
-    progress = [(p.static.room, int(p.state.aux["total"])) for p in loop.train(config, parts, loop.first_state(config, parts))]
+    config = parse([*TINY, "--gaussians.init-count", "64", "--steps", "3"]).settings
+    components = build(config)
+    progress = [
+        (p.shapes.capacity, int(p.state.aux["total"]))
+        for p in loop.train(config, components, loop.first_state(config, components))
+    ]
     assert progress[0][0] == 64
     assert progress[1][0] >= 1.1 * progress[1][1] > 64
 
 
 def test_renders_grow_at_the_switch_and_the_room_for_them(monkeypatch):
-    monkeypatch.setattr(scene_setups, "ROOM", 1)
+    monkeypatch.setattr(scene_setups, "INTERSECTIONS_PER_GAUSSIAN", 1)
     config = parse([*TINY, "--resolution-after", "32", "--steps", "4"]).settings
-    parts = build(config)
-    first = parts.representation.plan(config, 16, None)
+    components = build(config)
+    first = components.setup.plan(config, 16, None)
     with compilations() as spans:
-        statics = [p.static for p in loop.train(config, parts, loop.first_state(config, parts))]  # of the next step each
-    assert [static.resolution for static in statics] == [16, 32, 32, 32]
-    assert statics[1].room >= statics[0].room
+        statics = [
+            p.shapes for p in loop.train(config, components, loop.first_state(config, components))
+        ]  # of the next step each
+    assert [shapes.resolution for shapes in statics] == [16, 32, 32, 32]
+    assert statics[1].capacity >= statics[0].capacity
     names = [span.name for span in spans if span.stage == "backend_compile"]
     assert names.count("jit(train_step)") == len({first, *statics[:-1]})  # once a static shape
     assert names.count("jit(gaussian_refine)") == 1
 
 
 NAN = """
-from lods_jax.types import Objective, Query
+from lods_jax.core.types import Objective, Query
 def nan(): return Objective({"y": Query("prompt")}, lambda e, noise, t: e["y"] * float("nan"))
 def s_only(s=1.0): return Objective({"y": Query("prompt")}, lambda e, noise, t: s * (e["y"] - noise))
 def wrong(): return 3
@@ -208,7 +213,7 @@ def test_a_run_without_a_finite_gradient_ends_in_one_line_with_a_whole_checkpoin
         (["--stesp", "3"], "no --stesp; the nearest is --steps"),
         (["--config", "nothing.yaml"], "no config file nothing.yaml, and no preset"),
         (["--prior", "/nowhere"], "no prior at /nowhere"),
-        (["--gaussians.init", "/nowhere.ply"], "/nowhere.ply"),
+        (["--gaussians.init-type", "/nowhere.ply"], "/nowhere.ply"),
         (["--prompt=x"], "no --prompt"),
     ],
 )
@@ -227,11 +232,11 @@ def test_a_run_that_starts_from_a_file_says_how_and_needs_it_no_more(own, capsys
     points = np.random.default_rng(0).normal(size=(60, 3)) * 30 + [4.5e5, 5.8e6, 100]
     head = ["ply", "format ascii 1.0", "element vertex 60", *(f"property double {x}" for x in "xyz"), "end_header"]
     cloud.write_text("\n".join([*head, *(" ".join(f"{x:.3f}" for x in point) for point in points)]))
-    assert main([*TINY, "--gaussians.init", "cloud.ply", "--out", "o"]) == 0
+    assert main([*TINY, "--gaussians.init-type", "cloud.ply", "--out", "o"]) == 0
     out = capsys.readouterr().out
     assert "scene     cloud.ply: it has no colours" in out
     assert "scene     cloud.ply: 0% of the points lie within" in out
-    assert "scene     cloud.ply: 40 of its 60 rows are drawn at random: pass --gaussians.count 60" in out
+    assert "scene     cloud.ply: 40 of its 60 rows are drawn at random: pass --gaussians.init-count 60" in out
     means = read_ply(own / "o" / "scene.ply")["means"]
     assert np.linalg.norm(means, axis=1).max() < 2
     cloud.unlink()
@@ -271,9 +276,9 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("steps: 11\nbatch: 3\nobjective: {name: lods-embedding, s: 50}")
     config = parse(["text-to-3d", "a red mug", "--config", str(file), "--steps", "12"]).settings
-    assert (config.steps, config.batch, config.resolution, config.objective.s) == (12, 3, 64, 50.0)
+    assert (config.steps, config.batch, config.resolution, config.objective.guidance_scale) == (12, 3, 64, 50.0)
     # Another objective does not inherit the parameters of the file's.
-    assert parse(["text-to-3d", "x", "--config", str(file), "--objective", "csd"]).settings.objective.s is None
+    assert parse(["text-to-3d", "x", "--config", str(file), "--objective", "csd"]).settings.objective.guidance_scale is None
 
 
 def test_info_tells_devices_ffmpeg_and_the_prior(capsys):

@@ -35,25 +35,25 @@ def with_rows(folder, *lines):
 @pytest.mark.parametrize(
     ("line", "row"),
     [
-        ('{"step": 20, "force": 0.5, "gaussians": 7}', {"step": 20, "force": 0.5, "gaussians": 7}),
-        ('{"step": 20, "gaussians": null, "force": true}', {"step": 20}),
-        ('{"step": 20, "seconds": "x", "fit": [1], "force": NaN}', {"step": 20}),
-        ('{"step": 20, "force": 1e308, "fit": -Infinity, "fit_gain": 1e999}', {"step": 20}),
-        (f'{{"step": 20, "force": {400 * "9"}}}', {"step": 20}),
+        ('{"step": 20, "score_rms": 0.5, "gaussians": 7}', {"step": 20, "score_rms": 0.5, "gaussians": 7}),
+        ('{"step": 20, "gaussians": null, "score_rms": true}', {"step": 20}),
+        ('{"step": 20, "seconds": "x", "fit": [1], "score_rms": NaN}', {"step": 20}),
+        ('{"step": 20, "score_rms": 1e308, "fit": -Infinity, "fit_gain": 1e999}', {"step": 20}),
+        (f'{{"step": 20, "score_rms": {400 * "9"}}}', {"step": 20}),
         (f'{{"step": {400 * "9"}}}', None),
         (f'{{"step": {5000 * "9"}}}', None),
         ('{"step": "x"}', None),
         ('{"step": true}', None),
         ('{"step": -1}', None),
         ('{"step": 2.5}', None),
-        ('{"force": 1}', None),
+        ('{"score_rms": 1}', None),
         ("[1]", None),
         (100_000 * "[", None),
         ('{"step": 20, "fo', None),
     ],
 )
 def test_a_row_is_the_finite_numbers_of_a_step(folder, line, row):
-    good = {"step": 1, "force": 0.25}
+    good = {"step": 1, "score_rms": 0.25}
     assert with_rows(folder, json.dumps(good), line).metrics == [good] + ([row] if row else [])
 
 
@@ -61,7 +61,9 @@ figures = st.one_of(st.floats(), st.integers(-(10**45), 10**45), st.none(), st.t
 
 
 @given(
-    st.lists(st.dictionaries(st.sampled_from(["step", "force", "fit", "gaussians", "seconds"]), figures, max_size=5), max_size=6)
+    st.lists(
+        st.dictionaries(st.sampled_from(["step", "score_rms", "fit", "gaussians", "seconds"]), figures, max_size=5), max_size=6
+    )
 )
 def test_whatever_was_logged_can_be_shown(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("rows")
@@ -100,7 +102,7 @@ def test_a_page_holds_nothing_that_a_link_leads_to(folder, name):
 
 
 def test_a_page_holds_nothing_of_a_folder_that_a_link_leads_to(folder):
-    """Nor are its pictures taken for the stills: they are said to be missing."""
+    """Nor are its images taken for the stills: they are said to be missing."""
     write_png(folder.parent / "private" / "000.png", np.zeros((4, 4, 3)))
     for name in ("stills", "previews"):
         (folder / name).symlink_to(folder.parent / "private", target_is_directory=True)

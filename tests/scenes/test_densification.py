@@ -10,13 +10,13 @@ import pytest
 
 from lods_jax.core.cameras import turntable
 from lods_jax.distillation.train_step import init_state
-from lods_jax.scenes.densification import SHRINK, Rules, refine, relocate, share
+from lods_jax.scenes.densification import SHRINK, DensifyStrategy, densify, relocate, share
 from lods_jax.scenes.gaussians import gaussians
 
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
 SCENE = gaussians(height=8, width=8, intersections=64, capacity=8, count=5)
-step = jax.jit(partial(refine, tx=TX), static_argnames="rules")
-FEW = Rules(fraction=0.4)  # two of five
+step = jax.jit(partial(densify, tx=TX), static_argnames="strategy")
+FEW = DensifyStrategy(fraction=0.4)  # two of five
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def moments(state):
 
 
 def test_nothing_wanted_changes_nothing_but_the_statistics(state):
-    after = step(jax.random.key(1), state, rules=Rules(threshold=1e9))
+    after = step(jax.random.key(1), state, strategy=DensifyStrategy(grow_grad2d=1e9))
     jax.tree.map(np.testing.assert_array_equal, (after.theta, after.opt_theta), (state.theta, state.opt_theta))
     np.testing.assert_array_equal(after.aux["alive"], state.aux["alive"])
     assert float(after.aux["grad"].sum() + after.aux["seen"].sum() + after.aux["radius"].sum()) == 0
@@ -44,7 +44,7 @@ def test_nothing_wanted_changes_nothing_but_the_statistics(state):
 
 def test_the_largest_gradients_multiply_into_free_slots(state):
     """The size 0.035 is below this split size: two clones, of slots 4 and 3, in slots 5 and 6."""
-    after = step(jax.random.key(1), state, rules=FEW._replace(split_size=1.0))
+    after = step(jax.random.key(1), state, strategy=FEW._replace(grow_scale3d=1.0))
     np.testing.assert_array_equal(after.aux["alive"], np.arange(8) < 7)
     for name, x in after.theta.items():
         np.testing.assert_array_equal(x[:5], state.theta[name][:5])
@@ -53,7 +53,7 @@ def test_the_largest_gradients_multiply_into_free_slots(state):
 
 
 def test_a_split_replaces_its_parent_by_two_smaller_ones(state):
-    after = step(jax.random.key(1), state, rules=FEW._replace(split_size=0.01))
+    after = step(jax.random.key(1), state, strategy=FEW._replace(grow_scale3d=0.01))
     halves = np.array([3, 4, 5, 6])
     shrunk = np.exp(after.theta["log_scales"][halves, 0])
     np.testing.assert_allclose(shrunk, 0.035 / SHRINK, rtol=1e-5)
@@ -69,25 +69,25 @@ def test_faint_and_huge_ones_go_and_make_room(state):
         "opacity_logits": state.theta["opacity_logits"].at[0].set(-9.0),
         "log_scales": state.theta["log_scales"].at[4, 1].set(0.0),
     }
-    after = step(jax.random.key(1), state.replace(theta=theta), rules=Rules(threshold=1e9))
+    after = step(jax.random.key(1), state.replace(theta=theta), strategy=DensifyStrategy(grow_grad2d=1e9))
     np.testing.assert_array_equal(after.aux["alive"], [False, True, True, True, False, False, False, False])
 
 
 def test_a_full_scene_stays_full(state):
     full = state.replace(aux=state.aux | {"alive": jnp.ones(8, bool)})
-    after = step(jax.random.key(1), full, rules=Rules(fraction=1.0))
+    after = step(jax.random.key(1), full, strategy=DensifyStrategy(fraction=1.0))
     jax.tree.map(np.testing.assert_array_equal, after.theta, full.theta)
     assert bool(after.aux["alive"].all())
 
 
 def test_room_for_one_goes_to_the_first(state):
     crowded = state.replace(aux=state.aux | {"alive": jnp.arange(8) < 7})
-    after = step(jax.random.key(1), crowded, rules=Rules(fraction=1.0, split_size=1.0))
+    after = step(jax.random.key(1), crowded, strategy=DensifyStrategy(fraction=1.0, grow_scale3d=1.0))
     np.testing.assert_array_equal(after.theta["means"][7], crowded.theta["means"][6])
 
 
 def test_the_same_key_gives_the_same_scene(state):
-    once, again = (step(jax.random.key(1), state, rules=FEW) for _ in range(2))
+    once, again = (step(jax.random.key(1), state, strategy=FEW) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, once.theta, again.theta)
 
 
@@ -97,7 +97,7 @@ def test_long_gaussians_split_along_their_length(state):
         "quats": jnp.tile(jnp.array([2**-0.5, 0, 2**-0.5, 0]), (8, 1)),
         "log_scales": jnp.tile(jnp.log(jnp.array([1e-6, 1e-6, 0.1])), (8, 1)),
     }
-    after = step(jax.random.key(1), state.replace(theta=theta), rules=FEW)
+    after = step(jax.random.key(1), state.replace(theta=theta), strategy=FEW)
     moved = np.abs(np.asarray(after.theta["means"][3:5] - theta["means"][3:5]))
     assert (moved[:, 0] > 1e-3).all()
     np.testing.assert_allclose(moved[:, 1:], 0, atol=1e-4)
@@ -165,8 +165,8 @@ def test_relocation_leaves_the_picture_as_it_is():
     state = with_opacity(state, *np.where(dead, 1e-4, rng.uniform(0.2, 0.9, 60)))
     state = state.replace(theta=state.theta | {"sh": jnp.asarray(rng.normal(size=(60, 1, 3)), jnp.float32)})
     after = move(jax.random.key(3), state, growth=0.0)
-    keys, probe = jax.random.split(jax.random.key(0), 1), scene.probe(state.aux, 1)
-    look = jax.jit(lambda theta: scene.render(theta, state.aux, turntable(1), keys, probe).rgb)
+    keys, means2d_probe = jax.random.split(jax.random.key(0), 1), scene.means2d_probe(state.aux, 1)
+    look = jax.jit(lambda theta: scene.render(theta, state.aux, turntable(1), keys, means2d_probe).rgb)
     error = lambda theta: float(jnp.abs(look(theta) - look(state.theta)).mean())  # noqa: E731
     copied = jax.nn.sigmoid(state.theta["opacity_logits"]).at[:20].set(0.5)
     careless = state.theta | {"means": after.theta["means"], "opacity_logits": jnp.log(copied) - jnp.log1p(-copied)}

@@ -11,7 +11,7 @@ from lods_jax.scenes.ply import read_points, write_ply
 SCENE = gaussians(height=16, width=16, intersections=1024, capacity=64, count=48)
 THETA, AUX = SCENE.init(jax.random.key(0))
 CAMERA, KEYS = turntable(2), jax.random.split(jax.random.key(1), 2)
-render = jax.jit(lambda theta, aux: SCENE.render(theta, aux, CAMERA, KEYS, SCENE.probe(aux, 2)))
+render = jax.jit(lambda theta, aux: SCENE.render(theta, aux, CAMERA, KEYS, SCENE.means2d_probe(aux, 2)))
 
 
 def test_dead_slots_are_not_drawn():
@@ -39,8 +39,8 @@ def test_everything_that_trains_has_a_gradient_and_dead_slots_have_none():
 def test_statistics_of_two_views_add_up():
     """Counts and sums of views, the largest radius; per view, so that they do not depend on the size of the batch."""
     rendered = render(THETA, AUX)
-    g_probe = {"means2d": jnp.ones((2, 64, 2)) / 2}
-    aux = SCENE.observe(AUX, g_probe, rendered)
+    means2d_grad = {"means2d": jnp.ones((2, 64, 2)) / 2}
+    aux = SCENE.update_stats(AUX, means2d_grad, rendered)
     seen = np.asarray(rendered.extras["radii"] > 0)
     np.testing.assert_array_equal(aux["seen"], seen.sum(0))
     # Each view's own gradient is (1, 1) per pixel, and the image is 16 pixels or 2 device units wide.
@@ -59,12 +59,12 @@ def test_views_that_pull_in_opposite_directions_cancel_in_the_norm_of_the_sum():
     assert both.any()
     assert not seen.any(0).all()
     pull = jnp.stack([jnp.full((64, 2), 3.0), jnp.full((64, 2), -3.0)]) / 2
-    opposed = scene.observe(AUX, {"means2d": pull}, rendered)
+    opposed = scene.update_stats(AUX, {"means2d": pull}, rendered)
     np.testing.assert_allclose(opposed["grad"], 0, atol=1e-6)
     np.testing.assert_array_equal(opposed["seen"], seen.any(0))
-    one_sided = scene.observe(AUX, {"means2d": pull.at[1].set(0.0)}, rendered)
+    one_sided = scene.update_stats(AUX, {"means2d": pull.at[1].set(0.0)}, rendered)
     np.testing.assert_allclose(one_sided["grad"], seen.any(0) * 3 / 2 * 8 * 2**0.5, rtol=1e-6)
-    assert float(SCENE.observe(AUX, {"means2d": pull}, rendered)["grad"][both].min()) > 0
+    assert float(SCENE.update_stats(AUX, {"means2d": pull}, rendered)["grad"][both].min()) > 0
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,20 @@ import pytest
 
 from lods_jax.core.cameras import orbit_camera, turntable
 from lods_jax.scenes import nerf as module
-from lods_jax.scenes.nerf import Field, density, grown, init_field, init_layers, look_up, nerf, normals, refresh
+from lods_jax.scenes.nerf import (
+    FieldConfig,
+    density,
+    grown,
+    init_field,
+    init_layers,
+    nerf,
+    normals,
+    query_field,
+    update_occupancy_grid,
+)
 from lods_jax.scenes.volume_rendering import absorb
 
-FIELD = Field(levels=3, log2_rows=10, base=4, finest=16, hidden=16, cells=12)
+FIELD = FieldConfig(levels=3, log2_rows=10, base=4, finest=16, hidden=16, cells=12)
 S, SIZE = 24, 12
 FULL = S * SIZE**2
 make = partial(nerf, height=SIZE, width=SIZE, field=FIELD, samples=S, background=lambda key: jnp.full(3, 0.25))
@@ -21,13 +31,13 @@ KEYS = jax.random.split(jax.random.key(1), 3)
 
 @pytest.fixture(scope="module")
 def start():
-    theta, aux = make(room=FULL).init(jax.random.key(0))
+    theta, aux = make(capacity=FULL).init(jax.random.key(0))
     theta["tables"] = jax.tree.map(lambda x: 1e4 * x, theta["tables"])  # away from the even start
-    return theta, refresh(jax.random.key(2), FIELD, theta, aux)
+    return theta, update_occupancy_grid(jax.random.key(2), FIELD, theta, aux)
 
 
-def shown(room, theta, aux, camera, **options):
-    scene = make(room=room, **options)
+def shown(capacity, theta, aux, camera, **options):
+    scene = make(capacity=capacity, **options)
     return jax.jit(lambda theta, aux: scene.render(theta, aux, camera, KEYS[: len(camera.view)], {}))(theta, aux)
 
 
@@ -46,7 +56,7 @@ def test_packing_equals_evaluating_everything_while_nothing_overflows(start, mon
     empty = density(FIELD, theta, module.centres(FIELD)).reshape(aux["occupied"].shape) * 0
     everything = shown(FULL, theta, aux | {"occupied": jnp.ones_like(aux["occupied"]), "density": empty}, camera)
     close(packed.rgb, everything.rgb, 0.05)  # what lies outside the cells is thinner than `empty`
-    thin = refresh(jax.random.key(2), FIELD, theta, aux, empty=0.0)
+    thin = update_occupancy_grid(jax.random.key(2), FIELD, theta, aux, empty=0.0)
     close(shown(FULL, theta, thin | {"density": empty}, camera).rgb, everything.rgb, 1e-6)
     # Nor is what a wall hides seen: a thousandth of the light at most.
     close(shown(FULL, theta, thin, camera).rgb, everything.rgb, 2e-3)
@@ -68,7 +78,7 @@ def test_samples_in_chunks_have_the_same_gradient_and_take_less_memory(start, mo
     theta = theta | {
         name: init_layers(jax.random.key(3), (2 * FIELD.levels, 256, n)) for name, n in (("density", 1), ("color", 3))
     }
-    scene = make(room=FULL, normal_eps=0.01)
+    scene = make(capacity=FULL, normal_eps=0.01)
 
     def total(theta):
         render = scene.render(theta, aux, turntable(1), KEYS[:1], {})
@@ -93,7 +103,7 @@ def test_one_ray_is_the_closed_loop_over_its_samples(start):
     )
     step = 2 * FIELD.bound / S
     x = FIELD.bound - step * (np.arange(S) + 0.5)
-    found = np.asarray(look_up(FIELD, theta, jnp.stack([jnp.asarray(x, jnp.float32), jnp.zeros(S), jnp.zeros(S)])))
+    found = np.asarray(query_field(FIELD, theta, jnp.stack([jnp.asarray(x, jnp.float32), jnp.zeros(S), jnp.zeros(S)])))
     light, rgb, opacity, depth = 1.0, np.zeros(3), 0.0, 0.0
     for sigma, color, at in zip(found[:, 0], found[:, 1:], 2.0 - x, strict=True):
         weight = light * (1 - np.exp(-sigma * step))
@@ -120,7 +130,7 @@ def test_normals_of_a_ball_point_outwards_to_2_degrees(monkeypatch):
 
 def test_a_ball_looks_alike_from_everywhere_and_is_as_large_as_it_is(monkeypatch):
     ball(monkeypatch, 0.4, 100.0)
-    theta, aux = make(room=FULL).init(jax.random.key(0))
+    theta, aux = make(capacity=FULL).init(jax.random.key(0))
     camera = orbit_camera(jnp.array([0.0, 1.0, -2.0]), jnp.array([0.1, 0.9, -0.4]), jnp.full(3, 3.0), jnp.full(3, 0.4))
     render = shown(FULL, theta, aux, camera, stratified=False, normal_eps=0.01)
     close(render.opacity[0], render.opacity[1], 0.05)
@@ -135,7 +145,7 @@ def test_a_ball_looks_alike_from_everywhere_and_is_as_large_as_it_is(monkeypatch
 
 def test_turning_field_and_camera_together_changes_nothing(monkeypatch):
     """An ellipsoid turned by a quarter about z, seen from a quarter further on."""
-    theta, aux = make(room=FULL).init(jax.random.key(0))
+    theta, aux = make(capacity=FULL).init(jax.random.key(0))
     aux = aux | {"occupied": jnp.ones_like(aux["occupied"]), "density": 0 * aux["density"]}
     at = lambda azimuth: orbit_camera(jnp.full(1, azimuth), jnp.full(1, 0.3), jnp.full(1, 3.0), jnp.full(1, 0.5))  # noqa: E731
     images = []
@@ -154,21 +164,21 @@ def test_cells_grow_by_their_neighbours_and_forget_what_is_gone(start):
     gone = theta | {"density": [theta["density"][0], 0 * theta["density"][1]]}
     away = FIELD._replace(blob_radius=1e-3)
     for i in range(12):
-        aux = refresh(jax.random.key(i), away, gone, aux)
+        aux = update_occupancy_grid(jax.random.key(i), away, gone, aux)
     assert not aux["occupied"][:4].any()
 
 
 def test_the_total_is_kept_until_the_next_refresh(start):
     theta, aux = start
-    scene = make(room=FULL)
-    seen = scene.observe(aux, {}, shown(FULL, theta, aux, turntable(2)))
-    after = refresh(jax.random.key(0), FIELD, theta, seen)
+    scene = make(capacity=FULL)
+    seen = scene.update_stats(aux, {}, shown(FULL, theta, aux, turntable(2)))
+    after = update_occupancy_grid(jax.random.key(0), FIELD, theta, seen)
     assert int(seen["total"]) > 0
     assert (int(after["last"]), int(after["total"])) == (int(seen["total"]), 0)
 
 
 def test_every_part_of_the_field_is_pulled_and_a_learned_background_too(start):
-    scene = make(room=FULL, environment=True)
+    scene = make(capacity=FULL, environment=True)
     theta, aux = scene.init(jax.random.key(0))
     keys = jax.random.split(jax.random.key(3), 3)
     g = jax.jit(jax.grad(lambda theta: jnp.sum(scene.render(theta, aux, turntable(3), keys, {}).rgb ** 2)))(theta)
@@ -186,4 +196,4 @@ def test_light_of_absorb_is_what_a_render_shows(start):
 
 def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match="at least 1, got 0 and 5"):
-        nerf(height=4, width=4, room=5, samples=0)
+        nerf(height=4, width=4, capacity=5, samples=0)

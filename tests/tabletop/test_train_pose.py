@@ -17,7 +17,7 @@ from lods_jax.tabletop import train_pose
 from lods_jax.tabletop.dataset import sample_renders
 from lods_jax.tabletop.fitting import optimizer
 from lods_jax.tabletop.train_prior import UNET, VAE
-from lods_jax.training.image_to_3d import by_pose
+from lods_jax.training.image_to_3d import select_zero123_prompts
 
 KEY = jax.random.key(0)
 
@@ -62,9 +62,9 @@ def test_its_folder_says_to_a_run_what_training_says(fit, batch, tmp_path):
     there = orbit_camera(angles(100.0, -50.0), angles(0.0, 40.0), jnp.array([2.0, 2.2]), jnp.array([0.8, 0.8]))
     picture = jax.random.uniform(KEY, (64, 64, 3))
     tables = jax.jit(look)(weights, picture, here)
-    rows, asking = by_pose(tables, there)
+    rows, predict_noise_fn = select_zero123_prompts(tables, there)
     query, predict = {"y": Query("prompt", image=True)}, jax.jit(prior.predict)
-    said = asking(partial(predict, weights), {}, query, {"render": z}, rows, t)["y"]
+    said = predict_noise_fn(partial(predict, weights), {}, query, {"render": z}, rows, t)["y"]
 
     pose = jnp.array([[np.deg2rad(20), 1.0, 0.0, 0.0], [np.deg2rad(-20), -np.sin(np.pi / 3), 0.5, 0.2]], jnp.float32)
     context = train_pose.context_of(params, jnp.stack([picture, picture]), pose)

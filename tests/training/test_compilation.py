@@ -16,13 +16,13 @@ from lods_jax.scenes.images import pixels
 from lods_jax.training import checkpoint, loop
 from lods_jax.training.build import build
 from lods_jax.training.compilation import PREFIX, Span, compilations, compile_seconds
-from lods_jax.training.scene_setups import Static
+from lods_jax.training.scene_setups import StaticShapes
 from tests.toy import TINY, metrics
 
 pytestmark = pytest.mark.usefixtures("toy")
 STATES = {
     "gaussians": [],
-    "gaussians with colours by view": ["--gaussians.degree", "2", "--gaussians.init", "shell"],
+    "gaussians with colours by view": ["--gaussians.sh-degree", "2", "--gaussians.init-type", "shell"],
     "two particles": ["--particles", "2"],
     "nerf with a learned background": ["--scene", "nerf", "--nerf.samples", "8", "--nerf.background", "learned"],
     "an adapter": ["--objective", "lods-lora"],
@@ -36,8 +36,8 @@ def test_a_state_enters_the_step_and_refinement_with_the_types_that_it_leaves_th
     config = parse([*TINY, *flags]).settings
     parts = build(config)
     state, key = loop.first_state(config, parts), jax.random.key(0)
-    step = joined(loop.train_step(config, parts, parts.representation.plan(config, config.resolution, None)))
-    refine = lambda key, state: parts.representation.refine(config, parts.tx_theta, key, state)  # noqa: E731
+    step = joined(loop.train_step(config, parts, parts.setup.plan(config, config.resolution, None)))
+    refine = lambda key, state: parts.setup.refine(config, parts.tx_theta, key, state)  # noqa: E731
     after, _ = jax.eval_shape(step, state, parts.weights, parts.texts, None, key, jnp.arange(config.batch))
     types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)  # noqa: E731
     assert types(after) == types(state)
@@ -83,7 +83,7 @@ def test_compilation_at_any_step_is_no_optimisation(tmp_path, monkeypatch):
             time.sleep(1.0)
             monitoring.record_event_time_span(f"{PREFIX}backend_compile_duration", begin, time.time(), fun_name="jit(slow)")
             yield loop.Progress(
-                done, state.replace(step=done), Static(16, 512), {"fit": jnp.zeros(()), "broken": jnp.asarray(-1)}
+                done, state.replace(step=done), StaticShapes(16, 512), {"fit": jnp.zeros(()), "nonfinite_leaf": jnp.asarray(-1)}
             )
 
     monkeypatch.setattr(checkpoint, "save", lambda *args: None)

@@ -17,7 +17,7 @@ from lods_jax.training import cost
 SD = Path(__file__).parents[1] / "data" / "lods_parity" / "sd"
 SMALL = ["text-to-3d", "a red mug", "--prior", str(SD), "--resolution", "16", "--batch", "2", "--parallel", "jit", "--dry-run"]
 GIB = cost.GIB
-COST = cost.Cost({"unet": 5}, 1, "cpu", arguments=3 * GIB, temporary=2 * GIB, room=4 * GIB, operations=1e12, collectives={})
+COST = cost.Cost({"unet": 5}, 1, "cpu", arguments=3 * GIB, temporary=2 * GIB, memory=4 * GIB, operations=1e12, collectives={})
 
 
 def test_a_dry_run_tells_sizes_and_leaves_nothing(tmp_path, monkeypatch, capsys):
@@ -43,8 +43,8 @@ def test_a_step_that_does_not_fit_is_refused_with_what_would_make_it_smaller():
     small = Config(prior=PriorConfig(dtype="bfloat16", remat=True, vae_slicing=True), batch=1, resolution=64)
     with pytest.raises(UserError, match="no flag makes it smaller"):
         cost.check_fits(small, COST)
-    cost.check_fits(Config(), COST._replace(room=6 * GIB))
-    cost.check_fits(Config(), COST._replace(room=None))
+    cost.check_fits(Config(), COST._replace(memory=6 * GIB))
+    cost.check_fits(Config(), COST._replace(memory=None))
 
 
 def test_collectives_that_overlap_with_computation_are_counted_once():

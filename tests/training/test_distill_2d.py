@@ -13,8 +13,8 @@ from lods_jax.core.cameras import turntable
 from lods_jax.core.images import write_png
 from lods_jax.distillation.objectives import dds, lods_embedding, sds, vsd
 from lods_jax.priors.gaussian import gaussian
-from lods_jax.scenes.images import particles
-from lods_jax.training.distill_2d import Recipe, distil, film, fit_on, in_latents
+from lods_jax.scenes.images import image_batch
+from lods_jax.training.distill_2d import DistillConfig, distill, film, fit_on, in_latents
 
 TINY_SD = str(Path(__file__).parents[1] / "data" / "lods_parity" / "sd")
 PRIOR = gaussian({"": 0.2, "y": 1.0, "now": 0.5})
@@ -28,21 +28,21 @@ def last(steps):
 
 
 def test_every_particle_lands_on_the_fixed_point_from_wherever_it_starts():
-    state = last(distil(PRIOR, {}, sds(1.0), TEXTS, START, Recipe(steps=400, lr=0.05)))
+    state = last(distill(PRIOR, {}, sds(1.0), TEXTS, START, DistillConfig(steps=400, lr=0.05)))
     np.testing.assert_allclose(state.theta["x"].mean((1, 2, 3)), [1, 1], atol=0.1)
 
 
 def test_particles_do_not_mix():
     """The first of three particles moves alike whatever the others start from, as long as nothing is learned from all."""
     some = lambda other: jnp.concatenate([START[:1], jnp.full((2, 2, 2, 3), other)])  # noqa: E731
-    a, b = (last(distil(PRIOR, {}, sds(2.0), TEXTS, some(x), Recipe(steps=5))) for x in (0.0, 7.0))
+    a, b = (last(distill(PRIOR, {}, sds(2.0), TEXTS, some(x), DistillConfig(steps=5))) for x in (0.0, 7.0))
     np.testing.assert_allclose(a.theta["x"][0], b.theta["x"][0], rtol=1e-6)
 
 
 def test_editing_ends_where_dds_says():
     """Reference 0.3, source mean 0.5, target mean 1: 0.3 + s 0.5."""
     start = jnp.full((2, 2, 2, 3), 0.3)
-    state = last(distil(PRIOR, {}, dds(2.0), TEXTS, start, Recipe(steps=400, lr=0.05), reference=start))
+    state = last(distill(PRIOR, {}, dds(2.0), TEXTS, start, DistillConfig(steps=400, lr=0.05), reference=start))
     np.testing.assert_allclose(state.theta["x"], 1.3, atol=0.05)
 
 
@@ -58,19 +58,19 @@ def test_the_branch_that_is_fitted_first_knows_the_start():
 
 def test_an_image_has_no_camera_to_be_asked_with():
     assert vsd().queries["q"].pose
-    state = last(distil(PRIOR, {}, vsd(), TEXTS, START, Recipe(steps=2)))
+    state = last(distill(PRIOR, {}, vsd(), TEXTS, START, DistillConfig(steps=2)))
     assert set(state.psi) == {"lora"}
 
 
 def test_particles_need_as_many_views():
-    scene = particles(START)
+    scene = image_batch(START)
     theta, aux = scene.init(jax.random.key(0))
     with pytest.raises(ValueError, match="2 particles need as many views"):
         scene.render(theta, aux, turntable(3), jax.random.split(jax.random.key(0), 3), {})
 
 
 def test_a_film_ends_with_the_last_step():
-    frames, state = film(distil(PRIOR, {}, sds(1.0), TEXTS, START, Recipe(steps=7)), lambda x: x, total=7, frames=3)
+    frames, state = film(distill(PRIOR, {}, sds(1.0), TEXTS, START, DistillConfig(steps=7)), lambda x: x, total=7, frames=3)
     assert frames.shape == (4, 2, 2, 2, 3)
     np.testing.assert_array_equal(frames[-1], state.theta["x"])
 

@@ -11,7 +11,7 @@ from lods_jax.scenes.ply import write_ply
 from lods_jax.training import scene_setups
 from lods_jax.training.scene_setups import notes_on_start, points_of_file
 
-ROOM = GaussianConfig(capacity=64, count=50, degree=1)
+ROOM = GaussianConfig(capacity=64, init_count=50, sh_degree=1)
 
 
 def splats(n=30, k=4, spread=0.2):
@@ -23,7 +23,7 @@ def splats(n=30, k=4, spread=0.2):
 
 def config(tmp_path, gaussians=ROOM, **changes):
     write_ply(tmp_path / "a.ply", splats(**changes))
-    return Config(gaussians=replace(gaussians, init=str(tmp_path / "a.ply")))
+    return Config(gaussians=replace(gaussians, init_type=str(tmp_path / "a.ply")))
 
 
 def test_a_file_that_fits_is_taken_without_a_word(tmp_path):
@@ -36,8 +36,12 @@ def test_a_file_that_fits_is_taken_without_a_word(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "gaussians", "says"),
     [
-        ({"n": 51}, ROOM, "50 of its 51 rows are drawn at random: pass --gaussians.count 51 --gaussians.capacity 102 for all"),
-        ({"k": 16}, ROOM, "depend on the view to degree 3: pass --gaussians.degree 3"),
+        (
+            {"n": 51},
+            ROOM,
+            "50 of its 51 rows are drawn at random: pass --gaussians.init-count 51 --gaussians.capacity 102 for all",
+        ),
+        ({"k": 16}, ROOM, "depend on the view to degree 3: pass --gaussians.sh-degree 3"),
         ({"spread": 20.0}, ROOM, "centred from"),
         ({"spread": 20.0}, replace(ROOM, fit="never"), "pass --gaussians.fit auto"),
         ({}, replace(ROOM, fit="always"), "centred from"),
@@ -51,7 +55,7 @@ def test_what_is_done_to_a_file_is_said_with_its_name(tmp_path, changes, gaussia
 
 def test_of_a_large_file_some_rows_are_looked_at_and_all_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(scene_setups, "ENOUGH", 40)
-    made = config(tmp_path, replace(ROOM, count=20), n=300)
+    made = config(tmp_path, replace(ROOM, init_count=20), n=300)
     start, (note,) = points_of_file(made)
     assert start["means"].shape == (20, 3)
     assert "20 of its 300 rows" in note

@@ -12,7 +12,7 @@ from lods_jax.core.errors import UserError
 from lods_jax.training.scene_setups import gaussian_optimizer
 from lods_jax.training.schedules import phase
 
-RUN = Config(steps=1000, switch=0.4)
+RUN = Config(steps=1000, milestone=0.4)
 
 
 @pytest.mark.parametrize(
@@ -46,24 +46,24 @@ def test_a_weight_that_is_never_on_is_left_out():
         ("[[0, 0], [.nan, 1]]", "whose steps go up from 0"),
         ("[[0, 0], [.inf, 1]]", "whose steps go up from 0"),
         ("[]", "whose steps go up from 0"),
-        ("[[0, -1]]", "penalty.opaque must lie in 0..1e+06, got -1"),
-        ("[[0, 1, 2]]", "penalty.opaque must be 2 numbers or a list of 2 numbers each"),
-        ("[0, 1, 2]", "penalty.opaque must be 2 numbers or a list of 2 numbers each"),
-        ("7", "penalty.opaque must be 2 numbers or a list of 2 numbers each, got '7'"),
+        ("[[0, -1]]", "regularizers.opaque must lie in 0..1e+06, got -1"),
+        ("[[0, 1, 2]]", "regularizers.opaque must be 2 numbers or a list of 2 numbers each"),
+        ("[0, 1, 2]", "regularizers.opaque must be 2 numbers or a list of 2 numbers each"),
+        ("7", "regularizers.opaque must be 2 numbers or a list of 2 numbers each, got '7'"),
     ],
 )
 def test_milestones_that_make_no_sense_are_one_line(milestones, says):
     with pytest.raises(UserError) as error:
-        check(replace(parse_yaml(f"penalty: {{opaque: {milestones}}}", "x.yaml"), steps=1000))
+        check(replace(parse_yaml(f"regularizers: {{opaque: {milestones}}}", "x.yaml"), steps=1000))
     assert says in str(error.value)
 
 
 def test_milestones_come_from_flags_too():
     from lods_jax.cli.flags import parse
 
-    settings = parse(["text-to-3d", "a mug", "--penalty.opaque", "0", "0", "0.6", "100"]).settings
-    assert settings.penalty.opaque == ((0.0, 0.0), (0.6, 100.0))
-    assert parse(["text-to-3d", "a mug", "--penalty.opaque", "0", "100"]).settings.penalty.opaque == (0.0, 100.0)
+    settings = parse(["text-to-3d", "a mug", "--regularizers.opaque", "0", "0", "0.6", "100"]).settings
+    assert settings.regularizers.opaque == ((0.0, 0.0), (0.6, 100.0))
+    assert parse(["text-to-3d", "a mug", "--regularizers.opaque", "0", "100"]).settings.regularizers.opaque == (0.0, 100.0)
 
 
 def rates_of(config: Config) -> dict[str, list[float]]:

@@ -1,0 +1,79 @@
+"""Names that have changed: files of older runs are read under the names of today, and one line says which they are."""
+
+import sys
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from lods_jax.core.errors import UserError
+
+# Old key -> new key, below parents that have their new name already.
+KEYS = {
+    "switch": "milestone",
+    "penalty": "regularizers",
+    "picture": "image",
+    "pose": "zero123",
+    "objective.s": "objective.guidance_scale",
+    "zero123.s": "zero123.guidance_scale",
+    "gaussians.count": "gaussians.init_count",
+    "gaussians.init": "gaussians.init_type",
+    "gaussians.radius": "gaussians.init_extent",
+    "gaussians.size": "gaussians.init_scale",
+    "gaussians.opacity": "gaussians.init_opacity",
+    "gaussians.degree": "gaussians.sh_degree",
+    "gaussians.refine.threshold": "gaussians.refine.grow_grad2d",
+    "gaussians.refine.split_size": "gaussians.refine.grow_scale3d",
+    "gaussians.refine.prune_size": "gaussians.refine.prune_scale3d",
+    "nerf.refresh_every": "nerf.update_grid_every",
+}
+METRICS = {
+    "force": "score_rms",
+    "force_pose": "score_rms_zero123",
+    "picture_rgb": "image_rgb",
+    "picture_mask": "image_mask",
+    "picture_depth": "image_depth",
+    "picture_normal": "image_normal",
+}
+
+
+def current_key(name: str) -> str:
+    """A dotted key under its name of today: `pose.s` is `zero123.guidance_scale`."""
+    found = ""
+    for part in name.split("."):
+        found = f"{found}.{part}" if found else part
+        found = KEYS.get(found, found)
+    return found
+
+
+def current_keys(data: Mapping[Any, Any], source: str) -> dict[Any, Any]:
+    """Nested keys and values under the names of today. Raises UserError where a key is there under both of its names."""
+    changed: dict[str, str] = {}
+
+    def below(data: Mapping[Any, Any], old_prefix: str, prefix: str) -> dict[Any, Any]:
+        out = {}
+        for key, value in data.items():
+            old, new = f"{old_prefix}{key}", KEYS.get(f"{prefix}{key}", f"{prefix}{key}")
+            name = new.removeprefix(prefix) if isinstance(key, str) else key
+            if name != key:
+                changed[old] = new
+            if name in out:
+                raise UserError(f"{source}: {new} is given twice, also under its old name: leave one of them out")
+            out[name] = below(value, f"{old}.", f"{new}.") if isinstance(value, dict) else value
+        return out
+
+    current = below(data, "", "")
+    if changed:
+        tell(f"{source}: read under new names: {', '.join(f'{old} is {new}' for old, new in changed.items())}")
+    return current
+
+
+def current_metrics(rows: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
+    """Rows of metrics under the names of today."""
+    if changed := sorted({name for row in rows for name in row} & METRICS.keys()):
+        tell(f"{source}: read under new names: {', '.join(f'{old} is {METRICS[old]}' for old in changed)}")
+    return [{METRICS.get(name, name): value for name, value in row.items()} for row in rows]
+
+
+@cache  # once, however often a folder is read
+def tell(line: str) -> None:
+    print(line, file=sys.stderr)
