@@ -121,7 +121,7 @@ def prompt_table_of(config: Config, truncate: prompts.Truncate = prompts.whole) 
 
 def objective_of(config: Config) -> Objective:
     o = config.objective
-    return make_objective(o.name, o.s, o.options | ({} if o.adapter_text is None else {"adapter_text": "adapter"}))
+    return make_objective(o.name, o.guidance_scale, o.options | ({} if o.adapter_text is None else {"adapter_text": "adapter"}))
 
 
 def predictions_per_view(config: Config, objective: Objective) -> int:

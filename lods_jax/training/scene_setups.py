@@ -144,7 +144,7 @@ def notes_on_start(config: Config) -> list[str]:
 
 def without_file(config: Config) -> Config:
     """The same scene, of the same shapes, without the file that it once started from, which may be gone."""
-    return replace(config, gaussians=replace(config.gaussians, init="ball"))
+    return replace(config, gaussians=replace(config.gaussians, init_type="ball"))
 
 
 def gaussian_optimizer(config: Config) -> optax.GradientTransformation:

@@ -187,7 +187,7 @@ def test_the_browser_draws_what_the_rasterizer_draws(browser, tmp_path):
         height=len(image),
         width=len(image),
         capacity=60 * 4096,
-        probe=jnp.zeros((1, 60, 2)),
+        means2d_probe=jnp.zeros((1, 60, 2)),
     )
     difference = np.abs(image - np.asarray(render.rgb[0]))
     # Bytes for colours, rotations and blending; 60 layers at most.

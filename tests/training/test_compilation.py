@@ -9,7 +9,7 @@ import pytest
 from jax import monitoring
 
 from lods_jax.cli.flags import parse
-from lods_jax.distillation.parallel import joined
+from lods_jax.distillation.parallel import fused_step
 from lods_jax.distillation.train_step import init_state
 from lods_jax.runs import run
 from lods_jax.scenes.images import pixels
@@ -36,7 +36,7 @@ def test_a_state_enters_the_step_and_refinement_with_the_types_that_it_leaves_th
     config = parse([*TINY, *flags]).settings
     parts = build(config)
     state, key = loop.first_state(config, parts), jax.random.key(0)
-    step = joined(loop.train_step(config, parts, parts.setup.plan(config, config.resolution, None)))
+    step = fused_step(loop.train_step(config, parts, parts.setup.plan(config, config.resolution, None)))
     refine = lambda key, state: parts.setup.refine(config, parts.tx_theta, key, state)  # noqa: E731
     after, _ = jax.eval_shape(step, state, parts.weights, parts.texts, None, key, jnp.arange(config.batch))
     types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)  # noqa: E731
