@@ -12,7 +12,7 @@ from lods_jax.distillation.prompts import prompt_table, view_prompts
 from lods_jax.distillation.train_step import encode_each
 from lods_jax.priors import flax_networks, tokenizer
 from lods_jax.priors.diffusers_folder import read_config, read_vocabulary
-from lods_jax.priors.sampling import opened
+from lods_jax.priors.sampling import prior_with_texts
 from lods_jax.priors.stable_diffusion import resize, stable_diffusion
 
 
@@ -181,7 +181,7 @@ def test_an_option_out_of_range_is_refused_by_name(sd, options):
 
 def test_views_of_a_prompt_longer_than_the_window_differ_and_one_line_tells_what_is_left_out(sd, capsys):
     long = " ".join(["a red mug on a table"] * 30)
-    prior, weights, texts = opened(sd, True, prompt_table(long, "blurry " * 100, with_view=False))
+    prior, weights, texts = prior_with_texts(sd, True, prompt_table(long, "blurry " * 100, with_view=False))
     assert len(capsys.readouterr().out.splitlines()) == 1
     rows = view_prompts(long, truncate=prior.truncate)
     assert all(long.startswith(row.rpartition(",")[0]) and row.endswith(" view") for row in rows)

@@ -36,7 +36,7 @@ def test_a_state_enters_the_step_and_refinement_with_the_types_that_it_leaves_th
     config = parse([*TINY, *flags]).settings
     parts = build(config)
     state, key = loop.first_state(config, parts), jax.random.key(0)
-    step = fused_step(loop.train_step(config, parts, parts.setup.plan(config, config.resolution, None)))
+    step = fused_step(loop.train_step(config, parts, parts.setup.choose_shapes(config, config.resolution, None)))
     refine = lambda key, state: parts.setup.refine(config, parts.tx_theta, key, state)  # noqa: E731
     after, _ = jax.eval_shape(step, state, parts.weights, parts.texts, None, key, jnp.arange(config.batch))
     types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)  # noqa: E731
@@ -87,7 +87,7 @@ def test_compilation_at_any_step_is_no_optimisation(tmp_path, monkeypatch):
             )
 
     monkeypatch.setattr(checkpoint, "save", lambda *args: None)
-    _, seconds = run.optimise(config, parts, tmp_path, state, steps(), lambda state: {}, lambda *_: None, [])
+    _, seconds = run.training_loop(config, parts, tmp_path, state, steps(), lambda state: {}, lambda *_: None, [])
     assert seconds["compile"] >= 2.0
     assert seconds["optimise"] < 1.0
     assert metrics(tmp_path)[-1]["seconds"] < 1.0
