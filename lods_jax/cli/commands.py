@@ -253,7 +253,7 @@ def edit_image(args: flags.EditImage) -> None:
 
 def objective_of(name: str, s: float | None) -> Any:
     """The named objective at a guidance scale, or at its own."""
-    from lods_jax.distillation.objectives import make_objective
+    from lods_jax.distillation.registry import make_objective
 
     return make_objective(name, s)
 

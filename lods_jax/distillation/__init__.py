@@ -1,1 +1,1 @@
-"""Score distillation itself: objectives, the scores that they ask for, the train step and what stands beside it."""
+"""Score distillation itself: objectives, scores, the train step, regularizers and prompts."""

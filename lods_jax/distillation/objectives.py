@@ -9,25 +9,35 @@ residual grows with s it is multiplied by `scale`, 1/s by default, which puts it
 of regularizer weights and one densification threshold serve all. scale = 1 is the published form.
 """
 
-import importlib
-import inspect
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
-from lods_jax.core.errors import UserError, one_line
 from lods_jax.core.noise_schedule import add_noise, eps_to_x0, per_example, signal_and_noise
 from lods_jax.core.types import Objective, Query
 
 
-# --- objectives -----------------------------------------------------------------------------------------------------------
 def sds(s: float = 100.0, scale: float | None = None) -> Objective:
-    """Score distillation sampling (DreamFusion; Poole et al. 2023, eq. 3) with classifier-free guidance s."""
+    """Score distillation sampling: scale (s e[y] + (1 - s) e[null] - noise).
+
+    DreamFusion (Poole et al. 2023, eq. 3) with classifier-free guidance.
+
+    Args:
+        s: guidance scale, at least 1. DreamFusion uses 100.
+        scale: factor of the residual; None for 1 / s, which puts it on the scale of LODS.
+
+    Returns:
+        An objective that learns nothing.
+
+    Raises:
+        ValueError: s is below 1 or NaN.
+
+    Examples:
+        >>> sds(s=2.0, scale=1.0).residual({"y": 3.0, "null": 1.0}, 1.0, 0)
+        4.0
+    """
     scale = 1 / at_least(s, 1.0) if scale is None else scale
     return Objective(
         {"y": Query("prompt"), "null": Query("null")},
@@ -36,15 +46,36 @@ def sds(s: float = 100.0, scale: float | None = None) -> Objective:
 
 
 def csd() -> Objective:
-    """Classifier score distillation (Yu et al. 2024, eq. 7): guidance alone, what LODS is for s = inf before it has learned."""
+    """Classifier score distillation: e[y] - e[null], the guidance alone.
+
+    Yu et al. 2024, eq. 7. LODS at s = inf is the same before its unconditional branch has learned anything.
+
+    Returns:
+        An objective that learns nothing.
+
+    Examples:
+        >>> csd().residual({"y": 3.0, "null": 1.0}, 5.0, 0)
+        2.0
+    """
     return Objective({"y": Query("prompt"), "null": Query("null")}, residual=lambda e, noise, t: e["y"] - e["null"])
 
 
 def nfsd(s: float = 7.5, scale: float | None = None) -> Objective:
-    """Noise-free score distillation (Katzir et al. 2024, section 4): no random noise in the direction that denoises.
+    """Noise-free score distillation: scale (domain + s (e[y] - e[empty])), without the random noise.
 
-    That is e[empty] itself below t = 200, where the noise is too little to matter, and what sets the empty text apart from the
-    negative prompt above. Below t = 200 a perfect denoiser does exert a force here. Without a negative prompt it is CSD above.
+    Katzir et al. 2024, section 4. The domain term is e[empty] below t = 200, where it holds little noise, and e[empty] - e[null]
+    above, with the negative prompt as null. Below t = 200 a perfect denoiser therefore does exert a force. Without a negative
+    prompt the residual above t = 200 is that of CSD.
+
+    Args:
+        s: guidance scale, at least 1.
+        scale: factor of the residual; None for 1 / s.
+
+    Returns:
+        An objective that learns nothing.
+
+    Raises:
+        ValueError: s is below 1 or NaN.
     """
     scale = 1 / at_least(s, 1.0) if scale is None else scale
 
@@ -56,10 +87,23 @@ def nfsd(s: float = 7.5, scale: float | None = None) -> Objective:
 
 
 def dds(s: float = 7.5, scale: float | None = None) -> Objective:
-    """Delta denoising score (Hertz et al. 2023, eq. 3): the score of the target, minus that of the reference under its own text.
+    """Delta denoising score: the guided score of the render, minus that of the reference under the source text.
 
-    What both have in common, noise and bias, cancels: an identical pair exerts no force. It is LODS with an unconditional branch
-    that answers on the reference.
+    Hertz et al. 2023, eq. 3. The noise and the bias that both scores share cancel, so an identical pair exerts no force.
+
+    Args:
+        s: guidance scale of both scores, at least 1.
+        scale: factor of the residual; None for 1 / s.
+
+    Returns:
+        An objective that learns nothing. Its queries y0 and null0 use the reference latents and the table "source".
+
+    Raises:
+        ValueError: s is below 1 or NaN.
+
+    Examples:
+        >>> dds(s=2.0).residual({"y": 3.0, "null": 1.0, "y0": 3.0, "null0": 1.0}, 5.0, 0)
+        0.0
     """
     scale = 1 / at_least(s, 1.0) if scale is None else scale
     guided = lambda y, null: s * y + (1 - s) * null  # noqa: E731
@@ -75,10 +119,25 @@ def dds(s: float = 7.5, scale: float | None = None) -> Objective:
 
 
 def vsd(s: float = 7.5, scale: float | None = None, pose: float | int = 1.0) -> Objective:
-    """Variational score distillation (ProlificDreamer; Wang et al. 2023, eq. 9): against a LoRA that denoises the renders.
+    """Variational score distillation: scale (s e[y] + (1 - s) e[null] - e[q]), q a LoRA that denoises the renders.
 
-    The LoRA (scale 1) is asked with the prompt without view words and, unless `pose` is 0, with the camera. At s = 1 it is LODS
-    at s = inf whose learned branch is conditioned on prompt and camera.
+    ProlificDreamer (Wang et al. 2023, eq. 9). Query q is the prompt without view words, through the LoRA at scale 1. At s = 1 it
+    is LODS at s = inf with an unconditional branch that sees prompt and camera.
+
+    Args:
+        s: guidance scale, at least 1.
+        scale: factor of the residual; None for 1 / s.
+        pose: whether the LoRA is conditioned on the camera; 0 is no.
+
+    Returns:
+        An objective that trains q.
+
+    Raises:
+        ValueError: s is below 1 or NaN.
+
+    Examples:
+        >>> vsd(s=7.5).trained_query
+        'q'
     """
     scale = 1 / at_least(s, 1.0) if scale is None else scale
     return Objective(
@@ -89,21 +148,48 @@ def vsd(s: float = 7.5, scale: float | None = None, pose: float | int = 1.0) -> 
 
 
 def lods_embedding(s: float = 1000.0) -> Objective:
-    """LODS with a learned unconditional embedding (Yang et al. 2024, eq. 10): SDS / s at initialisation; s may be inf.
+    """LODS with a learned unconditional embedding: e[y] - (1 - 1/s) e[a] - noise / s.
 
-    The embedding is fitted to denoise the current renders. Once it predicts their noise, the residual is e[y] - noise, which a
-    good image does not feel: the mismatch between training and guided sampling is gone.
+    Yang et al. 2024, eq. 10. The embedding a is trained to denoise the current renders. At initialisation a is the null text, and
+    the residual that of SDS divided by s. Once e[a] predicts the noise of the renders, the residual is e[y] - noise, which does
+    not move a good image: the mismatch between training and guided sampling is gone.
+
+    Args:
+        s: guidance scale, at least 1; `math.inf` is allowed.
+
+    Returns:
+        An objective that trains the embedding a.
+
+    Raises:
+        ValueError: s is below 1 or NaN.
+
+    Examples:
+        >>> lods_embedding(math.inf).residual({"y": 3.0, "a": 1.0}, 5.0, 0)
+        2.0
     """
     return lods(s, Query("learned"))
 
 
 def lods_lora(s: float = 1000.0, lora: float = 0.5, adapter_text: str = "null") -> Objective:
-    """LODS with a LoRA on the unconditional branch (Yang et al. 2024, eq. 11): the negative prompt through an adapter.
+    """LODS with a LoRA on the unconditional branch: e[y] - (1 - 1/s) e[a] - noise / s.
 
-    Its scale `lora` is the same in the score and in the fit; the conditional branch is the frozen network.
+    Yang et al. 2024, eq. 11. The branch a is the negative prompt through the LoRA, at the same scale in the score and in the
+    denoising loss. The conditional branch is the frozen network.
 
     Args:
-      adapter_text: the text table that the adapter is asked with: "null", or "adapter" where it has a text of its own.
+        s: guidance scale, at least 1; `math.inf` is allowed.
+        lora: scale of the LoRA, positive.
+        adapter_text: the prompt table of the branch a, "null", or "adapter" for a text of its own.
+
+    Returns:
+        An objective that trains the LoRA.
+
+    Raises:
+        ValueError: s is below 1 or NaN, or `lora` is not positive.
+
+    Examples:
+        >>> lods_lora(lora=0.5).queries["a"].lora
+        0.5
     """
     if not lora > 0:
         raise ValueError(f"lora must be positive, got {lora}")
@@ -111,7 +197,18 @@ def lods_lora(s: float = 1000.0, lora: float = 0.5, adapter_text: str = "null") 
 
 
 def lods(s: float, unconditional: Query) -> Objective:
-    """LODS with any learnable unconditional branch: e[y] - (1 - 1/s) e[a] - noise / s."""
+    """LODS with any unconditional branch: e[y] - (1 - 1/s) e[a] - noise / s.
+
+    Args:
+        s: guidance scale, at least 1; `math.inf` is allowed.
+        unconditional: the query a, which is trained to denoise the renders.
+
+    Returns:
+        An objective that trains a.
+
+    Raises:
+        ValueError: s is below 1 or NaN.
+    """
     keep = 1 / at_least(s, 1.0)  # 0 at s = inf
     return Objective(
         {"y": Query("prompt"), "a": unconditional},
@@ -121,10 +218,24 @@ def lods(s: float, unconditional: Query) -> Objective:
 
 
 def sds_bridge(s: float = 40.0, scale: float | None = None) -> Objective:
-    """The bridge form of score distillation (McAllister et al. 2024, section 4): from the current images to those of the prompt.
+    """The bridge form of score distillation: scale s (e[y] - e[source]), from the current images to those of the prompt.
 
-    `source` is a text that describes what the renders look like now: the prompt with words such as "oversaturated, smooth,
-    pixelated" (`source_prompt` of a configuration). No noise enters the residual. The default s is ours, not the paper's.
+    McAllister et al. 2024, section 4. The source text describes what the renders look like now: the prompt with words such as
+    "oversaturated, smooth, pixelated" (`source_prompt` of a configuration). No random noise enters the residual.
+
+    Args:
+        s: guidance scale, at least 1. The default is chosen here; the paper names none.
+        scale: factor of the residual; None for 1 / s.
+
+    Returns:
+        An objective that learns nothing.
+
+    Raises:
+        ValueError: s is below 1 or NaN.
+
+    Examples:
+        >>> sds_bridge(s=40.0).residual({"y": 3.0, "source": 1.0}, 5.0, 0)
+        2.0
     """
     scale = 1 / at_least(s, 1.0) if scale is None else scale
     return Objective(
@@ -133,19 +244,41 @@ def sds_bridge(s: float = 40.0, scale: float | None = None) -> Objective:
 
 
 def ism(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> Objective:
-    """Interval score matching (LucidDreamer; Liang et al. 2024, section 3): SDS on a DDIM inversion under the null text.
+    """Interval score matching: SDS on a DDIM inversion under the null text.
 
-    z_t comes from z in `steps` deterministic steps, and what takes the place of the noise is the prediction of the last step, at
-    the timestep before t: the interval.
+    LucidDreamer (Liang et al. 2024, section 3). z_t comes from z in equal deterministic steps. The prediction of the last step,
+    made at the timestep before t, takes the place of the noise.
+
+    Args:
+        s: guidance scale, at least 1.
+        scale: factor of the residual; None for 1 / s.
+        steps: DDIM steps from z to z_t, at least 1.
+
+    Returns:
+        An objective that learns nothing and has an `inversion`.
+
+    Raises:
+        ValueError: s is below 1 or NaN, or `steps` is below 1.
     """
     return sds(s, scale)._replace(inversion=ddim_inversion(int(steps), lambda eps_of, z, t: eps_of("null", z, t)))
 
 
 def sdi(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> Objective:
-    """Score distillation via inversion (Lukoianov et al. 2024, section 4): SDS, with the noise of a DDIM inversion.
+    """Score distillation via inversion: SDS with the noise of a DDIM inversion.
 
-    The inversion is guided by the prompt with the scale -s: what guidance adds on the way back it takes away on the way there.
-    The noise that leads to z_t in one step is what the residual subtracts.
+    Lukoianov et al. 2024, section 4. The inversion is guided by the prompt with the scale -s, so that it removes what guidance
+    adds on the way back. The residual subtracts the noise that leads from z to z_t in one step.
+
+    Args:
+        s: guidance scale, at least 1.
+        scale: factor of the residual; None for 1 / s.
+        steps: DDIM steps from z to z_t, at least 1.
+
+    Returns:
+        An objective that learns nothing and has an `inversion`.
+
+    Raises:
+        ValueError: s is below 1 or NaN, or `steps` is below 1.
     """
 
     def backwards(eps_of, z, t):
@@ -161,10 +294,17 @@ def sdi(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> O
 
 
 def ddim_inversion(steps: int, eps: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """An `inversion`: DDIM (Song et al. 2021, eq. 13) run from z to t in equal steps. Returns z_t and the last prediction.
+    """An `inversion` that runs DDIM from z to z_t in equal steps (Song et al. 2021, eq. 13).
 
     Args:
-      eps: (eps_of, z_t, t) -> the noise to go along.
+        steps: number of steps, at least 1.
+        eps: (eps_of, z_t, t) -> the noise to follow, as z_t.
+
+    Returns:
+        A function (eps_of, z, t, noise) -> (z_t, prediction of the last step), both as z.
+
+    Raises:
+        ValueError: `steps` is below 1.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -181,13 +321,24 @@ def ddim_inversion(steps: int, eps: Callable[..., jax.Array]) -> Callable[..., t
 
 
 def at_least(s: float, least: float) -> float:
-    """The guidance scale, if it is one."""
+    """The guidance scale, if it is valid.
+
+    Args:
+        s: guidance scale.
+        least: the smallest that is allowed.
+
+    Returns:
+        s.
+
+    Raises:
+        ValueError: s is below `least` or NaN.
+    """
     if math.isnan(s) or s < least:
         raise ValueError(f"guidance needs s >= {least:g}, got {s}")
     return s
 
 
-# --- the registry ---------------------------------------------------------------------------------------------------------
+# The names of the command line and of configurations; `registry.make_objective` reads them.
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "sds": sds,
     "csd": csd,
@@ -200,69 +351,3 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "sdi": sdi,
     "dds": dds,
 }
-
-
-def make_objective(name: str, s: float | None = None, options: Mapping[str, float | str] | None = None) -> Objective:
-    """The named objective with its guidance scale, or its own, and options.
-
-    A name with a colon is code, which is imported and called: only a name that a person has given may come here. What reads a
-    folder from elsewhere asks `is_code` first.
-
-    Args:
-      name: of `OBJECTIVES`, or `package.module:factory`.
-      s: guidance scale.
-      options: whatever else the factory takes, by name.
-
-    Returns:
-      The objective.
-
-    Raises:
-      UserError: there is no such objective, or the code of one's own fails.
-      ValueError: a number that the objective does not take.
-    """
-    given = dict(options or {}) | ({} if s is None else {"s": s})
-    factory = load_objective(name)
-    takes = list(inspect.signature(factory).parameters)
-    for key in given:
-        if key not in takes:
-            raise UserError(f"objective {name} takes no {key}; it takes {', '.join(takes) or 'nothing'}")
-    if not is_code(name):
-        return factory(**given)
-    with told(name, "failed"):
-        made = factory(**given)
-    if not isinstance(made, Objective):
-        raise UserError(f"objective {name} must give a lods_jax.core.types.Objective, got a {type(made).__name__}")
-    return made
-
-
-def is_code(name: str) -> bool:
-    """Whether an objective is a factory of one's own, which has to be imported."""
-    return ":" in name
-
-
-def load_objective(name: str) -> Callable[..., Objective]:
-    """The factory of a registered name, or of `package.module:factory`, also from the current folder."""
-    if name in OBJECTIVES:
-        return OBJECTIVES[name]
-    if not is_code(name):
-        raise UserError(f"unknown objective {name}; there are {', '.join(OBJECTIVES)}, or package.module:factory")
-    module, _, attribute = name.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # last: a file of the folder must not take the place of a library
-    with told(name, "cannot be imported"):
-        factory = getattr(importlib.import_module(module), attribute)
-    if not inspect.isfunction(factory):  # os.sep is no function, and sys.exit is none that gives an objective
-        raise UserError(f"objective {name} must be a Python function that gives an Objective, got a {type(factory).__name__}")
-    return factory
-
-
-@contextmanager
-def told(name: str, what: str) -> Iterator[None]:
-    """Whatever the code of one's own raises is one line; LODS_TRACEBACK=1 shows where."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        reason = (
-            one_line(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {one_line(error)}"
-        )
-        raise UserError(f"objective {name} {what}: {reason}") from error

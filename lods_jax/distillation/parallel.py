@@ -16,11 +16,17 @@ AXIS = "data"
 
 
 class Collectives(NamedTuple):
-    """Collectives over the data axis; the identity on one device."""
+    """Collectives over the data axis; the identity on one device.
+
+    Attributes:
+        sum: the sum over devices.
+        mean: the mean over devices.
+        gather: concatenates the views of all devices along the first axis.
+    """
 
     sum: Callable = lambda x: x
     mean: Callable = lambda x: x
-    gather: Callable = lambda x: x  # concatenates views
+    gather: Callable = lambda x: x
 
 
 ACROSS_DEVICES = Collectives(
@@ -31,7 +37,15 @@ ACROSS_DEVICES = Collectives(
 
 
 def fused_step(train_step: TrainStep, collectives: Collectives = Collectives()) -> Step:  # noqa: B008 (a constant)
-    """The whole step of a device's share of the views: (state, weights, texts, reference, key, views) -> (state, metrics)."""
+    """The two halves of a train step as one function, with the collectives between them.
+
+    Args:
+        train_step: the two halves.
+        collectives: `ACROSS_DEVICES` under pmap or shard_map; the identity on one device.
+
+    Returns:
+        A function (state, weights, texts, reference, key, views) -> (state, metrics), `views` being those of this device.
+    """
 
     def step(state, *rest):
         p = train_step.compute_grads(state, *rest)
@@ -42,10 +56,21 @@ def fused_step(train_step: TrainStep, collectives: Collectives = Collectives()) 
 
 
 def ordered_step(train_step: TrainStep, batch: int, devices: list) -> Step:
-    """The step from one view at a time, added up in the order of the views: the same bits on any number of devices.
+    """A step that computes one view at a time and adds up in the order of the views: the same bits on any number of devices.
 
-    Two programs instead of one, and neither knows how many devices there are: `compute_grads` is of one view, `apply_grads`
-    of the batch. Each is compiled for a single device: partitioning changes how a program is fused, and with it the last bit.
+    It is two programs, neither of which depends on the number of devices: `compute_grads` for one view, `apply_grads` for the
+    batch. Each is compiled for a single device, because partitioning changes how XLA fuses a program, and with it the last bit.
+
+    Args:
+        train_step: the two halves.
+        batch: number of views.
+        devices: the views are dealt out over them; the update is computed on the first.
+
+    Returns:
+        The compiled step (state, weights, texts, reference, key) -> (state, metrics); the state is donated.
+
+    Raises:
+        ValueError: by the step, when it is given reference latents.
     """
 
     @jax.jit
@@ -80,13 +105,25 @@ def ordered_step(train_step: TrainStep, batch: int, devices: list) -> Step:
 
 
 def compile_train_step(train_step: TrainStep, mode: str, batch: int, devices: list | None = None, reduce: str = "sum") -> Step:
-    """The compiled step (state, weights, texts, reference, key) -> (state, metrics) over devices; the state is donated.
+    """The compiled step (state, weights, texts, reference, key) -> (state, metrics) over devices.
+
+    The state is donated: use the one that comes back.
 
     Args:
-      mode: "jit" on one device; "pmap" or "shard_map" split the views over `devices` and hold everything else on each.
-        Both give the same numbers: pmap is the field's habit, shard_map what it is made of today.
-      reduce: "sum" adds up the gradients of the devices; "ordered" (`ordered_step`) gives the same bits on any number of devices,
-        and takes longer.
+        train_step: the two halves, from `train_step.make_train_step`.
+        mode: "jit" for one device; "pmap" or "shard_map" to split the views over `devices` and hold everything else on each. Both
+            give the same numbers: pmap is the older interface, shard_map the current one.
+        batch: number of views per step, a multiple of the number of devices.
+        devices: None for all.
+        reduce: "sum" adds up the gradients of the devices; "ordered" (`ordered_step`) is slower and gives the same bits on any
+            number of devices.
+
+    Returns:
+        The compiled step.
+
+    Raises:
+        ValueError: `mode` is unknown, the batch cannot be split evenly, or there are several processes and `mode` is not
+            "shard_map" or `reduce` not "sum".
     """
     if jax.process_count() > 1 and (mode, reduce) != ("shard_map", "sum"):
         raise ValueError(f"several processes need mode shard_map and reduce sum, got {mode} and {reduce}")
@@ -104,7 +141,21 @@ def compile_train_step(train_step: TrainStep, mode: str, batch: int, devices: li
 
 
 def over_devices(train_step: TrainStep, mode: str, batch: int, devices: list | None = None) -> tuple[Callable, Int[Array, "..."]]:
-    """The step as a transformed function, which can also be lowered, and the views that are its last argument."""
+    """The step as a transformed function that can also be lowered, and the views that are its last argument.
+
+    Args:
+        train_step: the two halves.
+        mode: "jit", "pmap" or "shard_map".
+        batch: number of views.
+        devices: None for all.
+
+    Returns:
+        The function (state, weights, texts, reference, key, views) -> (state, metrics); and the views, [batch], or [devices
+            batch/devices] for pmap.
+
+    Raises:
+        ValueError: `mode` is unknown, or the batch cannot be split evenly.
+    """
     devices = jax.devices() if devices is None else devices
     views = jnp.arange(batch)
     if mode == "jit":
@@ -127,10 +178,19 @@ def over_devices(train_step: TrainStep, mode: str, batch: int, devices: list | N
 
 
 def replicated(step: Callable, views: Int[Array, "..."], devices: list) -> Step:
-    """The step with its arguments on every device beforehand: what never changes once, a state if it comes from elsewhere.
+    """The step with its arguments placed on every device before the call.
 
-    If a state entered with another placement than it leaves with, the step would be compiled for both; if weights lay on one
-    device, they would be sent to the others in every step.
+    Weights, texts and reference are placed once, and the state only if it comes from elsewhere. A state that entered with another
+    placement than it leaves with would have the step compiled for both, and weights on one device would be copied to the others
+    in every step.
+
+    Args:
+        step: the function that `over_devices` gives.
+        views: its last argument.
+        devices: where the arguments are placed.
+
+    Returns:
+        The step (state, weights, texts, reference, key) -> (state, metrics).
     """
     everywhere = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec())
     constant = remembered(lambda constant: jax.device_put(constant, everywhere))
@@ -143,7 +203,19 @@ def replicated(step: Callable, views: Int[Array, "..."], devices: list) -> Step:
 
 
 def remembered(place: Callable[[tuple], Any]) -> Callable[[tuple], Any]:
-    """`place` with the answer for the last arguments kept: they are moved again only if one of them is another object."""
+    """A function that keeps its last answer, and is called again only if one of the arguments is another object.
+
+    Args:
+        place: from a tuple of arrays to their copies on devices.
+
+    Returns:
+        `place` with a memory of one answer.
+
+    Examples:
+        >>> call, x = remembered(lambda constant: list(constant)), object()
+        >>> call((x,)) is call((x,))
+        True
+    """
     held = placed = None
 
     def call(constant: tuple) -> Any:
@@ -159,8 +231,16 @@ def remembered(place: Callable[[tuple], Any]) -> Callable[[tuple], Any]:
 def over_processes(step: Callable, views: Int[Array, "b"], devices: list) -> Step:
     """The step over devices of several processes, which all have to call it with the same values.
 
-    It takes and gives arrays of this process. Only inside do they lie on all devices: whoever looks at a state need not know that
-    there are other processes.
+    It takes and returns arrays of this process, and holds them on all devices only inside: the rest of the program need not know
+    that there are other processes.
+
+    Args:
+        step: the function that `over_devices` gives for shard_map.
+        views: its last argument, [batch].
+        devices: of all processes.
+
+    Returns:
+        The step (state, weights, texts, reference, key) -> (state, metrics).
     """
     mesh, numbers = Mesh(np.asarray(devices), (AXIS,)), np.asarray(views)
     here = [device for device in devices if device.process_index == jax.process_index()]
@@ -186,5 +266,14 @@ def over_processes(step: Callable, views: Int[Array, "b"], devices: list) -> Ste
 
 
 def check_split(batch: int, devices: list) -> None:
+    """Checks that a batch can be split evenly.
+
+    Args:
+        batch: number of views.
+        devices: over which they are split.
+
+    Raises:
+        ValueError: `batch` is no multiple of the number of devices.
+    """
     if batch % len(devices):
         raise ValueError(f"batch must be a multiple of the {len(devices)} devices, got {batch}")

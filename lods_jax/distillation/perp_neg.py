@@ -1,4 +1,4 @@
-"""Perp-Neg (Armandpour et al. 2023): prompts that turn with the camera, and away from the views that they are not.
+"""Perp-Neg (Armandpour et al. 2023): prompts interpolated by azimuth, with the other views as negatives.
 
 The prompt of a camera lies between those of the two views beside it. Two of the views are negative: of what each would change,
 the part perpendicular to what the prompt changes is subtracted, with a weight that depends on the azimuth. It replaces the
@@ -26,9 +26,17 @@ SIDE_FROM_SIDE_BACK, FRONT_FROM_SIDE_BACK = (1.0, 0.5, -0.606), (1.0, 0.5, 0.967
 def interpolate_view_prompts(
     tables: Mapping[str, Float[Array, "views n d"]], camera: Camera
 ) -> tuple[dict[str, Float[Array, "b n d"]], PredictNoise]:
-    """The rows of prompt tables for these cameras, and how to ask with them (see `train_step.select_view_prompts`).
+    """The prompt of each camera, interpolated between those of its two neighbouring views, with two views as negatives.
 
-    "prompt" is interpolated between front and side, or side and back; overhead it is the row itself, without negatives.
+    It takes the place of `train_step.select_view_prompts`. "prompt" is interpolated between front and side, or side and back.
+    Overhead it is the row itself, without negatives. The weights are threestudio's.
+
+    Args:
+        tables: {name: tokens [views n d]}, a row for each of `cameras.VIEWS`.
+        camera: b cameras.
+
+    Returns:
+        {name: tokens [b n d]} with the further texts "not front" and "not side", and the function that predicts with them.
     """
     prompt, quarter = tables["prompt"], jnp.rad2deg(jnp.abs(wrap(camera.azimuth))) / 90  # 0 front, 1 side, 2 back
     above, ahead = camera.view == OVERHEAD, quarter < 1
@@ -47,7 +55,17 @@ def interpolate_view_prompts(
 
 
 def away_from(weights: Mapping[str, Float[Array, "b"]]) -> PredictNoise:
-    """`scores.predict_noise` with the prediction for the prompt turned away from the texts in `weights`, by so much per view."""
+    """`scores.predict_noise` with the prediction for the prompt turned away from negative texts.
+
+    Perp-Neg (Armandpour et al. 2023, section 4): from e[y] it subtracts weight times the part of e[negative] - e[null] that is
+    perpendicular to e[y] - e[null]. No query is predicted twice.
+
+    Args:
+        weights: {text: weight [b]} of the negative texts.
+
+    Returns:
+        A function with the arguments and outputs of `scores.predict_noise`.
+    """
 
     def predict_noise_fn(predict: Callable[..., jax.Array], psi: Any, queries: Mapping[str, Query], *rest) -> dict[str, Array]:
         asked = dict(queries)
@@ -70,6 +88,18 @@ def away_from(weights: Mapping[str, Float[Array, "b"]]) -> PredictNoise:
 
 
 def perpendicular(a: Float[Array, "b h w c"], to: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """The part of a that is perpendicular to another, per example; a itself where the other is zero."""
+    """The part of one array that is perpendicular to another, per example.
+
+    Args:
+        a: [b h w c].
+        to: the other, [b h w c].
+
+    Returns:
+        a minus its projection on `to`; a itself where `to` is zero.
+
+    Examples:
+        >>> perpendicular(jnp.ones((1, 1, 1, 2)), jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)).ravel().tolist()
+        [0.0, 1.0]
+    """
     dot = lambda a, b: jnp.sum(a * b, (1, 2, 3), keepdims=True)  # noqa: E731
     return a - dot(a, to) / jnp.maximum(dot(to, to), 1e-20) * to

@@ -8,21 +8,32 @@ Truncate = Callable[[str, str], str]  # (text, ending) -> text, cut so that endi
 
 
 def whole(text: str, ending: str) -> str:
-    """The `truncate` of a prior that reads texts of any length."""
+    """The `truncate` of a prior that reads texts of any length: the text as it is, whatever its ending."""
     return text
 
 
 def view_prompts(
     prompt: str, with_view: bool = True, without: Mapping[str, Collection[str]] | None = None, truncate: Truncate = whole
 ) -> list[str]:
-    """The prompt for each of cameras.VIEWS, "{prompt}, front view"; unchanged where the object has no front.
+    """The prompt for each of `cameras.VIEWS`, as "a red mug, front view".
 
     Args:
-      prompt: what the object is.
-      with_view: whether the prompts name the view.
-      truncate: of the prior. A prompt that is too long is cut in front of the view's words: without them all views are one.
-      without: {word: views}; the word is left out of the prompts of these views. Prompt debiasing (Hong et al. 2023), with the
-        words that contradict a view ("face", in the back) named by hand instead of found by a language model.
+        prompt: describes the object.
+        with_view: whether the prompts name the view. An object without a front needs none.
+        without: {word: views}: the word is left out of the prompts of these views. Prompt debiasing (Hong et al. 2023), with the
+            words that contradict a view ("face", seen from the back) named by hand instead of found by a language model.
+        truncate: (text, ending) -> text, a prior's `truncate`. A prompt that is too long is cut before the words of the view,
+            without which all views would have the same prompt.
+
+    Returns:
+        One text for each of `cameras.VIEWS`.
+
+    Raises:
+        ValueError: `without` names a word that the prompt lacks or an unknown view, or leaves nothing of the prompt.
+
+    Examples:
+        >>> view_prompts("a red mug")[:2]
+        ['a red mug, side view', 'a red mug, front view']
     """
     for word, views in (without or {}).items():
         if word not in prompt.split():
@@ -43,7 +54,7 @@ def view_prompts(
 
 
 def view_endings(with_view: bool = True) -> list[str]:
-    """What follows a prompt for each of cameras.VIEWS."""
+    """The words that follow a prompt for each of `cameras.VIEWS`; empty unless `with_view`."""
     return [f", {view} view" if with_view else "" for view in VIEWS]
 
 
@@ -56,10 +67,27 @@ def prompt_table(
     adapter: str | None = None,
     truncate: Truncate = whole,
 ) -> dict[str, Sequence[str]]:
-    """The texts that a run may ask with, one per view.
+    """All texts of a run, one per view: what the queries of an objective can name.
 
-    prompt (by view, `without` some words), plain (no view), null (the negative prompt) and empty; and where there is one, source
-    (what the images show now) and adapter (what an adapter is asked with).
+    Args:
+        prompt: describes the object.
+        negative_prompt: the text of "null".
+        with_view: whether "prompt" names the view.
+        source: describes what the images show now, for DDS and the bridge; None for no such text.
+        without: {word: views} that are left out of "prompt", see `view_prompts`.
+        adapter: the text of a LoRA; None for no such text.
+        truncate: (text, ending) -> text, a prior's `truncate`.
+
+    Returns:
+        {name: one text for each of `cameras.VIEWS`}: "prompt" with view words, "plain" without, "null", "empty", and "source" and
+            "adapter" where they are given.
+
+    Raises:
+        ValueError: as `view_prompts` does.
+
+    Examples:
+        >>> sorted(prompt_table("a red mug"))
+        ['empty', 'null', 'plain', 'prompt']
     """
     texts = {"plain": prompt, "null": negative_prompt, "empty": "", "source": source, "adapter": adapter}
     texts = {name: text for name, text in texts.items() if text is not None}

@@ -1,4 +1,4 @@
-"""What the train step does with an objective: it asks its queries, takes its score, and fits its learned branch."""
+"""From an objective to numbers: the predictions of its queries, its score, and the loss of its trained query."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,10 +15,9 @@ from lods_jax.core.types import Cond, Objective, Query
 Predict = Callable[..., jax.Array]
 Latents = Mapping[str, Float[Array, "b h w c"]]
 Texts = Mapping[str, Float[Array, "b n d"]]
-PredictNoise = Callable[..., dict[str, jax.Array]]  # `predict_noise`, or what stands in for it: `perp_neg.away_from`
+PredictNoise = Callable[..., dict[str, jax.Array]]  # `predict_noise`, or one that takes its place: `perp_neg.away_from`
 
 
-# --- what the train step does with them -------------------------------------------------------------------------------------
 def predict_noise(
     predict: Predict,
     psi: Any,
@@ -29,14 +28,22 @@ def predict_noise(
     pose: Float[Array, "b 16"] | None = None,
     image: Float[Array, "b h w c"] | None = None,
 ) -> dict[str, Float[Array, "b h w c"]]:
-    """The predictions of all queries in one call of the network: {name: eps}, float32.
+    """The noise predictions of all queries, in one call of the network.
+
+    The prior gets an adapter scale or a pose only if some query uses it.
 
     Args:
-      noised: z_t of the latents that queries name, "render" and "reference".
-      texts: a row per view; "learned" is psi's embedding, the same for every view.
-      image: what a query with `image` shows to the network beside z_t; the others show zeros.
+        predict: (psi, z_t, t, Cond) -> eps, a prior's `predict` with its weights bound.
+        psi: the learnable part of the prior.
+        queries: {name: query}.
+        noised: z_t [b h w c] of the latents that the queries use, "render" and "reference".
+        texts: {name: tokens [b n d]}, a row per view. The text "learned" is `psi["embedding"]`, the same for every view.
+        t: timesteps [b], 0 to 999.
+        pose: camera-to-world matrices [b 16], row-major.
+        image: image condition [b h w c] of queries with `image`; the others see zeros.
 
-    The adapter and the pose are only mentioned to the prior where a query uses them.
+    Returns:
+        {name: eps [b h w c]}, float32.
     """
     b, asked = len(t), list(queries.values())
 
@@ -71,9 +78,23 @@ def score(
     pose: Float[Array, "b 16"] | None = None,
     predict_noise_fn: PredictNoise = predict_noise,
 ) -> Float[Array, "b h w c"]:
-    """w(t) residual per view, at t uniform in the window (both ends included); what is pulled back is this over b.
+    """The score of the renders under an objective: w(t) times its residual, at a random timestep and noise per view.
 
-    Timestep and noise are drawn per view from its key. No gradient flows into psi or the latents: this is a cotangent.
+    The train step divides it by the batch size and pulls it back. It is a cotangent: no gradient flows into psi or the latents.
+
+    Args:
+        objective: the queries and the residual.
+        predict: (psi, z_t, t, Cond) -> eps, a prior's `predict` with its weights bound.
+        psi: the learnable part of the prior.
+        latents: {"render": z [b h w c]}, and "reference" for DDS.
+        texts: {name: tokens [b n d]}, a row per view.
+        window: lowest and highest timestep, both included.
+        keys: one per view; timestep and noise of a view come from its key.
+        pose: camera-to-world matrices [b 16], row-major.
+        predict_noise_fn: `predict_noise`, or one that takes its place, as `perp_neg.away_from` gives it.
+
+    Returns:
+        w(t) residual [b h w c], float32.
     """
     z = latents["render"]
     t, noise = draw(keys, z, window)
@@ -94,9 +115,22 @@ def denoising_loss(
     keys: Key[Array, "b"],
     pose: Float[Array, "b 16"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean-squared error of the learnable query's noise prediction on the current latents; 0 if nothing is learned.
+    """Mean squared error of the trained query's noise prediction on the renders; 0 if the objective trains none.
 
-    The prior's own training loss: t uniform over all timesteps, fresh noise, no weighting and no dropped text.
+    This is the training loss of the prior itself: t is uniform over all timesteps, the noise fresh, nothing weighted, no text
+    dropped.
+
+    Args:
+        psi: the learnable part of the prior. Differentiate in it.
+        objective: names the trained query.
+        predict: (psi, z_t, t, Cond) -> eps, a prior's `predict` with its weights bound.
+        latents: {"render": z [b h w c]}; no gradient flows into them.
+        texts: {name: tokens [b n d]}, a row per view.
+        keys: one per view.
+        pose: camera-to-world matrices [b 16], row-major.
+
+    Returns:
+        The mean over views, pixels and channels.
     """
     if objective.trained_query is None:
         return jnp.zeros(())
@@ -118,10 +152,24 @@ def score_and_denoising_loss(
     pose: Float[Array, "b 16"] | None = None,
     predict_noise_fn: PredictNoise = predict_noise,
 ) -> tuple[Float[Array, ""], Float[Array, "b h w c"]]:
-    """(fit loss, w(t) residual) at the same timestep and noise: one forward pass of the learned branch serves both.
+    """The denoising loss and the score at the same timestep and noise, with one forward pass of the trained query for both.
 
-    Cheaper than `score` and `denoising_loss` by that pass, and no longer what the papers do: the branch is fitted in the
-    score's window alone, and to the very noise that the residual is then taken at. Differentiate the first in psi, has_aux.
+    It saves that pass and departs from the papers: the branch is trained only in the window of the score, and on the very noise
+    that the residual is then taken at. Differentiate the first output in psi, with `has_aux=True`.
+
+    Args:
+        psi: the learnable part of the prior.
+        objective: must train a query.
+        predict: (psi, z_t, t, Cond) -> eps, a prior's `predict` with its weights bound.
+        latents: {"render": z [b h w c]}, and "reference" for DDS; no gradient flows into them.
+        texts: {name: tokens [b n d]}, a row per view.
+        window: lowest and highest timestep, both included.
+        keys: one per view.
+        pose: camera-to-world matrices [b 16], row-major.
+        predict_noise_fn: `predict_noise`, or one that takes its place for the queries that are not trained.
+
+    Returns:
+        The loss, and w(t) residual [b h w c].
     """
     z = jax.lax.stop_gradient(latents["render"])
     t, noise = draw(keys, z, window)
@@ -139,7 +187,16 @@ def score_and_denoising_loss(
 def draw(
     keys: Key[Array, "b"], z: Float[Array, "b h w c"], window: tuple[Array | int, Array | int]
 ) -> tuple[Int[Array, "b"], Float[Array, "b h w c"]]:
-    """A timestep of the window, both ends included, and noise like z, for each view from its own key."""
+    """A random timestep and noise for each view, from its own key.
+
+    Args:
+        keys: one per view.
+        z: latents [b h w c], for their shape.
+        window: lowest and highest timestep, both included.
+
+    Returns:
+        Timesteps [b], uniform in the window, and standard normal noise [b h w c].
+    """
     k = jax.vmap(lambda key: split_named(key, "t noise"))(keys)
     low, high = window
     t = jax.vmap(lambda key: jax.random.randint(key, (), low, high + 1))(k.t)

@@ -22,16 +22,30 @@ Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
 class ViewOutputs(NamedTuple):
-    """What each view of one shard shows, by view."""
+    """Per-view outputs of one shard of the views.
 
-    means2d_grad: Any  # gradient with respect to the scene's probe
+    Attributes:
+        means2d_grad: gradient with respect to the scene's `means2d_probe`, [b n 2] or empty.
+        render: the `Render` of the views.
+        squares: {metric: mean square of the score [b]}, of the step's prior and of each auxiliary prior.
+        costs: {name: weighted cost [b]} of the regularizers.
+    """
+
+    means2d_grad: Any
     render: Any
-    squares: Any  # mean square of each score
-    costs: Any  # of each regularizer
+    squares: Any
+    costs: Any
 
 
 class StepGrads(NamedTuple):
-    """Gradients and per-view outputs of one shard of the views."""
+    """Gradients and per-view outputs of one shard of the views.
+
+    Attributes:
+        g_theta: gradient of the scene's parameters, summed over the shard and divided by the batch size.
+        g_psi: gradient of the prior's learnable part, the mean over the shard.
+        fit: the denoising loss, the mean over the shard.
+        outputs: per-view outputs, a `ViewOutputs`.
+    """
 
     g_theta: Any
     g_psi: Any
@@ -40,38 +54,69 @@ class StepGrads(NamedTuple):
 
 
 class AuxiliaryPrior(NamedTuple):
-    """A further prior that is distilled beside the one of the step; it learns nothing."""
+    """A further prior that is distilled beside that of the step; it learns nothing.
 
-    name: str  # of its metric: score_rms_NAME
+    Attributes:
+        name: of its metric, `score_rms_NAME`.
+        prior: the prior.
+        objective: whose score is taken; it must train no query.
+        select_prompts: (tables, camera) -> ({name: tokens [b n d]}, the function that predicts with them).
+        window: step -> lowest and highest timestep, both included.
+        weight: step -> the factor of its score.
+        shares_latents: whether its autoencoder is that of the step's prior, so that its latents need not be encoded again.
+    """
+
+    name: str
     prior: Prior
     objective: Objective
     select_prompts: Callable[..., tuple[dict[str, Array], PredictNoise]]
     window: Callable[[Array], tuple[Array | int, Array | int]]
-    weight: Callable[[Array], Array | float]  # step -> what its score counts
-    shares_latents: bool = False  # its autoencoder is that of the step's prior
+    weight: Callable[[Array], Array | float]
+    shares_latents: bool = False
 
 
 class ReferenceView(NamedTuple):
-    """A view of which there is a reference image."""
+    """The camera of a reference image, and the costs of the render that it sees.
 
-    scene: Scene  # the scene as the image shows it: on white, without chance
-    costs: Callable[..., dict[str, Array]]  # (render of one view, ReferenceImage, step) -> {name: weighted cost [1]}
+    Attributes:
+        scene: the scene as the image shows it: on white, without random offsets.
+        costs: (render of one view, `ReferenceImage`, step) -> {name: weighted cost [1]}.
+    """
+
+    scene: Scene
+    costs: Callable[..., dict[str, Array]]
 
 
 class TrainStep(NamedTuple):
-    """A train step in two: the gradients of one shard of the views, and the update from those of all views."""
+    """A train step in two pure functions: gradients of one shard of the views, then the update from those of all views.
 
-    compute_grads: Callable[..., StepGrads]  # (state, weights, texts, reference, key, views) -> StepGrads
-    apply_grads: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # (state, StepGrads) -> (state, metrics)
+    `parallel.compile_train_step` joins them for one device or several.
+
+    Attributes:
+        compute_grads: (state, weights, texts, reference, key, views) -> `StepGrads`.
+        apply_grads: (state, `StepGrads`) -> (state, metrics).
+    """
+
+    compute_grads: Callable[..., StepGrads]
+    apply_grads: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
 def init_state(
     scene: Scene, psi: Any, tx_theta: optax.GradientTransformation, tx_psi: optax.GradientTransformation, key: Key[Array, ""]
 ) -> TrainState:
-    """The state before the first step, with the leaf types of every state after it: one compilation of the step serves all.
+    """The state before the first step.
+
+    Its leaves have the types of those of every later state, so that the step is compiled once.
 
     Args:
-      psi: what the prior's `init_psi` gave for the fitted query.
+        scene: its `init` gives theta and aux.
+        psi: the learnable part of the prior, as its `init_psi` gives it.
+        tx_theta: optimizer of theta.
+        tx_psi: optimizer of psi.
+        key: for the scene.
+
+    Returns:
+        A `TrainState` at step 0. It shares no buffer with psi, since the step donates its state.
     """
     # Before the optimizers see them: Adam's moments of a weakly typed leaf (`jnp.full(3, jnp.log(2.0))`) are weakly typed too,
     # the first step makes the leaf strong, the second its moments, and each of them would be compiled for.
@@ -82,12 +127,20 @@ def init_state(
 
 
 def strongly_typed(tree: Any) -> Any:
-    """A copy whose leaves insist on their dtype, as what a compiled function returns does."""
+    """A copy of a tree of arrays whose leaves have a strong dtype, as the outputs of a compiled function do."""
     return jax.tree.map(lambda x: jnp.array(x, x.dtype), tree)
 
 
 def select_view_prompts(tables: dict[str, Array], camera: Camera) -> tuple[dict[str, Array], PredictNoise]:
-    """The row of each prompt table that describes the view, and the plain way to ask with it."""
+    """The row of each prompt table that describes the view of each camera.
+
+    Args:
+        tables: {name: tokens [views n d]}, a row for each of `cameras.VIEWS`.
+        camera: b cameras.
+
+    Returns:
+        {name: tokens [b n d]}, and `predict_noise`, the function that predicts with them.
+    """
     return {name: table[camera.view] for name, table in tables.items()}, predict_noise
 
 
@@ -109,25 +162,40 @@ def make_train_step(
     reference_view: ReferenceView | None = None,
     auxiliary_priors: Sequence[AuxiliaryPrior] = (),
 ) -> TrainStep:
-    """Builds the two functions of a step: pass them to `compile_train_step`.
+    """Builds the train step: render, encode, take the score of the prior, pull it back; train the prior's learnable part.
+
+    One call of the step maps (state, weights, texts, reference, key, views [b]) to (state, metrics): `texts` are prompt tables
+    {name: [views n d]}, `reference` is a `Reference` or None, `views` the global indices of this shard's views. A step with a
+    non-finite gradient changes nothing but the counts `step` and `skipped`; its metric `nonfinite_leaf` is the index of the first
+    such gradient among the leaves of {"fit", "psi", "theta"}, and -1 otherwise.
 
     Args:
-      cameras: (keys[b], views[b]) -> b cameras. window: step -> lowest and highest timestep of the score.
-      regularizers: (render, step) -> {name: weighted cost [b]}.
-      batch: number of views of a step on all devices together.
-      select_prompts: (tables, camera) -> a row of each table per view, and the function that predicts with them;
-        `perp_neg.interpolate_view_prompts` is another.
-      fit_shares_noise: score and fit share timestep and noise (`scores.score_and_denoising_loss`): a third fewer predictions.
-      schedule: None updates scene and prior in every step, as the official LODS does. (m, k) takes turns, as the paper says: m
-        steps of the scene alone, then k of the prior alone; what has no turn asks the prior nothing, and its metric is NaN.
-      vae_slicing: encode one view after the other, which holds one view's activations at a time.
-      reference_view: adds the costs of a known view to every step.
-      auxiliary_priors: further priors, whose cotangents are added on the renders.
+        scene: renders theta.
+        prior: predicts noise.
+        objective: the queries, the residual and the trained query.
+        cameras: (keys [b], views [b]) -> b cameras.
+        window: step -> lowest and highest timestep of the score, both included.
+        regularizers: (render, step) -> {name: weighted cost [b]}.
+        tx_theta: optimizer of theta.
+        tx_psi: optimizer of psi.
+        batch: number of views per step, on all devices together.
+        select_prompts: (tables, camera) -> (a row of each table per view, the function that predicts with them), as
+            `select_view_prompts` or `perp_neg.interpolate_view_prompts`.
+        fit_shares_noise: whether score and denoising loss share timestep and noise (`scores.score_and_denoising_loss`), which
+            saves a third of the predictions.
+        schedule: None updates scene and prior in every step, as the official LODS does. (m, k) alternates as in the paper: m
+            steps of the scene alone, then k of the prior alone. The half that pauses asks the prior nothing, and its metric is
+            NaN.
+        vae_slicing: whether views are encoded one after the other, which holds the activations of one at a time.
+        reference_view: the view of a reference image, whose costs are added in every step.
+        auxiliary_priors: further priors, whose scores are added.
 
-    The whole step maps (state, weights, texts, reference, key, views[b]) to (state, metrics). `texts` are prompt tables
-    {name: [views n d]}, `reference` a `Reference` or None, `views` the global indices of this device's share of the batch. The
-    metric `nonfinite_leaf` is the index of the first gradient that is not finite, in
-    {"fit", "psi", "theta"} of theta and psi, or -1.
+    Returns:
+        The two halves of the step, for `parallel.compile_train_step`.
+
+    Raises:
+        ValueError: the objective trains nothing or inverts where `fit_shares_noise` is set; or `schedule` is given with an
+            objective that trains nothing, with `fit_shares_noise`, or with a number below 1.
     """
 
     if fit_shares_noise and (objective.trained_query is None or objective.inversion):
@@ -139,7 +207,7 @@ def make_train_step(
             raise ValueError(f"schedule must be two numbers of steps, each at least 1, got {schedule}")
 
     def compute_grads(state, weights, texts, reference, key, views) -> StepGrads:
-        """What some views say of scene and prior."""
+        """Gradients and per-view outputs of one shard of the views."""
         k = jax.vmap(lambda key: split_named(key, "camera render encode score fit"))(view_keys(key, state.step, views))
         reference = reference or Reference()
         camera, b = cameras(k.camera, views), len(views)
@@ -209,55 +277,56 @@ def make_train_step(
 def auxiliary_score(
     g: AuxiliaryPrior, weights: Any, z: Array, asked: tuple, at: tuple, keys: Key[Array, "b"], pose: Array
 ) -> Array:
-    """The score of a further prior on the latents z; `asked` are a row of each table per view and how to ask with them."""
+    """The score of an auxiliary prior on its latents.
+
+    Args:
+        g: the auxiliary prior.
+        weights: its frozen parameters.
+        z: latents of the renders [b h w c].
+        asked: what its `select_prompts` gives: texts per view, and the function that predicts with them.
+        at: lowest and highest timestep, both included.
+        keys: one per view.
+        pose: camera-to-world matrices [b 16].
+
+    Returns:
+        w(t) residual [b h w c], without the prior's weight.
+    """
     rows, predict_noise_fn = asked
     return score(g.objective, partial(g.prior.predict, weights), {}, {"render": z}, rows, at, keys, pose, predict_noise_fn)
 
 
-def make_diagnosis(
-    scene: Scene,
-    prior: Prior,
-    objective: Objective,
-    cameras: Callable[[Key[Array, "b"], Int[Array, "b"]], Camera],
-    batch: int,
-    vae_slicing: bool = False,
-) -> Callable[..., dict[str, jax.Array]]:
-    """Builds (state, psi_0, weights, texts, key) -> {"psi_displacement", "fit_gain"}: has the learnable branch learned?
-
-    psi_displacement is the root mean square of psi - psi_0; fit_gain the fit loss of psi_0 minus that of psi, with the same
-    noise on the same renders. Where both stay 0, LODS is only the limit that it starts from. `objective` must fit something.
-    """
-
-    @jax.jit
-    def diagnose(state, psi_0, weights, texts, key):
-        views = batch + jnp.arange(batch)  # beyond those of the step: what the step draws is not drawn again
-        k = jax.vmap(lambda key: split_named(key, "camera render encode fit"))(view_keys(key, state.step, views))
-        camera = cameras(k.camera, views)
-        render = scene.render(state.theta, state.aux, camera, k.render, scene.means2d_probe(state.aux, batch))
-        z = encode_each(prior, weights, render.rgb, k.encode, vae_slicing)
-        rows, _ = select_view_prompts(texts, camera)
-        predict, pose = partial(prior.predict, weights), camera.c2w.reshape(batch, 16)
-        # One after the other, not side by side: a second copy of the network would double the compilation.
-        both = jax.tree.map(lambda x_0, x: jnp.stack([x_0, x]), psi_0, state.psi)
-        before, after = jax.lax.map(lambda psi: denoising_loss(psi, objective, predict, {"render": z}, rows, k.fit, pose), both)
-        moved = [(x - x_0).ravel() for x, x_0 in zip(jax.tree.leaves(state.psi), jax.tree.leaves(psi_0), strict=True)]
-        return {"psi_displacement": jnp.sqrt(jnp.mean(jnp.concatenate(moved) ** 2)), "fit_gain": before - after}
-
-    return diagnose
-
-
 def encode_each(prior: Prior, weights: Any, rgb: Array, keys: Key[Array, "b"], slicing: bool = False) -> Array:
-    """The latents of views [b ...], one key per view: the encoder's noise must not depend on who else is in the batch.
+    """The latents of each view, from a key of its own: the encoder's noise does not depend on the other views of the batch.
 
     Args:
-      slicing: one view after the other, which holds the activations of one at a time; the backward pass makes them again.
+        prior: its `encode` is used.
+        weights: its frozen parameters.
+        rgb: renders [b h w 3] in [0, 1].
+        keys: one per view.
+        slicing: whether views are encoded one after the other: the activations of one are held at a time, and the backward pass
+            computes them again.
+
+    Returns:
+        Latents [b h w c], float32.
     """
     one = lambda view: prior.encode(weights, view[0][None], view[1])[0]  # noqa: E731
     return (partial(jax.lax.map, jax.checkpoint(one, prevent_cse=False)) if slicing else jax.vmap(one))((rgb, keys))
 
 
 def active_updates(schedule: tuple[int, int] | None, step: Array) -> tuple[Array | bool, Array | bool]:
-    """Whether a step updates the scene, and whether it updates the prior."""
+    """Whether a step updates the scene, and whether it updates the prior.
+
+    Args:
+        schedule: None for both in every step, or (m, k): m steps of the scene, then k of the prior.
+        step: index of the step.
+
+    Returns:
+        Two booleans, traced if there is a schedule.
+
+    Examples:
+        >>> [bool(on) for on in active_updates((3, 1), jnp.asarray(3))]
+        [False, True]
+    """
     if schedule is None:
         return True, True
     scene_on = step % sum(schedule) < schedule[0]
@@ -265,24 +334,64 @@ def active_updates(schedule: tuple[int, int] | None, step: Array) -> tuple[Array
 
 
 def cond_or_zeros(on: Array | bool, f: Callable[[], Any]) -> Any:
-    """f(), or zeros like it where it has no turn."""
+    """f() if `on` holds, else zeros of the same shapes; f is then not computed.
+
+    Args:
+        on: True, or a traced boolean.
+        f: takes nothing and gives a tree of arrays.
+
+    Returns:
+        The tree that f gives, or zeros like it.
+    """
     if on is True:
         return f()
     return jax.lax.cond(on, f, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f)))
 
 
 def apply_gradients(tx: optax.GradientTransformation, grads: Any, params: Any, opt: optax.OptState) -> tuple[Any, optax.OptState]:
-    """One step of an optax optimizer."""
+    """One step of an optax optimizer.
+
+    Args:
+        tx: the optimizer.
+        grads: gradients, a tree like params.
+        params: parameters.
+        opt: state of the optimizer.
+
+    Returns:
+        The new parameters and the new state of the optimizer.
+    """
     updates, opt = tx.update(grads, opt, params)
     return optax.apply_updates(params, updates), opt
 
 
 def not_finite(tree: Any) -> jax.Array:
-    """Index of the first leaf with a NaN or an infinity, -1 if there is none. `leaf_names` has their names."""
+    """Index of the first leaf that holds a NaN or an infinity; -1 if there is none.
+
+    Args:
+        tree: of arrays. `leaf_names` gives the name that belongs to an index.
+
+    Returns:
+        An integer scalar.
+
+    Examples:
+        >>> int(not_finite({"a": jnp.ones(2), "b": jnp.array([1.0, jnp.nan])}))
+        1
+    """
     bad = jnp.asarray([~jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] + [False])
     return jnp.where(jnp.any(bad), jnp.argmax(bad), -1)
 
 
 def leaf_names(tree: Any) -> list[str]:
-    """Names of the leaves in the order of `jax.tree.leaves`: "theta.means", ..."""
+    """Names of the leaves of a tree, in the order of `jax.tree.leaves`.
+
+    Args:
+        tree: of nested containers.
+
+    Returns:
+        Paths with dots, as "theta.means".
+
+    Examples:
+        >>> leaf_names({"theta": {"means": 0, "quats": 1}})
+        ['theta.means', 'theta.quats']
+    """
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(tree)]

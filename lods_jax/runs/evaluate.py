@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lods_jax.distillation.objectives import is_code
+from lods_jax.distillation.registry import is_code
 from lods_jax.runs.artifacts import SceneRenderer, scene_renderer
 from lods_jax.runs.restore import restore_scene
 from lods_jax.runs.run_directory import Run, is_figure, read_run, write_json

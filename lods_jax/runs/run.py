@@ -21,7 +21,8 @@ from lods_jax.config import Config, check, differences, dump, parse_yaml
 from lods_jax.core.errors import UserError
 from lods_jax.core.files import replacing
 from lods_jax.core.types import TrainState
-from lods_jax.distillation.train_step import leaf_names, make_diagnosis
+from lods_jax.distillation.diagnosis import make_diagnosis
+from lods_jax.distillation.train_step import leaf_names
 from lods_jax.runs import provenance
 from lods_jax.runs.artifacts import SceneRenderer, scene_renderer, write_page_of, write_preview, write_results
 from lods_jax.runs.export import mesh_of_run

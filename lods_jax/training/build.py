@@ -17,8 +17,8 @@ from lods_jax.core.errors import UserError, tell
 from lods_jax.core.paths import TABLETOP
 from lods_jax.core.types import Objective, Prior
 from lods_jax.distillation import prompts
-from lods_jax.distillation.objectives import make_objective
 from lods_jax.distillation.perp_neg import interpolate_view_prompts
+from lods_jax.distillation.registry import make_objective
 from lods_jax.distillation.regularizers import IMAGE_ERRORS, image_errors, weighted_regularizers
 from lods_jax.distillation.train_step import ReferenceView, select_view_prompts
 from lods_jax.priors.architectures import write_configs

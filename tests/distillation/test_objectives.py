@@ -17,13 +17,13 @@ from lods_jax.distillation.objectives import (
     ism,
     lods_embedding,
     lods_lora,
-    make_objective,
     nfsd,
     sdi,
     sds,
     sds_bridge,
     vsd,
 )
+from lods_jax.distillation.registry import make_objective
 from lods_jax.distillation.scores import denoising_loss, predict_noise, score
 from lods_jax.priors.gaussian import gaussian
 

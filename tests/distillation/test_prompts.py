@@ -2,8 +2,8 @@ import pytest
 
 from lods_jax.core.cameras import VIEWS
 from lods_jax.core.errors import UserError
-from lods_jax.distillation.objectives import make_objective
 from lods_jax.distillation.prompts import prompt_table
+from lods_jax.distillation.registry import make_objective
 
 
 def test_each_view_has_its_row_and_the_negative_prompt_has_no_view():

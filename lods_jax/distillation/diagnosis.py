@@ -1,0 +1,56 @@
+"""Whether the learnable branch of an objective has learned: how far psi moved, and by how much it denoises better."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from lods_jax.core.random import split_named, view_keys
+from lods_jax.core.types import Camera, Objective, Prior, Scene
+from lods_jax.distillation.scores import denoising_loss
+from lods_jax.distillation.train_step import encode_each, select_view_prompts
+
+
+def make_diagnosis(
+    scene: Scene,
+    prior: Prior,
+    objective: Objective,
+    cameras: Callable[[Key[Array, "b"], Int[Array, "b"]], Camera],
+    batch: int,
+    vae_slicing: bool = False,
+) -> Callable[..., dict[str, jax.Array]]:
+    """Builds a function that measures whether the learnable branch has learned.
+
+    Where both of its numbers stay 0, LODS is no more than its limit at initialisation, SDS / s.
+
+    Args:
+        scene: renders theta.
+        prior: predicts noise.
+        objective: must train a query.
+        cameras: (keys [b], views [b]) -> b cameras.
+        batch: number of views.
+        vae_slicing: whether views are encoded one after the other.
+
+    Returns:
+        A function (state, psi_0, weights, texts, key) -> {"psi_displacement": root mean square of psi - psi_0, "fit_gain":
+            denoising loss of psi_0 minus that of psi, with the same noise on the same renders}.
+    """
+
+    @jax.jit
+    def diagnose(state, psi_0, weights, texts, key):
+        views = batch + jnp.arange(batch)  # beyond those of the step: what the step draws is not drawn again
+        k = jax.vmap(lambda key: split_named(key, "camera render encode fit"))(view_keys(key, state.step, views))
+        camera = cameras(k.camera, views)
+        render = scene.render(state.theta, state.aux, camera, k.render, scene.means2d_probe(state.aux, batch))
+        z = encode_each(prior, weights, render.rgb, k.encode, vae_slicing)
+        rows, _ = select_view_prompts(texts, camera)
+        predict, pose = partial(prior.predict, weights), camera.c2w.reshape(batch, 16)
+        # One after the other, not side by side: a second copy of the network would double the compilation.
+        both = jax.tree.map(lambda x_0, x: jnp.stack([x_0, x]), psi_0, state.psi)
+        before, after = jax.lax.map(lambda psi: denoising_loss(psi, objective, predict, {"render": z}, rows, k.fit, pose), both)
+        moved = [(x - x_0).ravel() for x, x_0 in zip(jax.tree.leaves(state.psi), jax.tree.leaves(psi_0), strict=True)]
+        return {"psi_displacement": jnp.sqrt(jnp.mean(jnp.concatenate(moved) ** 2)), "fit_gain": before - after}
+
+    return diagnose
