@@ -35,6 +35,9 @@ def bounded(default: Any, low: float | int, high: float | int) -> Any:
     return field(default=default, metadata={"range": (low, high)})
 
 
+MOST_GAUSSIANS = 2**20
+
+
 @dataclass(frozen=True)
 class PriorConfig:
     name: Annotated[str, arg(aliases=["--prior"])] = "tabletop"
@@ -196,8 +199,8 @@ class RefineConfig:
 class GaussianConfig:
     """The scene of 3D Gaussians (`scenes.gaussians`)."""
 
-    capacity: int = bounded(4096, 1, 2**20)
-    init_count: int = bounded(2048, 1, 2**20)
+    capacity: int = bounded(4096, 1, MOST_GAUSSIANS)
+    init_count: int = bounded(2048, 1, MOST_GAUSSIANS)
     """How many of the slots are alive at first."""
     init_type: str = "ball"
     """`ball`, `shell`, or a file: Gaussian splats (PLY, SuperSplat's compressed PLY, .splat) or a point cloud (PLY)."""

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from scipy import ndimage
 
-SEEN = 0.1  # alpha from which a pixel belongs to the object
+SEEN = 0.2  # of the highest alpha: from there on a pixel belongs to the object
 PLAIN = 0.06  # deviation of the colours along the border of a plain background
 MATTE = 0.02  # share of an image that an alpha makes transparent, if it is a matte
 FEW = 0.001  # the same where the background is not plain: then alpha is all there is to go by
@@ -42,9 +42,14 @@ def cut_out(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
         elif transparent < FEW:
             raise ValueError("the image has neither an alpha nor a plain background: cut the object out and save it as RGBA")
     alpha = without_dust(alpha)
-    if np.mean(alpha > SEEN) < 1e-3:
+    if np.mean(is_seen(alpha)) < 1e-3:
         raise ValueError("the image shows nothing: all of it is transparent, or of the colour of its background")
     return np.concatenate([rgba[..., :3], alpha[..., None]], -1)
+
+
+def is_seen(alpha: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Pixels of an object, which may be translucent all over, but not of its haze or its shadow."""
+    return alpha > SEEN * max(alpha.max(), 0.1)
 
 
 def without_haze(alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
@@ -56,17 +61,17 @@ def without_haze(alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
 
 def without_dust(alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """Alpha, 0 in connected parts that weigh less than `DUST` of the heaviest one; a line of a pixel or two weighs nothing."""
-    seen = alpha > SEEN
-    parts, n = ndimage.label(seen, np.ones((3, 3)))
-    if n < 2:
-        return alpha
-    inner = ndimage.binary_erosion(seen, np.ones((3, 3)))
-    weight = ndimage.sum_labels(inner if inner.any() else seen, parts, np.arange(n + 1))
+    """Alpha of the connected parts that weigh `DUST` of the heaviest one, with their soft edges, and 0 elsewhere.
+
+    A line of a pixel or two weighs nothing.
+    """
+    own, square = is_seen(alpha), np.ones((3, 3))
+    parts, n = ndimage.label(own, square)
+    inner = ndimage.binary_erosion(own, square)
+    weight = ndimage.sum_labels(inner if inner.any() else own, parts, np.arange(n + 1))
     weight[0] = 0  # what belongs to no part
-    kept = (weight >= DUST * weight.max())[parts] & (parts > 0)
-    near = lambda mask: ndimage.binary_dilation(mask, np.ones((3, 3)), TOUCHING)  # noqa: E731
-    return np.where(near((parts > 0) & ~kept) & ~near(kept), 0, alpha).astype(np.float32)
+    kept = (weight >= DUST * weight.max())[parts] & own
+    return np.where(ndimage.binary_dilation(kept, square, TOUCHING), alpha, 0).astype(np.float32)
 
 
 def on_border_color(rgba: Float[np.ndarray, "h w 4"]) -> tuple[Float[np.ndarray, "h w 4"], Float[np.ndarray, "3"], bool]:
@@ -102,8 +107,7 @@ def framed(rgba: Float[np.ndarray, "h w 4"], size: int, share: float | None = No
     h, w = rgba.shape[:2]
     top, left, edge = (h - min(h, w)) / 2, (w - min(h, w)) / 2, float(min(h, w))
     if share is not None:
-        seen = rgba[..., 3] > SEEN
-        rows, columns = (np.flatnonzero(np.any(seen, axis)) for axis in (1, 0))
+        rows, columns = (np.flatnonzero(np.any(is_seen(rgba[..., 3]), axis)) for axis in (1, 0))
         edge = (max(np.ptp(rows), np.ptp(columns)) + 1) / share
         top, left = (rows[0] + rows[-1] + 1 - edge) / 2, (columns[0] + columns[-1] + 1 - edge) / 2
     flat = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1)

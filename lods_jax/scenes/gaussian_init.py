@@ -62,7 +62,7 @@ def fitted(columns: dict[str, Float[np.ndarray, "n ..."]], fit: str, view: float
         means, scale = means.astype(np.float32), 1.0
     else:
         means = ((means - middle) * scale).astype(np.float32)
-        place = ", ".join(f"{x:.10g}" for x in middle)
+        place = ", ".join(f"{x:.8g}" for x in middle)
         notes += [f"{where}: centred from ({place}) and scaled by {scale:.3g} (--gaussians.fit never leaves them)"]
     columns = dict(columns) | {"means": means}
     if "log_scales" in columns:

@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from lods_jax.config import Config
 from lods_jax.core.cameras import VIEWS, Orbit, orbit_camera, relative_pose
-from lods_jax.core.cutouts import SEEN, centre, cut_out, framed
+from lods_jax.core.cutouts import centre, cut_out, framed, is_seen
 from lods_jax.core.errors import UserError
 from lods_jax.core.files import replacing
 from lods_jax.core.images import read_depth, read_rgba, to_uint8, white_of_file, write_png, write_tiff
@@ -101,7 +101,7 @@ def object_image(config: Config, folder: Path | None = None) -> Float[np.ndarray
     edge = int(np.clip(min(rgba.shape[:2]), *EDGES))
     # Eight bits, as the copy has them.
     framed_rgba = to_uint8(framed(rgba, edge, SHARE if config.image.frame == "fit" else None)).astype(np.float32) / 255
-    if np.mean(framed_rgba[..., 3] > SEEN) < 1e-3:
+    if np.mean(is_seen(framed_rgba[..., 3])) < 1e-3:
         raise UserError(f"{config.image.file} shows nothing in its centre square: pass --image.frame fit to crop to the object")
     return framed_rgba
 

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Key
 
 from lods_jax.config import Config, ever_on
+from lods_jax.config.schema import MOST_GAUSSIANS
 from lods_jax.core.errors import UserError
 from lods_jax.core.types import Scene, TrainState
 from lods_jax.scenes import density_field
@@ -128,9 +129,10 @@ def points_of_file(config: Config) -> tuple[Start, list[str]]:
         raise UserError(f"{g.init_type} holds no point that can be rendered")
     view = max(camera.extent) if camera.extent else max(camera.radius) * math.tan(math.radians(sum(camera.fov_y) / 4))
     columns, notes = fitted(points.columns, g.fit, view, g.init_extent)
-    if (n := points.total) > g.init_count:
-        more = f"--gaussians.init-count {n}" + (f" --gaussians.capacity {2 * n}" if 2 * n > g.capacity else "")
-        notes.append(f"{g.init_count:,} of its {n:,} rows are drawn at random: pass {more} for all of them")
+    if points.total > g.init_count:
+        n, room = min(points.total, MOST_GAUSSIANS), min(2 * points.total, MOST_GAUSSIANS)
+        more = f"--gaussians.init-count {n}" + (f" --gaussians.capacity {room}" if room > g.capacity else "")
+        notes.append(f"{g.init_count:,} of its {points.total:,} rows are drawn at random: pass {more} for more")
     if (degree := math.isqrt(columns["sh"].shape[1]) - 1 if "sh" in columns else 0) > g.sh_degree:
         notes.append(f"its colours depend on the view to degree {degree}: pass --gaussians.sh-degree {degree} to keep that")
     return from_points(columns, g.init_count, config.seed), [f"{g.init_type}: {note}" for note in (*points.notes, *notes)]

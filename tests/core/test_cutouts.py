@@ -163,6 +163,16 @@ def test_uneven_haze_is_no_object_either():
     same_frame(with_alpha(np.maximum(clean, noise)), with_alpha(clean))
 
 
+@pytest.mark.parametrize("haze", [26, 45])
+def test_a_halo_or_a_shadow_is_no_object(haze):
+    """A faint disc around the object, which does not reach the border."""
+    clean = object_alpha()
+    faint = np.maximum(clean, np.float32(haze / 255) * disc(96, 40, (50, 46)))
+    found = cut_out(with_alpha(faint))[..., 3]
+    assert found[50, 46 + 36] == 0
+    same_frame(with_alpha(faint), with_alpha(clean))
+
+
 def test_what_is_all_glass_stays():
     """An image of alpha 0.3 on alpha 0 is a translucent object, not haze."""
     alpha = 0.3 * object_alpha()

@@ -39,7 +39,7 @@ def test_a_file_that_fits_is_taken_without_a_word(tmp_path):
         (
             {"n": 51},
             ROOM,
-            "50 of its 51 rows are drawn at random: pass --gaussians.init-count 51 --gaussians.capacity 102 for all",
+            "50 of its 51 rows are drawn at random: pass --gaussians.init-count 51 --gaussians.capacity 102 for more",
         ),
         ({"k": 16}, ROOM, "depend on the view to degree 3: pass --gaussians.sh-degree 3"),
         ({"spread": 20.0}, ROOM, "centred from"),
