@@ -237,7 +237,7 @@ def test_a_run_that_starts_from_a_file_says_how_and_needs_it_no_more(own, capsys
     assert "scene     cloud.ply: it has no colours" in out
     assert "scene     cloud.ply: 0% of the points lie within" in out
     assert (
-        "scene     cloud.ply: 40 of its 60 rows are drawn at random: pass --gaussians.init-count 60 --gaussians.capacity 120 for more"
+        "scene     cloud.ply: 40 of its 60 rows are drawn at random: pass --gaussians.init-count 60 --gaussians.capacity 120"
         in out
     )
     means = read_ply(own / "o" / "scene.ply")["means"]

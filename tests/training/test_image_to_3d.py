@@ -163,8 +163,9 @@ def test_what_is_given_is_not_read(tmp_path):
 
 
 def test_a_picture_of_nothing_known_is_refused(tmp_path):
-    noise = np.random.default_rng(0).random((64, 64, 3), np.float32)
-    file = write_png(tmp_path / "x.png", np.concatenate([noise, np.ones((64, 64, 1), np.float32)], -1) * np.r_[1, 1, 1, 0.9])
+    noise = np.random.default_rng(0).random((64, 64, 4), np.float32)
+    noise[..., 3] = np.pad(np.ones((62, 62)), 1)
+    file = write_png(tmp_path / "x.png", noise)
     with pytest.raises(UserError, match="shows no object that this prior knows: pass --prompt"):
         image_to_3d.resolve_image_config(Config(image=ImageConfig(file=str(file), frame="as-is")))
 
