@@ -34,18 +34,65 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def load(path: str | Path) -> Config:
-    """The configuration of a YAML file, or of a shipped preset by its name; what it leaves out keeps its default."""
+    """The configuration of a YAML file, or of a shipped preset by its name.
+
+    What the file leaves out is as in the preset or file that its key `base` names, if it has one, and else keeps its default.
+
+    Raises:
+      UserError: there is no such file or preset, or one of them is no configuration.
+    """
     file = find(path)
+    return from_mapping(Config, with_bases(file, (file.resolve(),)), str(file))
+
+
+def with_bases(file: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+    """The keys and values of a file, laid over those of its base. `chain` holds the files that led here, itself last."""
     with file.open("rb") as stream:
-        return parse_yaml(stream.read(MAX_BYTES + 1), str(file))
+        data = mapping_of(stream.read(MAX_BYTES + 1), str(file))
+    name = data.pop("base", None)
+    from_mapping(Config, data, str(file))  # here a mistake is told with the name of the file that holds it
+    if name is None:
+        return data
+    if not isinstance(name, str):
+        raise UserError(f"{file}: base must be the name of a preset or a file, got {shown(name)}")
+    beside = file.parent / name
+    try:
+        base = beside if beside.is_file() else find(name)
+    except UserError as error:
+        raise UserError(f"{file}: base: {error}") from None
+    if base.resolve() in chain:
+        raise UserError(f"{file}: base goes in a circle: {' -> '.join(link.name for link in (*chain, base))}")
+    return merged(with_bases(base, (*chain, base.resolve())), data)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested keys and values laid over others. An objective of another name replaces that of the base: options go with a name."""
+    out = dict(base)
+    for key, value in over.items():
+        old, new = (nested(key, x) for x in (base.get(key), value))
+        another = key == "objective" and isinstance(old, dict) and new.get("name", old.get("name")) != old.get("name")
+        out[key] = merged(old, new) if isinstance(old, dict) and isinstance(new, dict) and not another else new
+    return out
+
+
+def nested(key: str, value: Any) -> Any:
+    """`prior: tabletop` is short for `prior: {name: tabletop}`."""
+    kind = typing.get_type_hints(Config).get(key)
+    named = is_dataclass(kind) and "name" in typing.get_type_hints(kind)
+    return {"name": value} if named and isinstance(value, str) else value
 
 
 def parse_yaml(text: str | bytes, source: str) -> Config:
-    """The configuration of a text; `source` names it in errors."""
+    """The configuration of a text that stands for itself; `source` names it in errors."""
+    return from_mapping(Config, mapping_of(text, source), source)
+
+
+def mapping_of(text: str | bytes, source: str) -> dict[str, Any]:
+    """The keys and values of a text, under the names of today."""
     data = read_yaml(text, source)
     if not isinstance(data or {}, dict):
         raise UserError(f"{source} must hold keys and values, got {shown(data)}")
-    return from_mapping(Config, current_keys(data or {}, source), source)
+    return current_keys(data or {}, source)
 
 
 def find(name: str | Path) -> Path:
@@ -77,8 +124,7 @@ def from_mapping(kind: type[T], data: Mapping[Any, Any], source: str, prefix: st
         if key not in hints:
             raise UserError(f"{source}: {unknown(name)}")
         if is_dataclass(hints[key]):
-            # `prior: tabletop` is short for `prior: {name: tabletop}`.
-            value = {"name": value} if isinstance(value, str) and "name" in typing.get_type_hints(hints[key]) else value
+            value = nested(key, value) if not prefix else value
             if not isinstance(value, dict):
                 raise UserError(f"{source}: {name} must hold keys and values, got {shown(value)}")
             values[key] = from_mapping(hints[key], value, source, f"{name}.")

@@ -164,3 +164,54 @@ def test_an_unknown_preset_is_refused_with_the_names_that_there_are():
 def test_a_configuration_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().steps = 3
+
+
+# --- presets that stand on others -------------------------------------------------------------------------------------------------
+def laid_over(
+    folder, text, base="steps: 7\nobjective: {name: sds, guidance_scale: 9, options: {scale: 1}}\noutput: {fps: 5, size: 64}\n"
+):
+    (folder / "under.yaml").write_text(base)
+    return C.load(written(folder, f"base: under.yaml\n{text}"))
+
+
+def test_a_file_is_laid_over_its_base_key_by_key(tmp_path):
+    found = laid_over(tmp_path, "output: {size: 128}\nobjective: {options: {scale: 2}}")
+    assert (found.steps, found.output.fps, found.output.size) == (7, 5, 128)
+    assert found.objective == C.ObjectiveConfig("sds", 9.0, {"scale": 2.0})
+
+
+@pytest.mark.parametrize("text", ["objective: {name: csd}", "objective: csd"])
+def test_an_objective_of_another_name_takes_the_place_of_the_whole(tmp_path, text):
+    assert laid_over(tmp_path, text).objective == C.ObjectiveConfig("csd")
+
+
+def test_a_base_may_be_a_preset_and_have_a_base_itself(tmp_path):
+    (tmp_path / "under.yaml").write_text("base: gaussians-lods-embedding\nbatch: 2\n")
+    found = C.load(written(tmp_path, "base: under.yaml\nseed: 3"))
+    assert found == dataclasses.replace(C.load("gaussians-lods-embedding"), batch=2, seed=3)
+
+
+def test_what_is_printed_and_saved_stands_for_itself(tmp_path):
+    found = laid_over(tmp_path, "seed: 1")
+    assert "base" not in YAML.load(C.dump(found))
+    assert C.parse_yaml(C.dump(found), "printed") == found
+
+
+@pytest.mark.parametrize(
+    ("under", "over", "says"),
+    [
+        ("base: over.yaml", "base: under.yaml", "base goes in a circle: over.yaml -> under.yaml -> over.yaml"),
+        ("", "base: over.yaml", "base goes in a circle: over.yaml -> over.yaml"),
+        ("", "base: nothing", "over.yaml: base: no config file nothing, and no preset of that name: "),
+        ("", "base: [under.yaml]", "over.yaml: base must be the name of a preset or a file, got ['under.yaml']"),
+        ("stesp: 3", "base: under.yaml", "under.yaml: there is no key stesp; the nearest is steps"),
+        ("steps: many", "base: under.yaml\nsteps: 3", "under.yaml: steps must be a whole number, got 'many'"),
+    ],
+)
+def test_a_base_that_makes_no_sense_is_one_line_with_the_file_that_says_so(tmp_path, under, over, says):
+    for name, text in (("under", under), ("over", over)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        C.load(tmp_path / "over.yaml")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
