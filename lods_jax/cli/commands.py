@@ -10,8 +10,9 @@ from typing import Any
 
 from lods_jax import config as configs
 from lods_jax.cli import flags
-from lods_jax.config import Config
-from lods_jax.core.errors import UserError
+from lods_jax.config import Config, PriorConfig
+from lods_jax.core.errors import UserError, tell
+from lods_jax.core.files import check_place, check_suffix
 from lods_jax.core.paths import TABLETOP
 from lods_jax.runs import batch, prompt_files
 
@@ -39,6 +40,7 @@ def text_to_3d(args: flags.TextTo3D) -> int:
     if not prompts:
         check_prompt(config.prompt, folder, args.anyway)
     out = args.out or Path("outputs/text-to-3d", Path(args.prompts).stem if prompts else batch.slug(config.prompt))
+    check_place(out, folder=True)
     if args.distributed and prompts:
         raise UserError("--distributed makes one run of several processes: with --prompts pass --shard, a process for each share")
     start_run(config, args.distributed)
@@ -58,6 +60,7 @@ def image_to_3d(args: flags.ImageTo3D) -> int:
     config = configs.check(replace(config, image=replace(config.image, **files)))
     if not args.image.is_file():
         raise UserError(f"there is no image {args.image}: lods image-to-3d IMAGE takes a PNG, say")
+    check_place(args.out or Path("outputs/image-to-3d"), folder=True)
     if config.prior.name in CLOSED_FORM:
         raise UserError(f"image-to-3d needs a prior that encodes images, got {config.prior.name}: pass tabletop or a folder")
     folder = prior_folder(config.prior.name, config.prior.download)
@@ -111,6 +114,7 @@ def resume(args: flags.Resume) -> int:
     config = configs.check(configs.load(file))
     if (name := config.objective.name) != args.objective and ":" in name:
         raise UserError(f"the objective {name} of {args.run} is code: if you trust it, resume with --objective {name}")
+    check_place(args.run, folder=True)
     if args.objective not in (name, None):
         raise UserError(f"{args.run} was begun with the objective {name}, got --objective {args.objective}")
     start_run(config, args.distributed)
@@ -137,17 +141,21 @@ def view(args: flags.View) -> None:
 
 
 def compare(args: flags.Compare) -> None:
+    check_suffix(args.out, (".html", ".htm"))
+    check_place(args.out)
     from lods_jax.training.distributed import start_jax
 
     start_jax()
     from lods_jax.runs import compare
 
     for line in compare.compare(some(args.runs), args.out):
-        print(f"missing: {line}")
-    print(f"{args.out}: {len(args.runs)} runs side by side")
+        tell(f"missing: {line}")
+    tell(f"{args.out}: {len(args.runs)} runs side by side")
 
 
 def evaluate(args: flags.Evaluate) -> None:
+    if args.json:
+        check_place(args.json)
     from lods_jax.training.distributed import start_jax
 
     start_jax()
@@ -157,13 +165,14 @@ def evaluate(args: flags.Evaluate) -> None:
 
 
 def export(args: flags.Export) -> None:
+    check_place(args.out or args.run, folder=True)
     from lods_jax.training.distributed import start_jax
 
     start_jax()
     from lods_jax.runs import export
     from lods_jax.runs.run_directory import read_run
 
-    print(export.export(read_run(args.run), args.to, args.out, args.faces, args.texture, args.particle))
+    tell(export.export(read_run(args.run), args.to, args.out, args.faces, args.texture, args.particle))
 
 
 def some(runs: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -192,42 +201,45 @@ def info(args: flags.Info) -> None:
 
 
 def text_to_image(args: flags.TextToImage) -> None:
-    folder = prior_folder(args.prior)
+    folder = images_folder(args.prior, args.out, args.seed + args.n - 1)
     check_prompt(args.prompt, folder, args.anyway)
     steps = args.steps if args.steps is not None else 500 if args.objective else 30
-    check_sizes(args.n, steps, most=10**6 if args.objective else 1000)
+    s = 4.0 if args.guidance_scale is None else args.guidance_scale
+    if not args.objective and (steps > 1000 or s > 1e6):
+        raise UserError(f"samples take --steps in 1..1000 and --guidance-scale in 0..1e6, got {steps} and {s:g}")
     from lods_jax.training.distributed import start_jax
 
     start_jax()
+    from lods_jax.distillation.registry import make_objective
     from lods_jax.priors import sampling
     from lods_jax.runs import generate
     from lods_jax.training import distill_2d
 
+    options = {"strict": not args.anyway, "batch": args.batch} | network(args.prior)
     if args.objective:
         recipe = distill_2d.DistillConfig(steps, args.lr, args.psi_lr)
-        objective = objective_of(args.objective, args.guidance_scale)
+        objective = make_objective(args.objective, args.guidance_scale)
         frames = generate.distilled(
-            folder, objective, args.prompt, args.n, recipe, args.seed, args.negative_prompt, args.space, not args.anyway
+            folder, objective, args.prompt, args.n, recipe, args.seed, args.negative_prompt, args.space, **options
         )
         generate.write_film(args.out, frames)
-        print(f"{args.out}: {args.n} images of {args.prompt!r} under {args.objective}, seed {args.seed}")
+        tell(f"{args.out}: {args.n} images of {args.prompt!r} under {args.objective}, seed {args.seed}")
         return
-    s = 4.0 if args.guidance_scale is None else args.guidance_scale
-    rgb = sampling.text_to_image(folder, args.prompt, args.n, args.seed, s, steps, args.negative_prompt, strict=not args.anyway)
+    rgb = sampling.text_to_image(folder, args.prompt, args.n, args.seed, s, steps, args.negative_prompt, **options)
     generate.write_images(args.out, rgb)
-    print(f"{args.out}: {args.n} samples of {args.prompt!r}, seeds {args.seed} to {args.seed + args.n - 1}")
+    tell(f"{args.out}: {args.n} samples of {args.prompt!r}, seeds {args.seed} to {args.seed + args.n - 1}")
 
 
 def edit_image(args: flags.EditImage) -> None:
-    folder = prior_folder(args.prior)
+    folder = images_folder(args.prior, args.out, args.seed)
     for prompt in (args.source, args.target):
         check_prompt(prompt, folder, args.anyway)
-    check_sizes(args.n, args.steps, most=10**6)
     if not args.image.is_file():
         raise UserError(f"there is no image {args.image}")
     from lods_jax.training.distributed import start_jax
 
     start_jax()
+    from lods_jax.distillation.registry import make_objective
     from lods_jax.priors import sampling
     from lods_jax.priors.captioned_images import read_image
     from lods_jax.runs import generate
@@ -235,42 +247,38 @@ def edit_image(args: flags.EditImage) -> None:
 
     image = read_image(args.image, sampling.image_size(folder))
     recipe = distill_2d.DistillConfig(args.steps, args.lr, args.psi_lr, fit_first=args.fit_first)
-    frames = generate.edited(
-        folder,
-        objective_of(args.objective, args.guidance_scale),
-        image,
-        args.source,
-        args.target,
-        args.n,
-        recipe,
-        args.seed,
-        args.negative_prompt,
-        not args.anyway,
-    )
+    objective, texts = make_objective(args.objective, args.guidance_scale), (args.source, args.target)
+    options = {"strict": not args.anyway, "batch": args.batch} | network(args.prior)
+    frames = generate.edited(folder, objective, image, *texts, args.n, recipe, args.seed, args.negative_prompt, **options)
     generate.write_film(args.out, frames, image)
-    print(f"{args.out}: {args.image}, then {args.n} edits to {args.target!r} under {args.objective}, seed {args.seed}")
+    tell(f"{args.out}: {args.image}, then {args.n} edits to {args.target!r} under {args.objective}, seed {args.seed}")
 
 
-def objective_of(name: str, s: float | None) -> Any:
-    """The named objective at a guidance scale, or at its own."""
-    from lods_jax.distillation.registry import make_objective
+def images_folder(prior: PriorConfig, out: Path, last_seed: int) -> Path:
+    """The folder of the prior of a command that makes images, after a look at where they go."""
+    from lods_jax.core.images import FORMATS
 
-    return make_objective(name, s)
+    if last_seed >= 2**32:
+        raise UserError(f"the last of the seeds must lie below 2^32, got {last_seed}: pass a smaller --seed")
+    check_suffix(out, tuple(FORMATS))
+    check_place(out)
+    return prior_folder(prior.name, prior.download)
 
 
-def check_sizes(n: int, steps: int, most: int) -> None:
-    if not (1 <= n <= 1024 and 1 <= steps <= most):
-        raise UserError(f"--n must be in 1..1024 and --steps in 1..{most}, got {n} and {steps}")
+def network(prior: PriorConfig) -> dict[str, Any]:
+    """The options of `stable_diffusion` that a person may choose."""
+    return {name: getattr(prior, name) for name in ("dtype", "variant", "attention", "remat", "rank")}
 
 
 def train_prior(args: flags.TrainPrior) -> None:
+    minutes = (0 if args.evaluate else 60) if args.minutes is None else args.minutes
+    out = args.out or (Path("outputs/prior") if minutes else TABLETOP)
+    check_place(out if minutes or args.out else Path("outputs/prior"), folder=True)
     from lods_jax.training.distributed import start_jax
 
     start_jax()
     from lods_jax.tabletop import evaluate, judge, train_pose, train_prior
 
-    minutes = (0 if args.evaluate else 60) if args.minutes is None else args.minutes
-    out = args.out or (Path("outputs/prior") if minutes else TABLETOP)
     if minutes:
         if args.part == "judge":
             judge.train_judge(out / "judge.safetensors", minutes, resume=args.resume, seed=args.seed)

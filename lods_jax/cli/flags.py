@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import math
 import re
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, fields, replace
@@ -13,9 +14,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lods_jax import config as configs
-from lods_jax.config import Config, ObjectiveConfig
+from lods_jax.config import Config, ObjectiveConfig, PriorConfig, bounded
 from lods_jax.config.aliases import current_key, tell
 from lods_jax.core.errors import UserError
+
+BATCH = bounded(64, 1, 4096)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class View:
     """Shows the splats of a run in a browser on this machine, also while it trains (extra `viewer`)."""
 
     run: tyro.conf.Positional[Path]
-    port: int = 8080
+    port: int = bounded(8080, 1, 64_535)
+    """The next free one from here on."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +123,11 @@ class Export:
     splats. mp4: turntables of colour, depth and normals."""
     out: Path | None = None
     """A folder; by default that of the run."""
-    faces: int = 10_000
+    faces: int = bounded(10_000, 4, 10**8)
     """Of the mesh at most."""
-    texture: int = 512
+    texture: int = bounded(512, 16, 8192)
     """Edge of the texture, pixels."""
-    particle: int = 0
+    particle: int = bounded(0, 0, 63)
     """Which of several particles."""
 
 
@@ -137,23 +141,25 @@ class TextToImage:
     """Images of a prompt: samples of a diffusion prior, or distilled from it under an objective."""
 
     prompt: tyro.conf.Positional[str]
-    prior: str = "tabletop"
-    """`tabletop`, or a Stable Diffusion folder in diffusers layout."""
+    prior: PriorConfig = field(default_factory=PriorConfig)
     out: Path = Path("outputs/text-to-image.png")
-    n: int = 8
+    """A PNG, JPEG or WebP, as the name says."""
+    n: int = bounded(8, 1, 1024)
     """Number of samples, with seeds seed, seed + 1, ..."""
-    seed: int = 0
+    seed: int = bounded(0, 0, 2**32 - 1)
     objective: str | None = None
     """Distil under this objective, and write a video of it beside the PNG. Without it: DDIM samples."""
-    guidance_scale: float | None = None
+    guidance_scale: float | None = bounded(None, 0, math.inf)
     """By default 4 for samples, and the objective's own."""
-    steps: int | None = None
+    steps: int | None = bounded(None, 1, 10**6)
     """By default 30 for samples and 500 for an objective."""
     negative_prompt: str = ""
+    batch: int = BATCH
+    """How many noise predictions the U-Net makes at once; an image takes two or more. Fewer take less memory."""
     space: Literal["latents", "pixels"] = "latents"
     """What an objective moves."""
-    lr: float = 0.05
-    psi_lr: float | None = None
+    lr: float = bounded(0.05, 0, 10)
+    psi_lr: float | None = bounded(None, 0, 10)
     """Learning rate of an objective's learned branch; by default 0.03 for an embedding and 0.003 for an adapter."""
     anyway: bool = False
     """Go on with words that the prior has never seen."""
@@ -168,21 +174,23 @@ class EditImage:
     """What the image shows: "a red mug"."""
     target: str
     """What it is to show: "a blue mug"."""
-    prior: str = "tabletop"
+    prior: PriorConfig = field(default_factory=PriorConfig)
     objective: str = "dds"
     """`dds`, or `lods-embedding`, whose unconditional branch is first fitted to the image (`--fit-first`)."""
     out: Path = Path("outputs/edit-image.png")
-    n: int = 4
+    n: int = bounded(4, 1, 1024)
     """Number of edits, which differ in their noise alone."""
-    seed: int = 0
-    guidance_scale: float | None = None
-    steps: int = 200
-    fit_first: int = 200
+    seed: int = bounded(0, 0, 2**32 - 1)
+    guidance_scale: float | None = bounded(None, 0, math.inf)
+    steps: int = bounded(200, 1, 10**6)
+    fit_first: int = bounded(200, 0, 10**6)
     """Steps of the learned branch alone, before the image moves."""
-    lr: float = 0.05
-    psi_lr: float | None = None
+    lr: float = bounded(0.05, 0, 10)
+    psi_lr: float | None = bounded(None, 0, 10)
     """Learning rate of an objective's learned branch; by default 0.03 for an embedding and 0.003 for an adapter."""
     negative_prompt: str = ""
+    batch: int = BATCH
+    """As of text-to-image."""
     anyway: bool = False
     """Go on with words that the prior has never seen."""
 
@@ -193,7 +201,7 @@ class TrainPrior:
 
     out: Path | None = None
     """Folder of the prior; by default outputs/prior, and the shipped weights for --evaluate alone."""
-    minutes: float | None = None
+    minutes: float | None = bounded(None, 0, 10**6)
     """Length of this sitting. Without it: 60, or none with --evaluate."""
     resume: bool = False
     """Go on with what --out holds: its checkpoint, or else the weights of the folder."""
@@ -201,7 +209,7 @@ class TrainPrior:
     """The prior's autoencoder, its U-Net, or both; the Zero-1-to-3 prior for image-to-3d, which begins as the prior and lies in
     OUT/pose; or the judge."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    seed: int = 0
+    seed: int = bounded(0, 0, 2**32 - 1)
     evaluate: bool = False
     """Measure the gates, print them, and write gates.json, samples.png and renders.png into --out."""
 
@@ -237,11 +245,14 @@ def parse(argv: list[str]) -> Any:
     box = io.StringIO()
     try:
         with redirect_stderr(box):
-            return tyro.cli(reduce(or_, kinds), prog="lods", args=argv, description="Score-distillation 3D generation in JAX.")
+            command = tyro.cli(reduce(or_, kinds), prog="lods", args=argv, description="Score-distillation 3D generation in JAX.")
     except SystemExit as end:
         if not end.code:  # --help
             raise
         raise UserError(f"{unboxed(box.getvalue())}; see lods {' '.join([*argv[:1], '--help'])}") from None
+    if not isinstance(command, TextTo3D | ImageTo3D):  # whose settings are a configuration, and are checked as one
+        configs.check_ranges(command, called=lambda name: "the prompt" if name == "prompt" else f"--{name.replace('_', '-')}")
+    return command
 
 
 def unboxed(text: str) -> str:
@@ -301,6 +312,7 @@ def check_flags(argv: list[str]) -> None:
     if command is None:
         return
     known = [f"--{item.name}" for item in fields(command) if item.name != "settings"] + ["--help"]
+    known += [f"--prior.{item.name}" for item in fields(PriorConfig) if "--prior" in known]
     if command in (TextTo3D, ImageTo3D):
         known += [f"--{name}" for name in configs.keys(Config) if name != "prompt"]
         known += ["--prior", "--objective", "--guidance-scale"]

@@ -22,11 +22,12 @@ from lods_jax.config.schema import (
     Schedule,
     TimestepConfig,
     Zero123Config,
+    bounded,
     ever_on,
     has_milestones,
     milestone_step,
 )
-from lods_jax.config.validation import check
+from lods_jax.config.validation import check, check_ranges
 
 __all__ = [
     "RESUME_SAFE_KEYS",
@@ -47,7 +48,9 @@ __all__ = [
     "Schedule",
     "TimestepConfig",
     "Zero123Config",
+    "bounded",
     "check",
+    "check_ranges",
     "differences",
     "dump",
     "ever_on",
@@ -59,4 +62,4 @@ __all__ = [
     "load",
     "milestone_step",
     "parse_yaml",
-]  # fmt: skip
+]

@@ -158,7 +158,7 @@ def convert(kind: Any, value: Any) -> Any:
             return None
         return first_that_fits([x for x in of if x is not type(None)], value)
     if origin is Literal:
-        return dict(zip(of, of, strict=True))[value] if value in of else refuse(value)
+        return value if value in of else refuse(value)
     if origin is tuple and of[-1] is Ellipsis:
         return tuple(convert(of[0], x) for x in (value if isinstance(value, list) else refuse(value)))
     if origin is tuple:

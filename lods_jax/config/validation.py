@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import unicodedata
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -13,18 +14,10 @@ from lods_jax.core.errors import UserError
 
 def check(config: Config) -> Config:
     """The configuration, if its numbers make sense; else a UserError that names the key, what came and what may."""
-    for name, item, value in leaves(config):
-        if "range" in item.metadata and value is not None:
-            low, high = item.metadata["range"]
-            if has_milestones(value):
-                check_milestones(name, value, config.steps)
-                value = tuple(x for _, x in value)
-            for x in value if isinstance(value, tuple) else (value,):
-                if not low <= x <= high:  # also refuses NaN
-                    raise UserError(f"{name} must lie in {low:g}..{high:g}, got {number(x)}")
-        for text in texts(value):
-            if bad := next((char for char in text if unicodedata.category(char) in ("Cc", "Cs") and char not in "\t\n"), None):
-                raise UserError(f"{name} holds the control character {bad!r}: take it out")
+    check_ranges(config)
+    for name, _, value in leaves(config):
+        if has_milestones(value):
+            check_milestones(name, value, config.steps)
     g = config.gaussians
     if g.init_count > g.capacity:
         raise UserError(f"gaussians.init_count must be at most gaussians.capacity = {g.capacity}, got {g.init_count}")
@@ -62,6 +55,24 @@ def check(config: Config) -> Config:
     if config.output.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("output.tensorboard needs tensorboardX: pip install 'lods_jax[log]'")
     return config
+
+
+def check_ranges(settings: Any, called: Callable[[str], str] = str) -> None:
+    """Refuses a number outside the range of its field (`schema.bounded`), and a text that would command a terminal.
+
+    Args:
+      settings: a dataclass, of others too.
+      called: what a person calls a field of a dotted name.
+    """
+    for name, item, value in leaves(settings):
+        low, high = item.metadata.get("range", (None, None))
+        held = [x for _, x in value] if has_milestones(value) else value if isinstance(value, tuple) else [value]
+        for x in held if low is not None and value is not None else ():
+            if not low <= x <= high:  # also refuses NaN
+                raise UserError(f"{called(name)} must lie in {low:g}..{high:g}, got {number(x)}")
+        for text in texts(value):
+            if bad := next((char for char in text if unicodedata.category(char) in ("Cc", "Cs") and char not in "\t\n"), None):
+                raise UserError(f"{called(name)} holds the control character {bad!r}: take it out")
 
 
 def number(x: float | int) -> str:

@@ -35,6 +35,18 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
     return full.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
 
 
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of pictures that are written, by suffix
+
+
+def write_image(path: str | Path, rgb: np.ndarray, scale: int = 1) -> Path:
+    """Writes [h w 3] in the format that the suffix says, `scale` times enlarged; a name without one is a PNG."""
+    image = Image.fromarray(to_uint8(rgb))
+    large = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    with replacing(path) as partial:
+        large.save(partial, FORMATS.get(Path(path).suffix.lower(), "PNG"), quality=95, lossless=True)
+    return Path(path)
+
+
 def write_png(path: str | Path, rgb: np.ndarray, scale: int = 1) -> Path:
     """Writes [h w 3], or [h w 4] with alpha, as a PNG, `scale` times enlarged. A kill never leaves half a file."""
     image = Image.fromarray(to_uint8(rgb))

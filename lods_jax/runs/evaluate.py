@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lods_jax.core.errors import tell
 from lods_jax.distillation.registry import is_code
 from lods_jax.runs.artifacts import SceneRenderer, scene_renderer
 from lods_jax.runs.restore import restore_scene
@@ -117,13 +118,13 @@ def cell(x: np.ndarray) -> str:
 def report(paths: Sequence[Path], out: Path | None) -> None:
     """Prints the table of some runs and one line for each that is missing something; writes the rows as JSON."""
     rows = [evaluate(read_run(path)) for path in paths]
-    print(table(rows))
+    tell(table(rows))
     for row in rows:
         if "missing" in row:
-            print(f"{row['run']}: {row['missing']} ({row['end']})")
+            tell(f"{row['run']}: {row['missing']} ({row['end']})")
     if out:
         write_json(out, plain(rows))
-        print(f"{out}: {len(rows)} runs, {len(FIGURES)} figures")
+        tell(f"{out}: {len(rows)} runs, {len(FIGURES)} figures")
 
 
 def plain(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

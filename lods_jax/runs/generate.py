@@ -1,17 +1,21 @@
 """Images from a prior: by plain sampling, by distillation under an objective, and by editing an image."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
-from lods_jax.core.images import grid, write_png
-from lods_jax.core.types import Objective
+from lods_jax.core.errors import UserError, tell
+from lods_jax.core.files import is_stream
+from lods_jax.core.images import grid, write_image
+from lods_jax.core.types import Objective, Prior
 from lods_jax.core.videos import write_video
 from lods_jax.distillation.prompts import prompt_table
-from lods_jax.priors.sampling import latent_shape, prior_with_texts
+from lods_jax.priors.sampling import in_batches, latent_shape, prior_with_texts
 from lods_jax.training.distill_2d import DistillConfig, distill, film, in_latents
 
 
@@ -25,13 +29,29 @@ def distilled(
     negative_prompt: str = "",
     space: str = "latents",
     strict: bool = True,
+    batch: int | None = None,
+    **network: Any,
 ) -> Float[np.ndarray, "f n h w 3"]:
-    """n images of `prompt` under an objective, as a film of their optimisation; the last frame is the result.
+    """Images of a prompt under an objective, as a film of their optimisation.
 
     Args:
+      folder: of a Stable Diffusion.
+      objective: what moves them.
+      prompt: what they show.
+      n: how many.
+      recipe: how long and how fast.
+      seed: of all noise.
+      negative_prompt: of the unconditional branch.
       space: "latents" are optimised themselves, from noise of a tenth of their size; "pixels" through the encoder, from grey.
+      strict: refuse words that the folder's vocabulary lacks.
+      batch: as of `sampling.in_batches`; None asks for all at once.
+      network: options of `stable_diffusion`.
+
+    Returns:
+      Frames in [0, 1]; the last is the result.
     """
-    prior, weights, texts = prior_with_texts(folder, strict, prompt_table(prompt, negative_prompt, with_view=False))
+    table = prompt_table(prompt, negative_prompt, with_view=False)
+    prior, weights, texts = learning(folder, objective, table, strict, batch, network)
     decode, key = jax.jit(prior.decode), jax.random.key(seed)
     if space == "latents":
         start = 0.1 * jax.random.normal(key, (n, *latent_shape(prior, weights)))
@@ -54,14 +74,23 @@ def edited(
     seed: int = 0,
     negative_prompt: str = "",
     strict: bool = True,
+    batch: int | None = None,
+    **network: Any,
 ) -> Float[np.ndarray, "f n h w 3"]:
-    """n edits of an image in [0, 1], from what `source` says of it to what `target` says, as a film that ends with the result.
+    """Edits of an image, from what `source` says of it to what `target` says, as a film of their optimisation.
 
-    The latents start as those of the image, which are also the reference of DDS.
+    The latents start as those of the image, which are also the reference of DDS. Arguments as of `distilled`.
+
+    Args:
+      image: in [0, 1].
+      source: what it shows.
+      target: what it is to show.
+
+    Returns:
+      Frames in [0, 1]; the last is the result.
     """
-    prior, weights, texts = prior_with_texts(
-        folder, strict, prompt_table(target, negative_prompt, with_view=False, source=source)
-    )
+    table = prompt_table(target, negative_prompt, with_view=False, source=source)
+    prior, weights, texts = learning(folder, objective, table, strict, batch, network)
     z = jax.jit(prior.encode)(weights, jnp.asarray(image)[None], jax.random.key(seed))
     start, decode = jnp.tile(z, (n, 1, 1, 1)), jax.jit(prior.decode)
     steps = distill(in_latents(prior), weights, objective, texts, start, recipe, seed, reference=start)
@@ -69,19 +98,34 @@ def edited(
     return frames
 
 
+def learning(
+    folder: Path, objective: Objective, table: Mapping, strict: bool, batch: int | None, network: Mapping[str, Any]
+) -> tuple[Prior, Any, dict[str, Array]]:
+    """`prior_with_texts` for an objective, in batches; refuses an arithmetic in which its learned branch cannot learn."""
+    if objective.fit and network.get("dtype") == "float16":
+        raise UserError("this objective learns, and float16 would round its gradients away: pass --prior.dtype bfloat16")
+    prior, weights, texts = prior_with_texts(folder, strict, table, **network)
+    return in_batches(prior, batch) if batch else prior, weights, texts
+
+
 def write_images(path: Path, rgb: Float[np.ndarray, "n h w 3"]) -> None:
-    """Images in rows of eight as a PNG; small ones are enlarged, so that a person sees them."""
-    write_png(path, grid(rgb, columns=min(len(rgb), 8)), scale=enlarged(rgb))
+    """Images in rows of eight, in the format that the name says; small ones are enlarged, so that a person sees them."""
+    write_image(path, grid(rgb, columns=min(len(rgb), 8)), scale=enlarged(rgb))
 
 
 def write_film(path: Path, frames: Float[np.ndarray, "f n h w 3"], first: Float[np.ndarray, "h w 3"] | None = None) -> None:
-    """The last images of a film as a PNG, behind `first` if there is one, and the film beside it as an MP4."""
+    """The last images of a film as a picture, behind `first` if there is one, and the film beside it as an MP4.
+
+    Nothing lies beside a device or a pipe.
+    """
     write_images(path, frames[-1] if first is None else np.concatenate([first[None], frames[-1]]))
+    if is_stream(path):
+        return
     rows = np.stack([grid(images, columns=min(len(images), 8)) for images in frames])
     try:
         write_video(path.with_suffix(".mp4"), rows.repeat(enlarged(frames), 1).repeat(enlarged(frames), 2), fps=12.0)
     except RuntimeError as error:  # no ffmpeg that works: the images are there
-        print(f"no video: {error}")
+        tell(f"no video: {error}")
 
 
 def enlarged(images: np.ndarray) -> int:

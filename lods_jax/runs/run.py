@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lods_jax.config import Config, check, differences, dump, parse_yaml
-from lods_jax.core.errors import UserError
+from lods_jax.core.errors import UserError, escaped
 from lods_jax.core.files import replacing
 from lods_jax.core.types import TrainState
 from lods_jax.distillation.diagnosis import make_diagnosis
@@ -303,7 +303,7 @@ def log(phase: str, text: str) -> None:
     """One line of a run, beside the progress bar if there is one; of several processes the first speaks."""
     if not is_first():
         return
-    tqdm.write(f"{phase:<10}{text}")
+    tqdm.write(f"{phase:<10}{escaped(text)}")
     sys.stdout.flush()
 
 

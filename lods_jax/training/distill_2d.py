@@ -59,7 +59,7 @@ def distill(
     k_psi, k_fit, key = jax.random.split(jax.random.key(seed), 3)
     psi = prior.init_psi(weights, k_psi, texts["null"][0], objective.trained_queries)
     tx_theta = optax.adam(optax.cosine_decay_schedule(recipe.lr, recipe.steps, 0.1), b2=0.99)
-    rate = recipe.psi_lr or (3e-2 if "embedding" in psi else 3e-3)
+    rate = recipe.psi_lr if recipe.psi_lr is not None else 3e-2 if "embedding" in psi else 3e-3
     tx_psi = optax.adam(rate, b2=0.99)
     if objective.trained_query and recipe.fit_first:
         psi = fit_on(prior, weights, objective, texts, start, psi, tx_psi, k_fit, recipe.fit_first)

@@ -1,5 +1,6 @@
 """The command line as a person meets it: fast help, one-line refusals with exit code 2, files where they were promised."""
 
+import re
 import subprocess
 import sys
 
@@ -44,7 +45,8 @@ def test_unknown_words_are_named_with_prompts_that_would_do(capsys):
 
 @pytest.mark.parametrize("prompt", ["", "  ", "a red\0mug", "mug " * 1000])
 def test_impossible_prompts_are_refused(capsys, prompt):
-    assert "the prompt must be 1 to 2000 characters" in refused(capsys, "text-to-image", prompt)
+    said = refused(capsys, "text-to-image", prompt)
+    assert re.search("the prompt (must be 1 to 2000 characters|holds the control character)", said)
 
 
 def test_a_missing_prior_is_refused(capsys, tmp_path):
@@ -53,7 +55,7 @@ def test_a_missing_prior_is_refused(capsys, tmp_path):
 
 @pytest.mark.parametrize("flags", [("--n", "0"), ("--steps", "0"), ("--steps", "1001"), ("--n", "-3")])
 def test_impossible_sizes_are_refused(capsys, flags):
-    assert "must be in" in refused(capsys, "text-to-image", "a red mug", *flags)
+    assert re.search("must lie in|samples take", refused(capsys, "text-to-image", "a red mug", *flags))
 
 
 def test_two_samples_of_the_shipped_prior_differ_and_repeat(tmp_path, capsys):
