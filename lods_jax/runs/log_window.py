@@ -6,9 +6,11 @@ uninterrupted one, line for line.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from lods_jax.runs.run_directory import is_figure
+
+INDEX = "nonfinite_leaf"  # the metric that is no quantity
 
 
 class Window(NamedTuple):
@@ -16,17 +18,18 @@ class Window(NamedTuple):
 
     logged: int = 0  # the step of that line
     steps: int = 0  # since then
-    sums: Mapping[str, float] = {}
-    counts: Mapping[str, int] = {}
     skipped: int = 0  # updates of the run that were dropped, up to that line
     dead: int = 0  # of them, how many in a row before it
+    seconds: float = 0.0  # of optimisation in all sittings
+    sums: Mapping[str, float] = {}
+    counts: Mapping[str, int] = {}
 
-    def after(self, metrics: Sequence[Mapping[str, Any]]) -> Self:
+    def after(self, metrics: Sequence[Mapping[str, Any]]) -> "Window":
         """With some more steps. NaN is no value: a step in which a name has none does not count for it."""
         sums, counts = dict(self.sums), dict(self.counts)
         for step in metrics:
             for name, x in step.items():
-                if name != "nonfinite_leaf" and not math.isnan(x := float(x)):
+                if name != INDEX and not math.isnan(x := float(x)):
                     sums[name], counts[name] = sums.get(name, 0.0) + x, counts.get(name, 0) + 1
         return self._replace(steps=self.steps + len(metrics), sums=sums, counts=counts)
 
@@ -34,14 +37,21 @@ class Window(NamedTuple):
         """Means over the steps that have a value, by name; a name that none of them has is left out."""
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
-    @classmethod
-    def read(cls, saved: Any, first: int) -> Self:
-        """The window of a checkpoint; a new one after the step `first` where there is none that makes sense."""
-        empty = cls(logged=first)
-        if not (isinstance(saved, dict) and saved.keys() == set(cls._fields)):
-            return empty
-        sums, counts, rest = saved["sums"], saved["counts"], {k: x for k, x in saved.items() if k not in ("sums", "counts")}
-        numbers = isinstance(sums, dict) and isinstance(counts, dict) and sums.keys() == counts.keys()
-        numbers = numbers and all(map(is_figure, sums.values()))
-        whole = numbers and all(is_figure(x) and isinstance(x, int) and x >= 0 for x in [*rest.values(), *counts.values()])
-        return cls(**saved) if whole and min([1, *counts.values()]) > 0 and saved["logged"] <= first else empty
+    def closed(self, skipped: int) -> "Window":
+        """The window behind a line that was written after these steps; `skipped` updates were dropped by then."""
+        dead = self.dead + self.steps if skipped - self.skipped == self.steps else 0
+        return type(self)(self.logged + self.steps, 0, skipped, dead, self.seconds)
+
+
+def read_window(saved: Any, new: Window) -> Window:
+    """The window of a checkpoint, or a `new` one where it has none that makes sense, as checkpoints did not always."""
+    if not (isinstance(saved, dict) and saved.keys() == set(Window._fields)):
+        return new
+    window = Window(**saved)
+    if not (isinstance(window.sums, dict) and isinstance(window.counts, dict) and window.sums.keys() == window.counts.keys()):
+        return new
+    whole = (window.logged, window.steps, window.skipped, window.dead, *window.counts.values())
+    if not all(is_figure(x) and isinstance(x, int) and x >= 0 for x in whole) or 0 in window.counts.values():
+        return new
+    fits = window.logged + window.steps == new.logged and all(map(is_figure, (window.seconds, *window.sums.values())))
+    return window if fits else new

@@ -122,6 +122,13 @@ def truncate_log(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda row
     return kept
 
 
+def truncate_metrics(path: Path, last: int) -> None:
+    """Cuts metrics.jsonl down to the rows up to a step. A run that goes on logs what is behind it once more."""
+    rows = [row for row in read_metrics(path) if row["step"] <= last]
+    with replacing(path) as file:
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
 def check_empty(folder: Path) -> None:
     """Refuses a folder that holds anything but a lock: a new run never writes into it."""
     if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):

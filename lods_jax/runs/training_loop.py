@@ -1,0 +1,195 @@
+"""The loop of a run as a person sees it: the steps, and beside them progress, metrics, previews and checkpoints."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from tqdm import tqdm
+
+from lods_jax.config import Config, dump
+from lods_jax.core.errors import UserError, escaped, one_line
+from lods_jax.core.types import TrainState
+from lods_jax.distillation.diagnosis import make_diagnosis
+from lods_jax.distillation.train_step import leaf_names
+from lods_jax.runs.artifacts import SceneRenderer, write_preview
+from lods_jax.runs.log_window import INDEX, Window
+from lods_jax.runs.run_directory import append, event_log, truncate_metrics
+from lods_jax.training import checkpoint
+from lods_jax.training.build import Components
+from lods_jax.training.compilation import compilations, compile_seconds
+from lods_jax.training.distributed import agreed, is_first
+from lods_jax.training.loop import Progress
+from lods_jax.training.scene_setups import StaticShapes
+
+FIRST_PREVIEW = 10  # steps: something to look at within a minute
+GIVE_UP = 20  # updates in a row that were dropped
+
+
+class Start(NamedTuple):
+    """What a run begins with, or goes on from."""
+
+    state: TrainState
+    shapes: StaticShapes | None = None  # of the last step; None before the first
+    window: Window = Window()
+
+
+def training_loop(
+    config: Config,
+    components: Components,
+    folder: Path,
+    begin: Start,
+    steps: Iterator[Progress],
+    diagnose: Callable[[TrainState], dict[str, float]],
+    render_fn: SceneRenderer,
+    stop: list[int],
+) -> tuple[TrainState, dict[str, float]]:
+    """Goes through the steps after `begin`, and lets people see it.
+
+    Ends early once `stop` holds a signal. Returns the last state, and seconds: of compilation in this sitting, of optimisation in
+    all sittings. Whatever is compiled, at the first step or later, by the step or for a preview, is no optimisation.
+    """
+    first, window, state, recent, shape, began = int(begin.state.step), begin.window, begin.state, [], None, time.monotonic()
+    truncate_metrics(folder / "metrics.jsonl", window.logged)
+    if first < config.steps:
+        log("compile", "about a minute on a new machine, some seconds on one that has done it before")
+    bar = tqdm(total=config.steps, initial=first, disable=None, unit="step", mininterval=0.5)
+    with bar, event_log(folder / "events", window.logged, config.output.tensorboard) as write_events, compilations() as compiled:
+        elapsed = lambda: time.monotonic() - began - compile_seconds(compiled) if first < config.steps else 0.0  # noqa: E731
+        for done, state, shapes, metrics in steps:
+            recent.append(metrics)
+            last = stops(config, done, stop)
+            on_error = "stop" if last else config.checkpoint.on_error
+            if last or is_logged(config, done):
+                window = window.after(recent)
+                line = {"step": done} | window.means() | components.setup.count(state.aux) | diagnose(state)
+                line |= {"skipped": int(state.skipped), "seconds": round(begin.window.seconds + elapsed(), 1)}
+                with tolerate_io_errors("metrics.jsonl", on_error):
+                    append(folder / "metrics.jsonl", line)
+                    write_events(line)
+                show(bar, line, config, elapsed(), done - first)
+                closed = check_alive(window, recent, state)
+                # A line that a signal asks for is none of the uninterrupted run: the next goes over its steps too.
+                window, recent = closed if is_logged(config, done) else window, []
+            if done == first + 1:
+                took = f"{compile_seconds(compiled):.0f} s of compilation"
+                log("optimise", f"{config.steps - first} steps of {config.batch} views ({took})")
+            elif shapes != shape:
+                log("compile", f"the step again: {shapes.resolution} pixels, capacity {shapes.capacity:,} a view")
+            shape = shapes
+            if is_previewed(config, done):
+                with tolerate_io_errors("a preview", on_error):
+                    path = write_preview(config, components, folder, done, state, render_fn)
+                    if done == FIRST_PREVIEW:
+                        log("preview", f"{path} and so on; `lods view {folder}` shows the scene while it grows")
+            if last or due(config.checkpoint.every, done):
+                with tolerate_io_errors(f"the checkpoint of step {done}", on_error):
+                    measured = window.after(recent)._replace(seconds=begin.window.seconds + elapsed())
+                    save(config, folder, state, shapes, measured)
+            bar.update()
+            if last:
+                break
+        seconds = {"compile": compile_seconds(compiled), "optimise": begin.window.seconds + elapsed()}
+    return state, {name: round(x, 1) for name, x in seconds.items()}
+
+
+def is_logged(config: Config, done: int) -> bool:
+    """Whether the log of an uninterrupted run has a line for this step."""
+    return done in (1, config.steps) or due(config.output.log_every, done)
+
+
+def is_previewed(config: Config, done: int) -> bool:
+    return due(config.output.preview_every, done) or (config.output.preview_every > 0 and done == FIRST_PREVIEW)
+
+
+def save(config: Config, folder: Path, state: TrainState, shapes: StaticShapes, window: Window) -> None:
+    """A checkpoint: the state, and what a resumed run decides and logs alike by."""
+    meta = {"static": shapes._asdict(), "config": dump(config), "log": window._asdict()}
+    checkpoint.save(folder / "checkpoints", state, meta, config.checkpoint.keep)
+
+
+def stops(config: Config, done: int, stop: list[int]) -> bool:
+    """Whether a run ends with this step. Several processes tell each other of signals at logged steps: all end with the same."""
+    if jax.process_count() > 1:
+        heard = agreed(stop[0] if stop else 0) if due(config.output.log_every, done) else 0
+        stop[:] = [heard] if heard else stop
+        return done == config.steps or heard > 0
+    return done == config.steps or bool(stop)
+
+
+def diagnosis(config: Config, components: Components, shapes: StaticShapes | None) -> Callable[[TrainState], dict[str, float]]:
+    """state -> psi_displacement and fit_gain; nothing for objectives that learn nothing."""
+    if components.objective.trained_query is None:
+        return lambda state: {}
+    shapes = shapes or components.setup.choose_shapes(config, config.resolution, None)
+    scene, key = components.setup.scene(config, shapes), jax.random.fold_in(jax.random.key(config.seed), 3)
+    diagnose = make_diagnosis(
+        scene, components.prior, components.objective, components.cameras, config.batch, config.prior.vae_slicing
+    )
+    return lambda state: {
+        name: float(x) for name, x in diagnose(state, components.psi, components.weights, components.texts, key).items()
+    }
+
+
+def check_alive(window: Window, recent: Sequence[dict[str, jax.Array]], state: TrainState) -> Window:
+    """Tells of updates that were dropped, and ends a run in which none is left; returns the next window.
+
+    Args:
+      window: what the line is about that was just written.
+      recent: its metrics of this sitting.
+      state: after its steps.
+    """
+    skipped, done = int(state.skipped) - window.skipped, window.logged + window.steps
+    broken = [(done - len(recent) + 1 + i, leaf) for i, m in enumerate(recent) if (leaf := int(m[INDEX])) >= 0]
+    if skipped:
+        first = ""
+        if broken:  # else it was in a sitting before, which has told of it
+            step, leaf = broken[0]
+            name = leaf_names({"theta": state.theta, "psi": state.psi, "fit": 0})[leaf]
+            first = f": the first in step {step}, in {'the fit loss' if name == 'fit' else f'the gradient of {name}'}"
+        log("skip", f"{skipped} of the {window.steps} updates up to step {done} were not finite and changed nothing{first}")
+    closed = window.closed(int(state.skipped))
+    if closed.dead >= GIVE_UP:
+        raise UserError(
+            f"step {done}: none of the last {closed.dead} gradients was finite; try a smaller learning rate or guidance scale, "
+            "or --debug-nans to find the operation"
+        )
+    return closed
+
+
+@contextmanager
+def tolerate_io_errors(what: str, on_error: str) -> Iterator[None]:
+    """Tells of a file that could not be written, and goes on or, where on_error is "stop", ends the run."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # tensorstore raises any of them for a full disk
+        reason = one_line(error)[:300]
+        if on_error == "stop":
+            raise UserError(f"{what} could not be written: {reason}") from error
+        log("disk", f"{what} could not be written, training goes on: {reason}")
+
+
+def due(every: int, done: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+# --- what a person sees -----------------------------------------------------------------------------------------------------
+def log(phase: str, text: str) -> None:
+    """One line of a run, beside the progress bar if there is one; of several processes the first speaks."""
+    if not is_first():
+        return
+    tqdm.write(f"{phase:<10}{escaped(text)}")
+    sys.stdout.flush()
+
+
+def show(bar: tqdm, line: dict[str, Any], config: Config, elapsed: float, done: int) -> None:
+    """The newest figures in the progress bar; where there is no terminal, a line for each tenth of the run."""
+    step, names = line["step"], ("score_rms", "fit", "psi_displacement", "fit_gain", "gaussians", "samples")
+    figures = {name: line[name] for name in names if name in line}
+    text = ", ".join(f"{name} {x:.3g}" if isinstance(x, float) else f"{name} {x}" for name, x in figures.items())
+    bar.set_postfix_str(text, refresh=False)
+    if bar.disable and done > 1 and 10 * step // config.steps > 10 * (step - config.output.log_every) // config.steps:
+        log("", f"step {step} of {config.steps}: {text}, {elapsed / done * (config.steps - step):.0f} s left")
