@@ -137,7 +137,8 @@ class ImageConfig:
     normal: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
     """Of 1 minus the cosine to the normals of `normal_file`."""
     depth_file: str = ""
-    """A grey image of the image's size, far is bright: a monocular depth estimate."""
+    """A grey image of the image's size, far is bright: a depth camera's, or an estimate. Floats and integers of 16 or 32 bits
+    keep their precision; the loss sees them from the nearest to the farthest point of the object, whatever their unit."""
     normal_file: str = ""
     """An image of the image's size, red to the right, green up, blue towards the camera, 1/2 is 0."""
     invert: int | None = bounded(None, 0, 10**6)

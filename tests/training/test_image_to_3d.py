@@ -162,6 +162,29 @@ def test_what_is_given_is_not_read(tmp_path):
     assert config == Config(prompt="a red mug", image=image_inputs)
 
 
+def test_an_object_beside_the_centre_and_a_camera_unlike_those_of_training_are_told(tmp_path):
+    rgba = np.zeros((64, 160, 4), np.float32)
+    rgba[20:40, 4:30] = (0.9, 0.1, 0.1, 1)
+    file = write_png(tmp_path / "x.png", rgba)
+    with pytest.raises(UserError, match=r"x\.png shows nothing in its centre square: pass --image\.frame fit"):
+        image_to_3d.object_image(Config(image=ImageConfig(file=str(file), frame="as-is")))
+    assert image_to_3d.notes_on_image(Config(image=ImageConfig(file=str(file)))) == []
+    (said,) = image_to_3d.notes_on_image(Config(image=ImageConfig(file=str(file), radius=50.0)))
+    assert "sees 20.7 to each side of the origin, the cameras of training 0.82" in said
+
+
+def test_one_depth_for_all_of_the_object_is_refused_and_greys_of_16_bits_are_told(tmp_path):
+    file, depth = write_png(tmp_path / "x.png", np.pad(np.ones((40, 40, 4)), ((12, 12), (12, 12), (0, 0)))), tmp_path / "d.tif"
+    write_tiff(depth, np.full((64, 64), 2.5, np.float32))
+    with pytest.raises(UserError, match=r"d\.tif has one depth for the whole object, 2\.5"):
+        image_to_3d.notes_on_image(Config(image=ImageConfig(file=str(file), frame="as-is", depth_file=str(depth))))
+    grey = np.pad(np.full((40, 40), 0.25), 12, constant_values=1)
+    Image.fromarray((65535 * grey).astype(np.uint16)).save(tmp_path / "g.png")
+    assert image_to_3d.notes_on_image(Config(image=ImageConfig(file=str(tmp_path / "g.png")))) == [
+        "65,535 is taken for white, as its greys are no bytes"
+    ]
+
+
 def test_a_picture_of_nothing_known_is_refused(tmp_path):
     noise = np.random.default_rng(0).random((64, 64, 4), np.float32)
     noise[..., 3] = np.pad(np.ones((62, 62)), 1)
