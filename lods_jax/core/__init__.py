@@ -1,1 +1,1 @@
-"""What everything else stands on: types, arithmetic, cameras, the noise schedule, images and files."""
+"""The foundation of all other packages: types, arithmetic, cameras, the noise schedule, images and files."""

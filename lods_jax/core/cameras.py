@@ -17,21 +17,31 @@ VIEWS = ("side", "front", "back", "overhead")  # rows of a prompt table; Camera.
 
 
 class Orbit(NamedTuple):
-    """A distribution of cameras that look at the origin. Degrees here, because people write them; radians in Camera.
+    """A distribution of cameras that look at the origin. Degrees here, because people write them; radians in `Camera`.
 
-    Exactly one of `radius` and `extent` is given: either the distance itself, or the half-height of the visible plane through the
-    origin, which frames objects alike at every field of view.
+    Exactly one of `radius` and `extent` is given. An extent frames objects alike at every field of view.
+
+    Attributes:
+        elevation: lowest and highest, degrees.
+        fov_y: smallest and largest vertical field of view, degrees.
+        radius: smallest and largest distance to the origin, world units.
+        extent: smallest and largest half-height of the visible plane through the origin, world units.
+        overhead: share of cameras that are drawn from `overhead_elevation`.
+        overhead_elevation: lowest and highest of these, degrees.
+        front: half-width of the front and of the back sector, degrees of azimuth.
+        above: elevation above which a view is overhead, degrees.
+        elevation_draw: "sphere" for uniform over the sphere between the limits, or "threestudio" (see `threestudio_elevation`).
     """
 
     elevation: tuple[float, float] = (-10.0, 45.0)
     fov_y: tuple[float, float] = (40.0, 70.0)
     radius: tuple[float, float] | None = None
     extent: tuple[float, float] | None = None
-    overhead: float = 0.0  # share of cameras drawn from `overhead_elevation` instead
+    overhead: float = 0.0
     overhead_elevation: tuple[float, float] = (62.0, 88.0)
-    front: float = 45.0  # half-width of the front and of the back sector
-    above: float = 60.0  # elevations beyond it are overhead
-    elevation_draw: str = "sphere"  # uniform over the sphere between the limits; or "threestudio" (see `threestudio_elevation`)
+    front: float = 45.0
+    above: float = 60.0
+    elevation_draw: str = "sphere"
 
 
 # The distribution that the tabletop prior is trained on, and so the one to distil it with.
@@ -41,7 +51,23 @@ TABLETOP = Orbit(elevation=(-5.0, 45.0), fov_y=(40.0, 50.0), extent=(0.76, 0.88)
 def view_of(
     azimuth: Float[Array, "*b"], elevation: Float[Array, "*b"], front: float = 45.0, above: float = 60.0
 ) -> Int[Array, "*b"]:
-    """Index into VIEWS of a camera direction; `front` and `above` in degrees, strict inequalities, later rules win."""
+    """The index into `VIEWS` that describes the direction of a camera.
+
+    Limits are strict, and overhead wins over front and back.
+
+    Args:
+        azimuth: [...] radians.
+        elevation: [...] radians.
+        front: half-width of the front and of the back sector, degrees.
+        above: elevation above which a view is overhead, degrees.
+
+    Returns:
+        Indices [...].
+
+    Examples:
+        >>> VIEWS[int(view_of(jnp.array(0.0), jnp.array(0.0)))]
+        'front'
+    """
     azimuth = jnp.abs(jnp.rad2deg(wrap(azimuth)))
     view = jnp.where(azimuth < front, VIEWS.index("front"), VIEWS.index("side"))
     view = jnp.where(azimuth > 180 - front, VIEWS.index("back"), view)
@@ -49,14 +75,21 @@ def view_of(
 
 
 def wrap(angle: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """The same angle in [-pi, pi)."""
+    """The same angle in [-pi, pi), radians."""
     return (angle + jnp.pi) % (2 * jnp.pi) - jnp.pi
 
 
 def look_at(eye: Float[Array, "*b 3"], target: Float[Array, "*b 3"]) -> Float[Array, "*b 4 4"]:
-    """Camera-to-world matrix of a camera at `eye` that looks at `target`, world z up.
+    """Camera-to-world matrix of a camera at `eye` that looks at `target`, with world z up.
 
-    Straight above or below the target `right` is undefined; y is taken then, which is what a camera at azimuth 0 tends to.
+    Straight above or below the target `right` is undefined; it is y then, the limit of cameras at azimuth 0.
+
+    Args:
+        eye: positions [... 3], world units.
+        target: points [... 3].
+
+    Returns:
+        Matrices [... 4 4].
     """
     forward = normalize(target - eye)
     right = jnp.stack([forward[..., 1], -forward[..., 0], jnp.zeros_like(forward[..., 0])], -1)
@@ -69,7 +102,19 @@ def look_at(eye: Float[Array, "*b 3"], target: Float[Array, "*b 3"]) -> Float[Ar
 
 
 def direction(azimuth: Float[Array, "*b"], elevation: Float[Array, "*b"]) -> Float[Array, "*b 3"]:
-    """Unit vector from the origin towards a camera."""
+    """Unit vector from the origin towards a camera.
+
+    Args:
+        azimuth: [...] radians.
+        elevation: [...] radians.
+
+    Returns:
+        Vectors [... 3].
+
+    Examples:
+        >>> direction(jnp.array(0.0), jnp.array(0.0)).tolist()
+        [1.0, 0.0, 0.0]
+    """
     flat = jnp.cos(elevation)
     return jnp.stack([flat * jnp.cos(azimuth), flat * jnp.sin(azimuth), jnp.sin(elevation)], -1)
 
@@ -81,7 +126,18 @@ def orbit_camera(
     fov_y: Float[Array, "b"],
     orbit: Orbit = TABLETOP,
 ) -> Camera:
-    """Cameras on spheres around the origin, looking at it. `orbit` only sets where front, back and overhead begin."""
+    """Cameras on spheres around the origin that look at it.
+
+    Args:
+        azimuth: [b] radians.
+        elevation: [b] radians.
+        radius: distances to the origin [b], world units.
+        fov_y: vertical fields of view [b], radians.
+        orbit: sets where front, back and overhead begin.
+
+    Returns:
+        b cameras.
+    """
     eye = radius[:, None] * direction(azimuth, elevation)
     view = view_of(azimuth, elevation, orbit.front, orbit.above)
     return Camera(look_at(eye, jnp.zeros_like(eye)), fov_y, wrap(azimuth), elevation, radius, view)
@@ -90,8 +146,19 @@ def orbit_camera(
 def sample_orbit(keys: Key[Array, "b"], views: Int[Array, "b"], n: int, orbit: Orbit = TABLETOP) -> Camera:
     """One random camera per key. View i of n takes its azimuth from the i-th of n equal sectors.
 
-    A function of each (key, view) alone, so that cameras do not depend on how views are split over devices. Elevation is
-    uniform over the sphere between its limits.
+    A camera depends only on its key and view, and so not on how views are split over devices.
+
+    Args:
+        keys: one per view.
+        views: global indices of the views [b].
+        n: number of views in all.
+        orbit: the distribution.
+
+    Returns:
+        b cameras.
+
+    Raises:
+        ValueError: the orbit has neither or both of radius and extent.
     """
     if (orbit.radius is None) == (orbit.extent is None):
         raise ValueError(f"orbit needs either radius or extent, got radius={orbit.radius}, extent={orbit.extent}")
@@ -113,10 +180,18 @@ def sample_orbit(keys: Key[Array, "b"], views: Int[Array, "b"], n: int, orbit: O
 
 
 def threestudio_elevation(limits: Float[Array, "2"], coin: Float[Array, ""], u: Float[Array, ""]) -> Float[Array, ""]:
-    """Elevation in radians as threestudio, and with it the official LODS, draws it from `limits` in degrees.
+    """Elevation as threestudio, and with it the official LODS, draws it.
 
-    Half of the draws are uniform in degrees. The other half mean to be uniform over the sphere and are not: for limits of -10 and
-    45 degrees they lie in -6.4 to 30.
+    Half of the draws are uniform in degrees. The other half are meant to be uniform over the sphere and are not: for limits of
+    -10 and 45 degrees they lie in -6.4 to 30.
+
+    Args:
+        limits: lowest and highest [2], degrees.
+        coin: uniform in [0, 1); chooses the half.
+        u: uniform in [0, 1).
+
+    Returns:
+        One elevation, radians.
     """
     low, high = limits
     share = (low + (high - low) * u + 90) / 180
@@ -124,7 +199,19 @@ def threestudio_elevation(limits: Float[Array, "2"], coin: Float[Array, ""], u: 
 
 
 def turntable(n: int, elevation: float = 20.0, orbit: Orbit = TABLETOP) -> Camera:
-    """n cameras at equal azimuths, starting at the front, at the middle of the orbit's field of view and framing."""
+    """n cameras at equal azimuths, the first at the front, with the mean field of view and the mean distance of the orbit.
+
+    Args:
+        n: number of cameras, at least 1.
+        elevation: of all of them, degrees.
+        orbit: gives field of view and distance.
+
+    Returns:
+        n cameras.
+
+    Raises:
+        ValueError: n is below 1.
+    """
     if n < 1:
         raise ValueError(f"turntable needs n >= 1 cameras, got {n}")
     fov_y = jnp.deg2rad(sum(orbit.fov_y) / 2)
@@ -135,7 +222,16 @@ def turntable(n: int, elevation: float = 20.0, orbit: Orbit = TABLETOP) -> Camer
 
 
 def rays(camera: Camera, h: int, w: int) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w 3"]]:
-    """Origins and unit directions of the rays through the pixel centres, in world space. Pixels are square."""
+    """Rays through the pixel centres, in world space. Pixels are square.
+
+    Args:
+        camera: b cameras.
+        h: height, pixels.
+        w: width, pixels.
+
+    Returns:
+        Origins [b h w 3] and unit directions [b h w 3].
+    """
     y, x = (g[None] for g in jnp.meshgrid(jnp.arange(h) + 0.5, jnp.arange(w) + 0.5, indexing="ij"))
     scale = 2 * jnp.tan(camera.fov_y / 2)[:, None, None] / h
     local = jnp.stack([(x - w / 2) * scale, (y - h / 2) * scale, jnp.ones_like(x * scale)], -1)
@@ -144,7 +240,18 @@ def rays(camera: Camera, h: int, w: int) -> tuple[Float[Array, "b h w 3"], Float
 
 
 def project(camera: Camera, points: Float[Array, "n 3"], h: int, w: int) -> tuple[Float[Array, "b n 2"], Float[Array, "b n"]]:
-    """Pixel coordinates (x, y) and depth along the optical axis of world points; meaningful where depth > 0."""
+    """Projects world points into images.
+
+    Args:
+        camera: b cameras.
+        points: [n 3] world units.
+        h: height, pixels.
+        w: width, pixels.
+
+    Returns:
+        Pixel coordinates (x, y) [b n 2], meaningful where the depth is positive; and depth along the optical axis [b n], world
+            units.
+    """
     offset = points[None] - camera.c2w[:, None, :3, 3]
     x, y, z = jnp.moveaxis(jnp.einsum("bji,bnj->bni", camera.c2w[:, :3, :3], offset), -1, 0)
     focal = (h / 2 / jnp.tan(camera.fov_y / 2))[:, None]
@@ -157,6 +264,14 @@ def _between(limits: tuple[float, float], u: Array) -> Array:
 
 
 def relative_pose(one: Camera, camera: Camera) -> Float[Array, "b 4"]:
-    """Polar angle, sine and cosine of the azimuth, and distance, each relative to those of camera `one`."""
+    """The pose of cameras relative to another, as Zero-1-to-3 takes it (Liu et al. 2023).
+
+    Args:
+        one: the other, a single camera.
+        camera: b cameras.
+
+    Returns:
+        [b 4]: polar angle in radians, sine and cosine of the azimuth, and distance in world units, each minus that of `one`.
+    """
     turn = camera.azimuth - one.azimuth
     return jnp.stack([one.elevation - camera.elevation, jnp.sin(turn), jnp.cos(turn), camera.radius - one.radius], -1)

@@ -18,16 +18,16 @@ TOUCHING = 2  # pixels: the soft edge of a part
 
 
 def cut_out(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
-    """The object of an image: by its alpha where that is a matte, else by the plain background that reaches in from the border.
+    """Finds the object of an image, by its alpha if that is a matte, else by a plain background that reaches in from the border.
 
     Args:
-      rgba: in [0, 1], alpha not multiplied in.
+        rgba: [h w 4] in [0, 1], colours not multiplied by alpha.
 
     Returns:
-      The image with the alpha of the object alone.
+        The image [h w 4] with the alpha of the object alone.
 
     Raises:
-      ValueError: for a background that is not plain, and where nothing is left of the object.
+        ValueError: the image has fewer than 8 x 8 pixels, neither an alpha nor a plain background, or shows nothing.
     """
     if min(rgba.shape[:2]) < 8:
         raise ValueError(f"an image must have at least 8 x 8 pixels, got {rgba.shape[1]} x {rgba.shape[0]}")
@@ -48,12 +48,28 @@ def cut_out(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
 
 
 def is_seen(alpha: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Pixels of an object, which may be translucent all over, but not of its haze or its shadow."""
+    """The pixels that belong to an object, which may be translucent all over, and not to its haze or its shadow.
+
+    Args:
+        alpha: [h w] in [0, 1].
+
+    Returns:
+        A mask [h w].
+    """
     return alpha > SEEN * max(alpha.max(), 0.1)
 
 
 def without_haze(alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """Alpha less what three quarters of the background along the border stay below."""
+    """Removes a faint alpha that the whole background has, estimated along the border.
+
+    The haze is the alpha that three quarters of the background pixels on the border stay below.
+
+    Args:
+        alpha: [h w] in [0, 1].
+
+    Returns:
+        Alpha [h w], stretched so that the haze is 0 and 1 stays 1.
+    """
     border = border_of(alpha)
     behind = border[border < 0.5 * alpha.max()]
     haze = np.quantile(behind, 0.75) if 4 * len(behind) > len(border) else 0.0
@@ -61,9 +77,14 @@ def without_haze(alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
 
 def without_dust(alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """Alpha of the connected parts that weigh `DUST` of the heaviest one, with their soft edges, and 0 elsewhere.
+    """Sets alpha to 0 in connected parts that are much smaller than the largest one.
 
-    A line of a pixel or two weighs nothing.
+    Args:
+        alpha: [h w] in [0, 1].
+
+    Returns:
+        Alpha [h w] of the parts that weigh at least `DUST` of the heaviest, with their soft edges. A part weighs its pixels after
+            an erosion, so that a line one or two pixels wide weighs nothing.
     """
     own, square = is_seen(alpha), np.ones((3, 3))
     parts, n = ndimage.label(own, square)
@@ -75,7 +96,14 @@ def without_dust(alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
 
 def on_border_color(rgba: Float[np.ndarray, "h w 4"]) -> tuple[Float[np.ndarray, "h w 4"], Float[np.ndarray, "3"], bool]:
-    """The image on the median colour of its border, opaque; that colour; and whether the border is plain."""
+    """Composites an image on the median colour of its border.
+
+    Args:
+        rgba: [h w 4] in [0, 1].
+
+    Returns:
+        The opaque image [h w 4], the colour [3], and whether the border is of one colour.
+    """
     border = border_of(rgba)
     color = np.median(border[border[:, 3] >= 0.5 * border[:, 3].max(), :3], 0)
     rgb = rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * color if rgba[..., 3].max() > 0 else rgba[..., :3]
@@ -84,25 +112,36 @@ def on_border_color(rgba: Float[np.ndarray, "h w 4"]) -> tuple[Float[np.ndarray,
 
 
 def outside(rgba: Float[np.ndarray, "h w 4"], color: Float[np.ndarray, "3"]) -> Bool[np.ndarray, "h w"]:
-    """What has the colour of the background and is connected to the border."""
+    """The pixels that have the colour of the background and are connected to the border.
+
+    Args:
+        rgba: [h w 4] in [0, 1].
+        color: of the background [3].
+
+    Returns:
+        A mask [h w].
+    """
     near = np.sqrt(np.sum((rgba[..., :3] - color) ** 2, -1)) < 1.5 * PLAIN
     labels, _ = ndimage.label(near)
     return np.isin(labels, np.unique(border_of(labels))) & near
 
 
 def border_of(image: np.ndarray) -> np.ndarray:
-    """The outermost pixels [n ...] of an image [h w ...]."""
+    """The outermost pixels [n ...] of an image [h w ...]; those of the corners twice."""
     return np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------------
 def framed(rgba: Float[np.ndarray, "h w 4"], size: int, share: float | None = None) -> Float[np.ndarray, "size size 4"]:
-    """A square of the image.
+    """A square image with the object in the middle.
 
     Args:
-      rgba: in [0, 1], alpha not multiplied in.
-      size: of the result, pixels.
-      share: of the edge that the object fills, in the middle; None for the centre of the image as it is.
+        rgba: [h w 4] in [0, 1], colours not multiplied by alpha.
+        size: edge of the result, pixels.
+        share: part of the edge that the object fills; None for the centre square of the image as it is.
+
+    Returns:
+        [size size 4] in [0, 1].
     """
     h, w = rgba.shape[:2]
     top, left, edge = (h - min(h, w)) / 2, (w - min(h, w)) / 2, float(min(h, w))
@@ -115,7 +154,15 @@ def framed(rgba: Float[np.ndarray, "h w 4"], size: int, share: float | None = No
 
 
 def centre(image: Float[np.ndarray, "h w"], size: int) -> Float[np.ndarray, "size size"]:
-    """The centre square of depths, say: numbers of any range, whose mean across the edge of an object would mean nothing."""
+    """The centre square of a map of numbers, such as depths, by nearest neighbour: a mean across an edge would mean nothing.
+
+    Args:
+        image: [h w].
+        size: edge of the result, pixels.
+
+    Returns:
+        [size size].
+    """
     h, w = image.shape
     left, top, edge = (w - min(h, w)) / 2, (h - min(h, w)) / 2, min(h, w)
     box = (left, top, left + edge, top + edge)
@@ -125,7 +172,18 @@ def centre(image: Float[np.ndarray, "h w"], size: int) -> Float[np.ndarray, "siz
 def square(
     image: Float[np.ndarray, "h w c"], top: float, left: float, edge: float, size: int
 ) -> Float[np.ndarray, "size size c"]:
-    """The square of this edge at (top, left), in pixels, resampled; 0 beyond the image."""
+    """A square part of an image, resampled; 0 outside the image.
+
+    Args:
+        image: [h w c].
+        top: upper edge of the square, pixels; may be negative.
+        left: left edge of the square, pixels; may be negative.
+        edge: size of the square, pixels of the image.
+        size: edge of the result, pixels.
+
+    Returns:
+        [size size c].
+    """
     # Whole pixels around the square: a resize reads no further.
     h, w = image.shape[:2]
     (first, last), (begin, end) = ((int(np.floor(x)), int(np.ceil(x + edge))) for x in (top, left))
@@ -138,5 +196,12 @@ def square(
 
 
 def unmultiplied(flat: Float[np.ndarray, "*b 4"]) -> Float[np.ndarray, "*b 4"]:
-    """RGBA whose colours carry no alpha, of one whose colours do; black where it is transparent."""
+    """Divides colours by alpha, the inverse of multiplying it in.
+
+    Args:
+        flat: RGBA [... 4] in [0, 1] whose colours are multiplied by alpha.
+
+    Returns:
+        RGBA [... 4]; black where it is transparent.
+    """
     return np.concatenate([flat[..., :3] / np.maximum(flat[..., 3:], 1e-6), flat[..., 3:]], -1).clip(0, 1)

@@ -6,14 +6,18 @@ class UserError(Exception):
 
 
 def one_line(error: BaseException, limit: int = 1000) -> str:
-    """What a person reads of an error: one line that names the file, if the system named one.
+    """An error as one line that names the file, if the system named one.
 
     Args:
-      error: of any type; one without a text is told by its type.
-      limit: characters from which on the middle is left out, as of a file name of 5,000.
+        error: of any type; one without a text gives the name of its type.
+        limit: number of characters from which on the middle is left out, as of a very long file name.
 
     Returns:
-      A line that is safe to print.
+        A line that is safe to print.
+
+    Examples:
+        >>> one_line(FileNotFoundError(2, "No such file or directory", "mug.png"))
+        'mug.png: No such file or directory'
     """
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
@@ -25,10 +29,21 @@ def one_line(error: BaseException, limit: int = 1000) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""The text with `\x1b` and its like spelled out: names and keys of files must not command the terminal. Keeps line ends."""
+    r"""The text with control characters spelled out: names and keys of files must not command the terminal.
+
+    Args:
+        text: may hold names from elsewhere.
+
+    Returns:
+        The text with \x1b and its like as four visible characters; line ends stay.
+
+    Examples:
+        >>> escaped(chr(27) + "[2J") == chr(92) + "x1b[2J"
+        True
+    """
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
 def tell(text: object) -> None:
-    """Prints a text that may hold names from elsewhere."""
+    """Prints one text, which may hold names from elsewhere, in its `escaped` form."""
     print(escaped(str(text)), flush=True)

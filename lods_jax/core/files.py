@@ -15,20 +15,20 @@ from lods_jax.core.errors import UserError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a path to write to, and puts it in the place of `path` when the block ends well.
+    """Yields a path to write to, and moves the file to `path` when the block ends without an error.
 
-    Makes the folder. A reader, or a kill at any moment, meets the old file or the new one, never half of one; the suffix is kept
-    for writers that go by it. A link stays one, and its target is replaced. What is there and is no regular file is never
-    replaced: a device or a pipe gets the bytes at the end.
+    Makes the folder. A reader, or a kill at any moment, finds the old file or the new one, never half of one. The suffix is kept,
+    for writers that choose a format by it. A link stays a link, and its target is replaced. A device or a pipe is not replaced:
+    it gets the bytes at the end.
 
     Args:
-      path: of the file.
+        path: of the file.
 
     Yields:
-      A path beside `path`, which lies on the same disk.
+        A path beside `path`, on the same disk.
 
     Raises:
-      OSError: the place cannot be written to, or is a folder.
+        OSError: the place cannot be written to, or is a folder.
     """
     if is_stream(path):
         with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def is_stream(path: str | Path) -> bool:
-    """Whether a path leads to what takes bytes and is no file: a device, a pipe, /dev/stdout."""
+    """Whether a path leads to a device or a pipe, such as /dev/stdout, which takes bytes and is no regular file.
+
+    Args:
+        path: need not exist.
+
+    Returns:
+        True for a stream.
+    """
     try:
         mode = os.stat(path).st_mode
     except OSError:
@@ -59,7 +66,14 @@ def is_stream(path: str | Path) -> bool:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether a file of a run folder may be read: no link, which may lead anywhere, no folder, and no pipe, which never ends."""
+    """Whether a file of a run folder may be read: a regular file, and no link, folder or pipe.
+
+    Args:
+        path: need not exist.
+
+    Returns:
+        True for a regular file.
+    """
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -67,7 +81,18 @@ def is_regular(path: Path) -> bool:
 
 
 def target(path: str | Path) -> Path:
-    """The file that a path leads to, through links, there or not. Raises OSError for a folder and for links in a circle."""
+    """The file that a path leads to, through links; it need not exist.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Its real path.
+
+    Raises:
+        OSError: the links form a circle.
+        IsADirectoryError: the path leads to a folder.
+    """
     found = Path(os.path.realpath(path))
     if found.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
@@ -77,28 +102,37 @@ def target(path: str | Path) -> Path:
 
 
 def pour(data: bytes, path: str | Path) -> None:
-    """Writes into a device or a pipe. A pipe that nobody reads is an error: without O_NONBLOCK it would be waited for."""
+    """Writes bytes into a device or a pipe. A pipe that nobody reads is an error, and is not waited for.
+
+    Args:
+        data: to write.
+        path: of the device or pipe.
+
+    Raises:
+        OSError: nobody reads the pipe, or the device refuses the bytes.
+    """
     with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK), "wb") as stream:
         os.set_blocking(stream.fileno(), True)
         stream.write(data)
 
 
 def short_suffix(path: str | Path) -> str:
+    """The suffix of the path's name, or "" if it is longer than 16 bytes."""
     suffix = Path(path).suffix
     return suffix if len(os.fsencode(suffix)) <= 16 else ""
 
 
 def check_place(path: str | Path, folder: bool = False) -> None:
-    """Refuses a place that could not be written to, before the work that is to be written there. Leaves no trace.
+    """Checks that a place can be written to, before the work whose result it is for. Leaves no trace.
 
-    A file without a name is opened where the first new entry would be made, and gets a block: a full or read-only disk shows.
+    It writes one block to a nameless file in the nearest folder that exists, so that a full or read-only disk shows.
 
     Args:
-      path: of a file, or of a `folder`, that is to be written.
-      folder: whether it is one.
+        path: of a file or a folder that is to be written.
+        folder: whether it is a folder.
 
     Raises:
-      OSError: it names the path.
+        OSError: the place cannot be written to; the error names the path.
     """
     if not folder and is_stream(path):
         return
@@ -119,13 +153,26 @@ def check_place(path: str | Path, folder: bool = False) -> None:
 
 
 def check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Refuses a name whose suffix promises another format; no suffix promises nothing, and a device has none."""
+    """Checks that the suffix of a file's name does not promise another format. No suffix promises nothing.
+
+    Args:
+        path: of a file or a device.
+        suffixes: allowed, in lower case with the dot.
+
+    Raises:
+        UserError: the name ends in another suffix.
+    """
     if path.suffix and path.suffix.lower() not in suffixes and not is_stream(path):
         raise UserError(f"{path} cannot be written: the name must end in {' or '.join(suffixes)}, or have no suffix")
 
 
 def point(link: Path, at: Path) -> None:
-    """Makes or turns a link, at once. What is there and is no link stays."""
+    """Makes a link or turns an existing one, in one move. Anything there that is no link stays as it is.
+
+    Args:
+        link: the link.
+        at: the folder it leads to.
+    """
     if link.exists() and not link.is_symlink():
         return
     partial = link.with_name(f".{os.getpid()}.{link.name}")
@@ -137,10 +184,16 @@ def point(link: Path, at: Path) -> None:
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Opens a file to read its bytes, and nothing else: a pipe would keep its reader waiting, and a device may never end.
+    """Opens a regular file to read its bytes. A pipe would keep the reader waiting, and a device may never end.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The open file.
 
     Raises:
-      ValueError: in one line, for what is no file or cannot be opened.
+        ValueError: it is no file, or cannot be opened; one line.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):

@@ -20,13 +20,26 @@ WHITES = (255, 65_535, 4_294_967_295)
 
 
 def to_uint8(rgb: np.ndarray) -> np.ndarray:
-    """Colours in [0, 1] as bytes; bytes stay as they are."""
+    """Colours as bytes, from an rgb array in [0, 1]; bytes stay as they are.
+
+    Examples:
+        >>> to_uint8(np.array([0.0, 0.5, 1.0])).tolist()
+        [0, 128, 255]
+    """
     rgb = np.asarray(rgb)
     return rgb if rgb.dtype == np.uint8 else (255 * np.clip(rgb, 0, 1) + 0.5).astype(np.uint8)
 
 
 def grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """[n h w 3] -> one image, row by row, as bytes; the last row is filled with white."""
+    """Arranges images in rows; the last row is filled with white.
+
+    Args:
+        images: [n h w 3], bytes or colours in [0, 1].
+        columns: images per row.
+
+    Returns:
+        One image of bytes [rows*h columns*w 3].
+    """
     images = to_uint8(images)
     n, h, w, c = images.shape
     rows = -(-n // columns)
@@ -48,7 +61,16 @@ def write_image(path: str | Path, rgb: np.ndarray, scale: int = 1) -> Path:
 
 
 def write_png(path: str | Path, rgb: np.ndarray, scale: int = 1) -> Path:
-    """Writes [h w 3], or [h w 4] with alpha, as a PNG, `scale` times enlarged. A kill never leaves half a file."""
+    """Writes an image as a PNG. A kill never leaves half a file.
+
+    Args:
+        path: of the file.
+        rgb: [h w 3], or [h w 4] with alpha; bytes or colours in [0, 1].
+        scale: whole factor of enlargement, by nearest neighbour.
+
+    Returns:
+        The path.
+    """
     image = Image.fromarray(to_uint8(rgb))
     with replacing(path) as partial:
         image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(partial, "PNG")
@@ -56,24 +78,32 @@ def write_png(path: str | Path, rgb: np.ndarray, scale: int = 1) -> Path:
 
 
 def write_tiff(path: str | Path, values: Float[np.ndarray, "h w"]) -> Path:
-    """Writes numbers of any range as a TIFF of floats, to the bit. A kill never leaves half a file."""
+    """Writes numbers of any range as a TIFF of float32, without rounding. A kill never leaves half a file.
+
+    Args:
+        path: of the file.
+        values: [h w].
+
+    Returns:
+        The path.
+    """
     with replacing(path) as partial:
         Image.fromarray(values.astype(np.float32)).save(partial, "TIFF")
     return Path(path)
 
 
 def read_rgba(path: str | Path) -> Float[np.ndarray, "h w 4"]:
-    """Reads an image file, of an animation the first frame.
+    """Reads an image file; of an animation the first frame.
 
     Args:
-      path: a file of one of `FORMATS`, whatever its suffix is.
+        path: a file of one of `FORMATS`, whatever its suffix.
 
     Returns:
-      RGBA in [0, 1], upright, opaque where it has no alpha, at most `MAX_EDGE` wide. Greys that are no bytes are divided by
-      `white_level`; where they are not finite, the image is transparent.
+        RGBA [h w 4] in [0, 1], upright, opaque if the file has no alpha, at most `MAX_EDGE` wide and high. Greys that are no
+            bytes are divided by `white_level`; pixels that are not finite are transparent.
 
     Raises:
-      ValueError: in one line, for what is no image, and for one that is too large, before its pixels are read.
+        ValueError: the file is no image, is damaged, or is too large, which is found before its pixels are read; one line.
     """
     image = load_small(path)
     if image.mode == "RGBA":
@@ -87,23 +117,33 @@ def read_rgba(path: str | Path) -> Float[np.ndarray, "h w 4"]:
 
 
 def white_of_file(path: str | Path) -> int | None:
-    """What `read_rgba` divides the greys of a file by; None of a file of bytes."""
+    """The number that `read_rgba` divides the greys of a file by.
+
+    Args:
+        path: of an image file.
+
+    Returns:
+        The white level; None for a file of bytes.
+
+    Raises:
+        ValueError: as `read_rgba` does.
+    """
     image = load_small(path)
     return None if image.mode == "RGBA" else white_level(np.asarray(image), image.info["whole"])
 
 
 def read_depth(path: str | Path) -> Float[np.ndarray, "h w"]:
-    """Reads one number for each pixel, in the units of the file.
+    """Reads one number per pixel, in the units of the file.
 
     Args:
-      path: a grey image file: bytes, integers of 16 or 32 bits (millimetres, say) or floats (metres).
+        path: a grey image: bytes, integers of 16 or 32 bits (millimetres, say) or floats (metres).
 
     Returns:
-      The numbers, upright, at most `MAX_EDGE` wide. What was not measured is as its nearest neighbour: what is not finite, and
-      the zeros of a depth camera.
+        [h w], upright, at most `MAX_EDGE` wide and high. Pixels that were not measured, being not finite or the zeros of a depth
+            camera, take the value of their nearest neighbour.
 
     Raises:
-      ValueError: in one line, for a coloured image, for one without a finite number, and as `read_rgba` does.
+        ValueError: the image is coloured or has no finite number, or as `read_rgba` does; one line.
     """
     image = load_small(path)
     depth = np.asarray(image, np.float32)
@@ -121,20 +161,32 @@ def read_depth(path: str | Path) -> Float[np.ndarray, "h w"]:
 
 
 def white_level(values: np.ndarray, whole: bool) -> int:
-    """What stands for white where a file does not say: the smallest of 1, 255, 65,535 and 2^32 - 1 that holds all values.
+    """The value of white in a file that does not state it: the smallest of 1, 255, 65,535 and 2^32 - 1 that holds all values.
 
     Args:
-      values: of colours; what is not finite or beyond the last does not count.
-      whole: whether they are whole numbers. Others may pass 1 a little, up to 2.
+        values: of pixels; those that are not finite or exceed 2^32 - 1 are ignored.
+        whole: whether they are whole numbers. Others may exceed 1 a little, up to 2, and white is still 1.
+
+    Returns:
+        The white level.
     """
     top = np.max(values, initial=0, where=values <= WHITES[-1])
     return 1 if top <= (1 if whole else 2) else next(white for white in WHITES if top <= white)
 
 
 def load_small(path: str | Path) -> Image.Image:
-    """The first frame of an image file, upright, in mode RGBA, or F of greys that are no bytes; info["whole"]: of whole numbers.
+    """Reads the first frame of an image file, upright, reduced in strips to `MAX_EDGE`.
 
-    Reduced to `MAX_EDGE` in strips, so that the memory it takes is that of the pixels as they are stored, and not of RGBA.
+    It needs memory for the pixels as the file stores them, and not for RGBA.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        An image of mode RGBA, or F for greys that are no bytes. info["whole"] tells whether these are whole numbers.
+
+    Raises:
+        ValueError: the file is no image, is damaged or is too large; one line.
     """
     with open_regular(path) as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow's own bound, which is larger than ours
@@ -152,7 +204,14 @@ def load_small(path: str | Path) -> Image.Image:
 
 
 def check_size(file: ImageFile.ImageFile) -> None:
-    """Raises ValueError for more pixels than are read. A JPEG is told to decode itself at half, a quarter or an eighth."""
+    """Checks the number of pixels of an opened file. A JPEG is set to decode itself at half, a quarter or an eighth.
+
+    Args:
+        file: opened by Pillow, not yet decoded.
+
+    Raises:
+        ValueError: there are too many pixels, or they take too much memory.
+    """
     width, height = file.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
@@ -163,7 +222,16 @@ def check_size(file: ImageFile.ImageFile) -> None:
 
 
 def reduced(file: Image.Image, mode: str, factor: int) -> Image.Image:
-    """The image in another mode, each pixel the mean of factor x factor."""
+    """The image in another mode, each pixel the mean of factor x factor.
+
+    Args:
+        file: opened by Pillow.
+        mode: of the result, "RGBA" or "F".
+        factor: of the reduction.
+
+    Returns:
+        The smaller image.
+    """
     if factor == 1:
         return file.convert(mode)
     small = Image.new(mode, (-(-file.width // factor), -(-file.height // factor)))
@@ -175,7 +243,14 @@ def reduced(file: Image.Image, mode: str, factor: int) -> Image.Image:
 
 
 def orientation(file: Image.Image) -> Image.Exif:
-    """Of all that a camera notes, which way is up."""
+    """The EXIF entry of a file that says which way is up, and no other entry.
+
+    Args:
+        file: opened by Pillow.
+
+    Returns:
+        EXIF data with one entry; empty if the file's are damaged.
+    """
     exif = Image.Exif()
     try:
         exif[ExifTags.Base.Orientation] = file.getexif().get(ExifTags.Base.Orientation, 1)

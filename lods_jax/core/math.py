@@ -5,7 +5,21 @@ from jaxtyping import Array, Float
 
 
 def safe_norm(x: Float[Array, "*b n"], keepdims: bool = False) -> Float[Array, "..."]:
-    """Euclidean length over the last axis with gradient 0 at the origin, where that of sqrt is infinite and 0 * inf is NaN."""
+    """Euclidean length over the last axis, with gradient 0 at the origin.
+
+    The plain form has the gradient 0 * inf = NaN there.
+
+    Args:
+        x: vectors [... n].
+        keepdims: whether the last axis stays, with size 1.
+
+    Returns:
+        Lengths [...], or [... 1].
+
+    Examples:
+        >>> float(safe_norm(jnp.array([3.0, 4.0])))
+        5.0
+    """
     squared = jnp.sum(x * x, -1, keepdims=keepdims)
     positive = squared > 0
     # The double where: the sqrt itself must not see 0, or its NaN gradient leaks through the unselected branch.
@@ -13,6 +27,17 @@ def safe_norm(x: Float[Array, "*b n"], keepdims: bool = False) -> Float[Array, "
 
 
 def normalize(x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-    """x / |x|; the zero vector stays zero, with a finite gradient."""
+    """x / |x| over the last axis; the zero vector stays zero, with a finite gradient.
+
+    Args:
+        x: vectors [... n].
+
+    Returns:
+        Unit vectors [... n].
+
+    Examples:
+        >>> normalize(jnp.zeros(3)).tolist()
+        [0.0, 0.0, 0.0]
+    """
     length = safe_norm(x, keepdims=True)
     return x / jnp.where(length > 0, length, 1.0)

@@ -7,16 +7,47 @@ from jaxtyping import Array, Int, Key
 
 
 def split_named(key: Key[Array, ""], names: str):
-    """One key per word of `names`, as a named tuple: `k = split_named(key, "camera render"); k.camera`."""
+    """One key per word of `names`, as a named tuple.
+
+    Args:
+        key: consumed.
+        names: words separated by spaces.
+
+    Returns:
+        A named tuple with the fields of `names`.
+
+    Examples:
+        >>> split_named(jax.random.key(0), "camera render")._fields
+        ('camera', 'render')
+    """
     fields = names.split()
     return namedtuple("Keys", fields)(*jax.random.split(key, len(fields)))
 
 
 def step_key(key: Key[Array, ""], step: Int[Array, ""] | int) -> Key[Array, ""]:
-    """The key of one training step."""
+    """The key of one training step.
+
+    Args:
+        key: of the run.
+        step: index of the step.
+
+    Returns:
+        A key.
+    """
     return jax.random.fold_in(key, step)
 
 
 def view_keys(key: Key[Array, ""], step: Int[Array, ""] | int, views: Int[Array, "b"]) -> Key[Array, "b"]:
-    """One key per view from its global index, so that a result does not depend on how views are split over devices."""
+    """One key per view, from its global index.
+
+    A result does not depend on how views are split over devices.
+
+    Args:
+        key: of the run.
+        step: index of the step.
+        views: global indices of the views [b].
+
+    Returns:
+        Keys [b].
+    """
     return jax.vmap(jax.random.fold_in, (None, 0))(step_key(key, step), views)

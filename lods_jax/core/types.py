@@ -1,4 +1,4 @@
-"""The words of this library: a scene renders, a prior answers questions about noise, an objective turns answers into a residual.
+"""The types of this library: a scene renders, a prior predicts noise, an objective turns predictions into a residual.
 
 Notation, here and in every file:
   theta    trainable floats of the scene           psi    learnable part of the prior (embedding, LoRA)
@@ -7,8 +7,8 @@ Notation, here and in every file:
   eps      predicted noise, like z_t               noise  true noise, like z_t
   tokens   text-encoder output [b n w]             s      guidance scale
 
-Shapes of PyTreeNode fields are comments: flax rebuilds nodes with other leaves under vmap, eval_shape and tree.map, so
-checked annotations on fields would raise. Function signatures carry the checked shapes.
+Shapes of PyTreeNode fields stand in the docstrings: flax rebuilds nodes with other leaves under vmap, eval_shape and tree.map,
+so checked annotations on fields would raise. Function signatures carry the checked shapes.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,102 +19,182 @@ from flax import struct
 
 
 class Camera(struct.PyTreeNode):
-    """b pinhole cameras. World: +z up, +x is the front of an object. Camera: x right, y down, z forward (OpenCV)."""
+    """b pinhole cameras. World: +z up, +x is the front of an object. Camera: x right, y down, z forward (OpenCV).
 
-    c2w: Any  # [b 4 4] camera-to-world, rotation then translation
-    fov_y: Any  # [b] vertical field of view, radians
-    azimuth: Any  # [b] radians in [-pi, pi), 0 looks at the front
-    elevation: Any  # [b] radians above the horizon
-    radius: Any  # [b] distance to the origin, world units
-    view: Any  # [b] int row of the prompt table, an index into cameras.VIEWS
+    Attributes:
+        c2w: camera-to-world matrices [b 4 4].
+        fov_y: vertical field of view [b], radians.
+        azimuth: [b] radians in [-pi, pi); 0 looks at the front.
+        elevation: [b] radians above the horizon.
+        radius: distance to the origin [b], world units.
+        view: row of the prompt table [b], an index into `cameras.VIEWS`.
+    """
+
+    c2w: Any
+    fov_y: Any
+    azimuth: Any
+    elevation: Any
+    radius: Any
+    view: Any
 
 
 class Render(struct.PyTreeNode):
-    """What a scene shows to b cameras. rgb is composited on the background; depth is 0 where opacity is 0."""
+    """What a scene shows to b cameras.
 
-    rgb: Any  # [b h w 3] in [0, 1]
-    opacity: Any  # [b h w 1] in [0, 1]
-    depth: Any  # [b h w 1] sum(w z) / opacity, world units
-    extras: Any  # what a scene can add: normal, z_var, orientation, distortion, total, radii
+    Attributes:
+        rgb: [b h w 3] in [0, 1], composited on the background.
+        opacity: [b h w 1] in [0, 1].
+        depth: [b h w 1] sum(w z) / opacity, world units; 0 where the opacity is 0.
+        extras: {name: array} of what a scene can add: normal, z_var, orientation, distortion, total, radii.
+    """
+
+    rgb: Any
+    opacity: Any
+    depth: Any
+    extras: Any
 
 
 class Cond(struct.PyTreeNode):
-    """Everything that a noise prediction may be conditioned on, per example."""
+    """Everything that a noise prediction may be conditioned on, per example.
 
-    tokens: Any  # [b n w] text-encoder output
-    lora: Any = None  # [b] scale of the adapter; 0 is the frozen network
-    pose: Any = None  # [b 16] camera-to-world, row-major
-    pose_on: Any = None  # [b] 1 where the pose is used
-    image: Any = None  # [b h w c] image condition
+    Attributes:
+        tokens: text-encoder output [b n w].
+        lora: scale of the adapter [b]; 0 is the frozen network. None for no adapter.
+        pose: camera-to-world matrices [b 16], row-major.
+        pose_on: 1 where the pose is used, else 0 [b].
+        image: image condition [b h w c].
+    """
+
+    tokens: Any
+    lora: Any = None
+    pose: Any = None
+    pose_on: Any = None
+    image: Any = None
 
 
 class ReferenceImage(struct.PyTreeNode):
-    """What a known camera sees of the object: image-to-3D."""
+    """The image of the object that a known camera sees, for image-to-3D.
 
-    rgb: Any  # [h w 3] in [0, 1], on white
-    mask: Any  # [h w 1] share of a pixel that the object covers
-    camera: Any  # one Camera
-    depth: Any = None  # [h w 1] up to scale and offset, larger is farther
-    normal: Any = None  # [h w 3] unit, of the camera: x right, y up, z towards it
+    Attributes:
+        rgb: [h w 3] in [0, 1], on white.
+        mask: [h w 1] share of each pixel that the object covers.
+        camera: one `Camera`.
+        depth: [h w 1] up to scale and offset, larger is farther; None if unknown.
+        normal: [h w 3] unit normals in the frame of the camera: x right, y up, z towards it; None if unknown.
+    """
+
+    rgb: Any
+    mask: Any
+    camera: Any
+    depth: Any = None
+    normal: Any = None
 
 
 class Reference(struct.PyTreeNode):
-    """Optional inputs of a train step: DDS latents, reference image, inputs of auxiliary priors."""
+    """Optional inputs of a train step: reference latents, reference image, inputs of auxiliary priors.
 
-    latents: Any = None  # [b h w c] for queries that name them (DDS)
-    image: Any = None  # ReferenceImage
-    auxiliary: tuple = ()  # (weights, text tables) of each auxiliary prior
+    Attributes:
+        latents: [b h w c] for the queries that name them (DDS).
+        image: a `ReferenceImage`.
+        auxiliary: (weights, prompt tables) of each auxiliary prior.
+    """
+
+    latents: Any = None
+    image: Any = None
+    auxiliary: tuple = ()
 
 
 class Scene(NamedTuple):
-    """A differentiable renderer and its parameters, as functions. Built by a factory: `gaussians(**cfg) -> Scene`."""
+    """A differentiable renderer and its parameters, as functions. Built by a factory, such as `gaussians`.
 
-    init: Callable[..., Any]  # key -> (theta, aux)
-    render: Callable[..., Render]  # (theta, aux, camera, keys[b], probe) -> Render
-    # (aux, b) -> zeros added to the projected means; its cotangent is the screen-space gradient
+    Attributes:
+        init: key -> (theta, aux).
+        render: (theta, aux, camera, keys [b], means2d_probe) -> `Render`.
+        means2d_probe: (aux, b) -> zeros that are added to the projected means [b n 2]; their cotangent is the screen-space
+            gradient that densification needs. An empty tree for a scene without it.
+        update_stats: (aux, means2d_grad, render) -> aux, with the statistics of this step.
+    """
+
+    init: Callable[..., Any]
+    render: Callable[..., Render]
     means2d_probe: Callable[..., Any]
-    update_stats: Callable[..., Any]  # (aux, means2d_grad, render) -> aux
+    update_stats: Callable[..., Any]
 
 
 class Prior(NamedTuple):
-    """A frozen image prior, as functions. Built by a factory: `stable_diffusion(folder) -> Prior`."""
+    """A frozen image prior, as functions. Built by a factory, such as `stable_diffusion`.
 
-    init: Callable[..., Any]  # key -> weights
-    embed: Callable[..., jax.Array]  # (weights, list[str]) -> tokens [k n w]; on the host, once
-    init_psi: Callable[..., Any]  # (weights, key, tokens [n w], queries) -> psi: only the leaves that a fitted query uses
-    encode: Callable[..., jax.Array]  # (weights, rgb [b h w 3] in [0, 1], key) -> z; resizes itself; float32 out
-    decode: Callable[..., jax.Array]  # (weights, z) -> rgb [b h w 3] in [0, 1]
-    predict: Callable[..., jax.Array]  # (weights, psi, z_t, t [b], Cond) -> eps, float32
-    truncate: Callable[[str, str], str] = lambda text, ending="": text  # text, cut so that `ending` fits behind it
+    Attributes:
+        init: key -> weights.
+        embed: (weights, texts) -> tokens [k n w]; called on the host, once.
+        init_psi: (weights, key, tokens [n w], queries) -> psi, with only the leaves that the queries use.
+        encode: (weights, rgb [b h w 3] in [0, 1], key) -> latents [b h w c], float32; it resizes the images itself.
+        decode: (weights, latents) -> rgb [b h w 3] in [0, 1].
+        predict: (weights, psi, z_t, t [b], `Cond`) -> eps like z_t, float32.
+        truncate: (text, ending) -> text, cut so that the ending fits behind it.
+    """
+
+    init: Callable[..., Any]
+    embed: Callable[..., jax.Array]
+    init_psi: Callable[..., Any]
+    encode: Callable[..., jax.Array]
+    decode: Callable[..., jax.Array]
+    predict: Callable[..., jax.Array]
+    truncate: Callable[[str, str], str] = lambda text, ending="": text
 
 
 class Query(NamedTuple):
-    """One question put to the noise predictor."""
+    """One noise prediction: what the network is conditioned on.
 
-    text: str  # a key of the text tables (prompt, plain, null, empty, source, adapter) or "learned"
-    lora: float = 0.0  # adapter scale; 0 is the frozen network
-    latents: str = "render"  # "reference" for DDS
-    pose: bool = False  # condition the adapter on the camera (VSD)
-    image: bool = False  # show the image to a network that has an input for it (zeros where False)
+    Attributes:
+        text: a key of the prompt tables (prompt, plain, null, empty, source, adapter), or "learned" for the embedding in psi.
+        lora: scale of the adapter; 0 is the frozen network.
+        latents: "render", or "reference" (DDS).
+        pose: whether the adapter is conditioned on the camera (VSD).
+        image: whether a network with an image input sees the image; it sees zeros otherwise.
+    """
+
+    text: str
+    lora: float = 0.0
+    latents: str = "render"
+    pose: bool = False
+    image: bool = False
 
 
 class Objective(NamedTuple):
-    """A set of noise predictions and one formula."""
+    """A set of noise predictions and one formula.
+
+    Attributes:
+        queries: {name: query}.
+        residual: ({name: eps}, noise, t) -> the array that w(t) multiplies, like eps.
+        trained_query: name of the query that is trained to denoise the renders; None if nothing is learned.
+        inversion: (eps_of, z, t, noise) -> (z_t, noise), used in place of random noise (ISM, SDI); eps_of(text, z_t, t) is the
+            frozen network. None for random noise.
+    """
 
     queries: Mapping[str, Query]
-    residual: Callable[..., jax.Array]  # ({name: eps}, noise, t) -> what w(t) multiplies
-    trained_query: str | None = None  # the query that is trained to denoise the renders
-    # (eps_of, z, t, noise) -> (z_t, noise) in place of random noise, eps_of(text, z_t, t) being the frozen network: ISM, SDI
+    residual: Callable[..., jax.Array]
+    trained_query: str | None = None
     inversion: Callable[..., tuple[jax.Array, jax.Array]] | None = None
 
     @property
     def trained_queries(self) -> list[Query]:
-        """What a Prior's `init_psi` is asked to make learnable: the fitted query, if there is one."""
+        """The trained query in a list, or an empty list: what a prior's `init_psi` makes learnable."""
         return [] if self.trained_query is None else [self.queries[self.trained_query]]
 
 
 class TrainState(struct.PyTreeNode):
-    """All that training changes, and all that a checkpoint holds: data only, no functions, keys or frozen weights."""
+    """All that training changes, and all that a checkpoint holds: data only, no functions, keys or frozen weights.
+
+    Attributes:
+        step: index of the next step.
+        theta: trainable floats of the scene.
+        aux: masks, grids and statistics of the scene.
+        psi: learnable part of the prior.
+        opt_theta: state of theta's optimizer.
+        opt_psi: state of psi's optimizer.
+        skipped: number of updates that were dropped because a gradient was not finite.
+    """
 
     step: Any
     theta: Any
@@ -122,4 +202,4 @@ class TrainState(struct.PyTreeNode):
     psi: Any
     opt_theta: Any
     opt_psi: Any
-    skipped: Any  # updates that were dropped because a gradient was not finite
+    skipped: Any

@@ -12,7 +12,14 @@ from lods_jax.core.images import to_uint8
 
 @cache
 def ffmpeg_path() -> str:
-    """The ffmpeg that writes videos: the system's own, else the one of imageio-ffmpeg. RuntimeError if there is neither."""
+    """The ffmpeg that writes videos: the system's own, else that of imageio-ffmpeg.
+
+    Returns:
+        Its path.
+
+    Raises:
+        RuntimeError: there is neither.
+    """
     if found := shutil.which("ffmpeg"):
         return found
     try:
@@ -24,9 +31,20 @@ def ffmpeg_path() -> str:
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float = 24.0) -> Path:
-    """Writes frames [n h w 3], bytes or colours in [0, 1]. An odd edge repeats its last row or column: yuv420p needs even sizes.
+    """Writes frames as an MP4 video (H.264, yuv420p).
 
-    Raises RuntimeError, in one line, if there is no ffmpeg that works.
+    An odd edge repeats its last row or column, because yuv420p needs even sizes.
+
+    Args:
+        path: of the file.
+        frames: [n h w 3], bytes or colours in [0, 1].
+        fps: frames per second.
+
+    Returns:
+        The path.
+
+    Raises:
+        RuntimeError: no ffmpeg works; one line.
     """
     import mediapy  # half a second with its image libraries
 
