@@ -1,4 +1,4 @@
-"""What a prior has learned, as files that other programs read: LoRA adapters and the unconditional embedding, in safetensors."""
+"""The learned part of a prior as files for other programs: LoRA adapters and the unconditional embedding, in safetensors."""
 
 import json
 import re
@@ -31,21 +31,29 @@ FACTORS = {"A": "down", "B": "up"}  # of peft
 
 
 class LoraScales(NamedTuple):
-    """What peft writes about the scales of an adapter."""
+    """The scale settings of an adapter, as peft writes them.
 
-    alpha: float | None = None  # None: as large as the rank
-    pattern: Mapping[str, float] = {}  # alpha of the layers whose names end so, as regular expressions
-    rslora: bool = False  # rank-stabilised (Kalajdzievski 2023): alpha / sqrt(rank)
+    Attributes:
+        alpha: of all layers; None for the rank.
+        pattern: {end of a layer's name, as a regular expression: its alpha}.
+        rslora: whether the scale is alpha / sqrt(rank), rank-stabilised (Kalajdzievski 2023).
+    """
+
+    alpha: float | None = None
+    pattern: Mapping[str, float] = {}
+    rslora: bool = False
 
 
 def save_lora(file: str | Path, lora: Lora, scale: float = 1.0) -> None:
-    """Writes the adapter as diffusers' `load_lora_weights` reads it.
+    """Writes an adapter as diffusers' `load_lora_weights` reads it.
 
-    The scale is multiplied into `up`, so that a program that reads no metadata sees the same adapter; the metadata says alpha =
-    rank for every layer, which is a scale of 1.
+    The scale is multiplied into `up`, so that a program that reads no metadata sees the same adapter. The metadata says alpha =
+    rank for every layer, a scale of 1.
 
     Args:
-      scale: what the adapter was asked with.
+        file: safetensors file to write.
+        lora: the adapter.
+        scale: at which it was trained.
     """
     flat, ranks = {}, {}
     for name, factors in lora.items():
@@ -61,19 +69,21 @@ def save_lora(file: str | Path, lora: Lora, scale: float = 1.0) -> None:
 
 
 def load_lora(file: str | Path, shapes: Any) -> tuple[Lora, float]:
-    """An adapter of any of the four naming schemes, and its scale.
+    """Reads an adapter of any of the four naming schemes, and its scale.
 
-    The scale of a layer is alpha / rank, or alpha / sqrt(rank) where the file says use_rslora. Alpha is the layer's own `.alpha`,
-    else what the metadata or `adapter_config.json` beside the file says (lora_alpha, alpha_pattern), else the rank.
+    The scale of a layer is alpha / rank, or alpha / sqrt(rank) with use_rslora. Alpha is the layer's own `.alpha`, else
+    lora_alpha or alpha_pattern of the metadata or of `adapter_config.json` beside the file, else the rank.
 
     Args:
-      shapes: of the U-Net's parameters.
+        file: safetensors file.
+        shapes: the U-Net's parameters, or their ShapeDtypeStructs.
 
     Returns:
-      The adapter, and the scale to ask it with. Where layers differ in it, each has its own multiplied into `up`, and it is 1.
+        The adapter, and the scale to use it at. Where layers differ in scale, each has its own multiplied into `up`, and the
+            number is 1.
 
     Raises:
-      ValueError: for a layer that the U-Net does not have, for factors that do not fit it, and for whatever is left over.
+        ValueError: a layer is not in the U-Net, factors do not fit it, or the file holds anything else.
     """
     file = Path(file)
     known = {site_name(path): leaf.shape for path, leaf in flatten_dict(shapes).items() if path[-1] == "kernel"}
@@ -92,7 +102,19 @@ def load_lora(file: str | Path, shapes: Any) -> tuple[Lora, float]:
 
 
 def collect_factors(file: Path, known: Collection[str]) -> dict[str, dict[str, Any]]:
-    """{site: {"down" [in r], "up" [r out], "alpha"}} of a file. Refuses any other array, and sites that are not `known`."""
+    """Reads the factors of an adapter by layer.
+
+    Args:
+        file: safetensors file.
+        known: PyTorch's names of the layers that may have an adapter.
+
+    Returns:
+        {layer: {"down": [in r], "up": [r out], "alpha": number}}, with the entries that the file has.
+
+    Raises:
+        ValueError: an array is no part of an adapter, belongs to no known layer or comes twice, an alpha is no single number, or
+            the file is empty.
+    """
     from_flat = {f"lora_unet_{name.replace('.', '_')}": name for name in known}  # kohya's names have no dots
     found: dict[str, dict[str, Any]] = {}
     for key, value in read_arrays(file).items():
@@ -117,7 +139,20 @@ def collect_factors(file: Path, known: Collection[str]) -> dict[str, dict[str, A
 
 
 def check_factors(file: Path, name: str, factors: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """The factors of a layer [in out], if they are the two of one rank."""
+    """Checks the two factors of a layer.
+
+    Args:
+        file: named in the error.
+        name: of the layer.
+        factors: {"down": [in r], "up": [r out]}, perhaps incomplete.
+        shape: (in, out) of the layer.
+
+    Returns:
+        Both factors.
+
+    Raises:
+        ValueError: one is missing, or they do not fit the layer or each other.
+    """
     down, up = factors.get("down"), factors.get("up")
     if down is None or up is None or len(shape) != 2 or down.ndim != 2 or up.ndim != 2:
         raise ValueError(f"{file}: the factors of {name} do not fit a layer of {shape}: expected two matrices, of a linear layer")
@@ -127,10 +162,16 @@ def check_factors(file: Path, name: str, factors: Mapping[str, Any], shape: tupl
 
 
 def read_scales(file: Path) -> LoraScales:
-    """What the metadata of an adapter says of its scales, or else adapter_config.json beside it.
+    """Reads the scale settings of an adapter from its metadata, or else from adapter_config.json beside it.
+
+    Args:
+        file: safetensors file.
+
+    Returns:
+        The settings; the defaults where there are none.
 
     Raises:
-      ValueError: in one line, for what is malformed.
+        ValueError: the metadata or the JSON file is malformed; one line.
     """
     with safe_open(file, framework="np") as opened:
         text = (opened.metadata() or {}).get("lora_adapter_metadata")
@@ -154,14 +195,32 @@ def read_scales(file: Path) -> LoraScales:
 
 
 def scale_of(about: LoraScales, name: str, rank: int) -> float:
-    """The scale of a layer. Of a pattern the first key counts that the layer's name ends in, as in peft."""
+    """The scale of one layer. The first pattern that the layer's name ends in wins, as in peft.
+
+    Args:
+        about: the settings of the adapter.
+        name: of the layer.
+        rank: of its factors.
+
+    Returns:
+        alpha / rank, or alpha / sqrt(rank); 1 without an alpha.
+
+    Examples:
+        >>> scale_of(LoraScales(alpha=8.0), "attn1.to_q", 4)
+        2.0
+    """
     own = (alpha for key, alpha in about.pattern.items() if re.fullmatch(rf"(.*\.)?({key})", name))
     alpha = next(own, about.alpha)
     return 1.0 if alpha is None else alpha / (rank**0.5 if about.rslora else rank)
 
 
 def is_simple_pattern(key: str) -> bool:
-    """Whether this is a regular expression that cannot take for ever to match: it repeats little, and no group."""
+    """Whether a key is a regular expression that matches in short time: few repetitions, and none of a group.
+
+    Examples:
+        >>> is_simple_pattern("attn1.to_q"), is_simple_pattern("(a+)+")
+        (True, False)
+    """
     if len(key) > 300 or not re.fullmatch(r"[\w.|^$()\[\]\\*+?-]+", key):
         return False
     if len(re.findall(r"[*+?]", key)) > 3 or re.search(r"[)*+?][*+?]", key):
@@ -174,13 +233,28 @@ def is_simple_pattern(key: str) -> bool:
 
 
 def save_embedding(file: str | Path, embedding: Float[Array, "n w"]) -> None:
-    """A learned unconditional text as `negative_prompt_embeds` [1 n w]: what a PyTorch pipeline takes under that name."""
+    """Writes a learned unconditional embedding as `negative_prompt_embeds` [1 n w], as PyTorch pipelines call it.
+
+    Args:
+        file: safetensors file to write.
+        embedding: [n w].
+    """
     with replacing(file) as partial:
         save_file({"negative_prompt_embeds": np.asarray(embedding)[None]}, partial, {"format": "pt"})
 
 
 def load_embedding(file: str | Path) -> Float[Array, "n w"]:
-    """What `save_embedding` wrote."""
+    """Reads the file that `save_embedding` writes.
+
+    Args:
+        file: safetensors file.
+
+    Returns:
+        The embedding [n w], float32.
+
+    Raises:
+        ValueError: the file holds anything else.
+    """
     flat = read_arrays(Path(file))
     if set(flat) != {"negative_prompt_embeds"} or flat["negative_prompt_embeds"].ndim != 3:
         raise ValueError(f"{file} must hold negative_prompt_embeds [1 n w] and nothing else, got {sorted(flat)}")

@@ -43,7 +43,18 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def write_configs(folder: Path, name: str) -> Path:
-    """A folder in diffusers layout without weights and tokenizer: enough to build the networks, and to know their shapes."""
+    """Writes a folder in diffusers layout without weights and tokenizer: enough to build the networks and know their shapes.
+
+    Args:
+        folder: to write to.
+        name: a key of `CONFIGS`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: there is no such architecture.
+    """
     if name not in CONFIGS:
         raise ValueError(f"there is no architecture {name!r}, only {', '.join(CONFIGS)}")
     for part, (directory, _) in PARTS.items():

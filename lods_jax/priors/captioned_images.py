@@ -33,7 +33,19 @@ EXACT = jax.lax.Precision.HIGHEST
 
 
 def caption_words(text: str, ignored: Collection[str] = IGNORED) -> list[str]:
-    """The words of a caption, in lower case, without those that carry no meaning here."""
+    """The words of a caption in lower case, without those that carry no meaning.
+
+    Args:
+        text: the caption.
+        ignored: words to leave out.
+
+    Returns:
+        Words in their order.
+
+    Examples:
+        >>> caption_words("A red mug, side view")
+        ['red', 'mug', 'side']
+    """
     return [word for word in re.split(r"[\s,]+", text.lower()) if word and word not in ignored]
 
 
@@ -42,8 +54,18 @@ def caption_logits(
 ) -> Float[Array, "b 1 k"]:
     """Tokens of captions: `NAMED` in the column of each named word, 0 elsewhere.
 
-    A word that is not in `words`, and a combination of words that no image shows, are errors: either would leave the
-    softmax to choose among images that contradict the text.
+    Args:
+        features: [n k], 1 where a word describes an image.
+        words: names of the k columns.
+        texts: b captions.
+        ignored: words that mean nothing.
+
+    Returns:
+        Tokens [b 1 k].
+
+    Raises:
+        ValueError: a word has no column, or no image shows all words of a caption. Either would leave the softmax to choose among
+            images that contradict the text.
     """
     column = {word: j for j, word in enumerate(words)}
     logits = np.zeros((len(texts), 1, len(words)), np.float32)
@@ -59,19 +81,47 @@ def caption_logits(
 
 
 def log_prior(features: Float[Array, "n k"], psi: dict, cond: Cond) -> Float[Array, "b n"]:
-    """log p(i | y) up to a constant per example; at most -NAMED for images that contradict a caption."""
+    """log p(i | y), up to a constant per example; at most -NAMED for images that contradict a caption.
+
+    Args:
+        features: [n k].
+        psi: {"lora": shift of the tokens}, or empty.
+        cond: its tokens are [b 1 k].
+
+    Returns:
+        [b n].
+    """
     named = jax.nn.log_softmax(jnp.matmul(cond.tokens[:, 0], features.T, precision=EXACT))
     # The shift is added after NAMED has cancelled: in one sum with it, float32 would round it away.
     return named + jnp.matmul(adapter_shift(psi, cond)[:, 0], features.T, precision=EXACT)
 
 
 def resize(rgb: Float[Array, "b h w 3"], size: tuple[int, int]) -> Float[Array, "b h2 w2 3"]:
-    """Bilinear, antialiased when it shrinks: without that, most pixels of a large render would get no gradient."""
+    """Bilinear, antialiased when it shrinks: without that, most pixels of a large render would get no gradient.
+
+    Args:
+        rgb: [b h w 3].
+        size: height and width, pixels.
+
+    Returns:
+        [b height width 3].
+    """
     return jax.image.resize(rgb, (len(rgb), *size, 3), "bilinear")
 
 
 def posterior(weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond) -> Float[Array, "b n"]:
-    """p(i | z_t, y), the weight of each image: what the denoiser of `posterior_mean` averages with."""
+    """p(i | z_t, y), the weight of each image in the denoiser of `posterior_mean`.
+
+    Args:
+        weights: of that prior.
+        psi: {"lora": shift of the tokens}, or empty.
+        z_t: noised pixels [b h w c].
+        t: timesteps [b].
+        cond: its tokens are [b 1 k].
+
+    Returns:
+        [b n], each row with sum 1.
+    """
     x, x_t = weights["x"], z_t.reshape(len(z_t), -1)
     signal, noise_std = signal_and_noise(t, x_t)
     # -|z_t - signal x_i|^2 / (2 noise_std^2) without |z_t|^2, which all images share.
@@ -85,12 +135,21 @@ def posterior_mean(
     words: Sequence[str],
     ignored: Collection[str] = IGNORED,
 ) -> Prior:
-    """The exact denoiser of a set of images: E[x0 | x_t, y] = sum_i p(i | x_t, y) x_i. Latents are pixels in [-1, 1].
+    """The exact denoiser of a set of images: E[x0 | x_t, y] = sum_i p(i | x_t, y) x_i.
+
+    Latents are pixels in [-1, 1].
 
     Args:
-      images: in [0, 1]; any number of channels will do for `predict`.
-      features: 1 where the word of that column describes the image, else 0.
-      words: names of the columns. ignored: words that a caption may hold and that mean nothing.
+        images: [n h w c] in [0, 1]; `predict` takes any number of channels.
+        features: [n k], 1 where a word describes an image, else 0.
+        words: names of the k columns.
+        ignored: words that a caption may hold and that mean nothing.
+
+    Returns:
+        The prior. Its `embed` raises ValueError for captions that no image shows.
+
+    Raises:
+        ValueError: images, features and words do not fit each other.
     """
     check_captioned(images, features, words)
 
@@ -119,7 +178,16 @@ def posterior_mean(
 
 
 def caption_moments(weights: dict, psi: dict, cond: Cond) -> tuple[Float[Array, "b d"], Float[Array, "b d d"]]:
-    """Mean and covariance of p(z | y), the images weighted by p(i | y), in the coordinates of `caption_gaussians`."""
+    """Mean and covariance of p(z | y), the images weighted by p(i | y).
+
+    Args:
+        weights: of a prior that `caption_gaussians` made.
+        psi: {"lora": shift of the tokens}, or empty.
+        cond: its tokens are [b 1 k].
+
+    Returns:
+        Mean [b d] and covariance [b d d], in PCA coordinates.
+    """
     share = jax.nn.softmax(log_prior(weights["features"], psi, cond))
     mean = jnp.matmul(share, weights["coords"], precision=EXACT)
     offset = weights["coords"][None] - mean[:, None]
@@ -129,9 +197,16 @@ def caption_moments(weights: dict, psi: dict, cond: Cond) -> tuple[Float[Array, 
 
 
 def principal_axes(x: Float[np.ndarray, "n d"], dims: int) -> Float[np.ndarray, "d {dims}"]:
-    """The leading right singular vectors of centred rows x, by subspace iteration (Halko et al. 2011, algorithm 4.4).
+    """The leading right singular vectors, by subspace iteration (Halko et al. 2011, algorithm 4.4).
 
     The full SVD of 2,000 renders at 32 x 32 takes half a minute, this a second or two.
+
+    Args:
+        x: centred rows [n d].
+        dims: number of axes.
+
+    Returns:
+        Axes in columns [d dims].
     """
     spare = min(dims + 16, *x.shape)
     axes = np.random.default_rng(0).normal(size=(x.shape[1], spare))
@@ -149,15 +224,24 @@ def caption_gaussians(
     ridge: float = 1e-2,
     ignored: Collection[str] = IGNORED,
 ) -> Prior:
-    """One Gaussian per text, with the mean and covariance of its images in their first PCA coordinates.
+    """A prior with one Gaussian per text: mean and covariance of its images in their first PCA coordinates.
 
-    Latents [b 1 1 dims] are the coordinates, all times one number that makes their mean variance 1, so that distances
-    keep their proportions.
+    Latents [b 1 1 dims] are the coordinates, all divided by one number that makes their mean variance 1, so that distances keep
+    their proportions.
 
     Args:
-      images, features, words, ignored: as for `posterior_mean`.
-      dims: number of PCA coordinates. ridge: variance added to every coordinate, so that a caption of few images has a
-        density; the mean variance is 1.
+        images: [n h w 3] in [0, 1].
+        features: [n k], 1 where a word describes an image, else 0.
+        words: names of the k columns.
+        dims: number of PCA coordinates.
+        ridge: variance that is added to every coordinate, so that a caption of few images has a density; the mean variance is 1.
+        ignored: words that a caption may hold and that mean nothing.
+
+    Returns:
+        The prior. Its `embed` raises ValueError for captions that no image shows.
+
+    Raises:
+        ValueError: images, features and words do not fit each other, or `dims` or `ridge` is out of range.
     """
     check_captioned(images, features, words)
     most = min(len(images) - 1, images[0].size)
@@ -203,7 +287,16 @@ def caption_gaussians(
 
 
 def check_captioned(images: np.ndarray, features: np.ndarray, words: Sequence[str]) -> None:
-    """Raises ValueError unless there are images, one row of 0s and 1s for each, and one word per column."""
+    """Checks that there are images, a row of 0s and 1s for each, and a word for each column.
+
+    Args:
+        images: [n ...].
+        features: [n k].
+        words: k names.
+
+    Raises:
+        ValueError: something does not fit.
+    """
     if len(images) == 0 or features.shape != (len(images), len(words)):
         raise ValueError(
             f"features must be [n k] for n >= 1 images and k words, got {features.shape} for "
@@ -216,10 +309,21 @@ def check_captioned(images: np.ndarray, features: np.ndarray, words: Sequence[st
 def from_folder(
     folder: str | Path, size: int = 64, ignored: Collection[str] = IGNORED
 ) -> tuple[Float[np.ndarray, "n h w 3"], Float[np.ndarray, "n k"], list[str]]:
-    """Images, features and words of a folder in the imagefolder layout of Hugging Face datasets.
+    """Reads a folder of captioned images, in the imagefolder layout of Hugging Face datasets.
 
-    `metadata.jsonl` holds one line {"file_name": "mug.png", "text": "a red mug, side view"} per image. Images are laid
-    on white where they are transparent, cropped to the centre square, and scaled to size x size.
+    `metadata.jsonl` holds one line {"file_name": "mug.png", "text": "a red mug, side view"} per image. Images are composited on
+    white, cropped to the centre square and scaled.
+
+    Args:
+        folder: with `metadata.jsonl`.
+        size: edge of the images, pixels.
+        ignored: words of captions that mean nothing.
+
+    Returns:
+        Images [n size size 3] in [0, 1], features [n k], and the k words.
+
+    Raises:
+        ValueError: the listing is missing, empty or malformed, or names a file outside the folder or one that is no image.
     """
     listing = Path(folder) / "metadata.jsonl"
     if not listing.is_file():
@@ -243,7 +347,18 @@ def from_folder(
 
 
 def read_image(path: Path, size: int) -> Float[np.ndarray, "h w 3"]:
-    """The centre square of an image file at size x size, in [0, 1], on white where it is transparent."""
+    """The centre square of an image file, on white where it is transparent.
+
+    Args:
+        path: of the file.
+        size: edge of the result, pixels.
+
+    Returns:
+        [size size 3] in [0, 1].
+
+    Raises:
+        ValueError: the file is no image.
+    """
     image = Image.fromarray(to_uint8(read_rgba(path)))
     on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return np.asarray(ImageOps.fit(on_white, (size, size), Image.Resampling.BILINEAR), np.float32) / 255

@@ -20,13 +20,22 @@ def ddim(
     steps: int = 25,
     clip: float | None = None,
 ) -> Float[Array, "b h w c"]:
-    """Samples clean latents from Gaussian noise `z`.
+    """Samples clean latents from Gaussian noise.
 
     Args:
-      predict: (z_t, t [b], Cond) -> eps, e.g. a Prior's `predict` with its weights and psi bound.
-      tokens, null: text-encoder output of the prompt and of the negative prompt.
-      s: guidance scale; 1 samples p(z | prompt). steps: number of evenly spaced timesteps, from 999 down.
-      clip: bound on |x0| at every step. Guidance at high noise can leave the range of the latents for good.
+        predict: (z_t, t [b], Cond) -> eps, such as a prior's `predict` with its weights and psi bound.
+        z: standard normal noise [b h w c].
+        tokens: text-encoder output of the prompt [b n d].
+        null: text-encoder output of the negative prompt [b n d].
+        s: guidance scale; 1 samples p(z | prompt).
+        steps: number of evenly spaced timesteps from 999 down, 1 to 1000.
+        clip: bound on |x0| in every step, None for no bound. Guidance at high noise can leave the range of the latents for good.
+
+    Returns:
+        Clean latents [b h w c].
+
+    Raises:
+        ValueError: `steps` is out of range.
     """
     if not 1 <= steps <= T:
         raise ValueError(f"steps must be in 1..{T}, got {steps}")

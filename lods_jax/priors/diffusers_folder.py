@@ -1,6 +1,6 @@
 """A Stable Diffusion folder as diffusers and transformers lay it out: which files there are, and what their JSON says.
 
-Loads no jax, so that a command can refuse a folder at once. What the weight files hold is read by `convert`.
+Loads no jax, so that a command can refuse a folder at once. `torch_weights` reads the weight files.
 """
 
 import json
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Name of a part in our trees -> its folder and the stem of its weight file.
+# {part: (its folder, the stem of its weight files)}.
 PARTS = {
     "unet": ("unet", "diffusion_pytorch_model"),
     "vae": ("vae", "diffusion_pytorch_model"),
     "text": ("text_encoder", "model"),
 }
-# The same for a folder of the Zero-1-to-3 kind, which is conditioned on an image and a pose.
+# The same for a Zero-1-to-3 folder, which is conditioned on an image and a pose.
 POSED_PARTS = {
     "unet": PARTS["unet"],
     "vae": PARTS["vae"],
@@ -26,18 +26,29 @@ PICKLES = {".bin", ".ckpt", ".pt", ".pth"}
 
 
 class Vocabulary(NamedTuple):
-    """What a prior was trained on, where that is little: `vocabulary.json` of its folder."""
+    """The words that a prior was trained on, where these are few: `vocabulary.json` of its folder.
+
+    Attributes:
+        words: the words.
+        prompts: captions of training images, as suggestions for the user; may be empty.
+    """
 
     words: frozenset[str]
-    prompts: Sequence[str]  # captions of the training images, to suggest to a person; may be empty
+    prompts: Sequence[str]
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`, which lies somewhere in a Stable Diffusion folder.
+    """The JSON object of a file in a Stable Diffusion folder.
+
+    Args:
+        file: its path.
+
+    Returns:
+        The object.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it holds something else.
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or holds no JSON object.
     """
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -54,10 +65,16 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def read_vocabulary(folder: str | Path) -> Vocabulary | None:
-    """The words that the prior of a folder was trained on; None where no `vocabulary.json` limits them.
+    """The words that the prior of a folder was trained on.
+
+    Args:
+        folder: in diffusers layout.
+
+    Returns:
+        The vocabulary; None where no `vocabulary.json` limits the words.
 
     Raises:
-      ValueError: the file is not {"words": [...], "prompts": [...]} with lists of texts; "prompts" may be absent.
+        ValueError: the file is not {"words": [...], "prompts": [...]} with lists of texts; "prompts" may be absent.
     """
     file = Path(folder) / "vocabulary.json"
     if not file.is_file():
@@ -73,15 +90,21 @@ def read_vocabulary(folder: str | Path) -> Vocabulary | None:
 
 
 def weight_files(folder: Path, part: str, variant: str | None = None) -> list[Path]:
-    """The safetensors files of one part ("unet", "vae", "text", "image", "camera").
+    """The safetensors files of one part.
 
     Args:
-      variant: such as "fp16", another file beside the default one. A part without it has its default file read, as diffusers
-        does: "non_ema" is a variant of the U-Net alone. Without a variant, a part that has only one kind of file has that read.
+        folder: in diffusers layout.
+        part: "unet", "vae", "text", "image" or "camera".
+        variant: such as "fp16", of which a folder may have files beside the default ones. A part without the variant uses its
+            default file, as in diffusers: "non_ema" is a variant of the U-Net alone. With None, a part that has files of one
+            variant only uses these.
+
+    Returns:
+        One file, or all shards.
 
     Raises:
-      FileNotFoundError: no such weights; the message names what there is.
-      ValueError: only pickled weights, several variants to choose from, or a malformed index of shards.
+        FileNotFoundError: there are no such weights; the message names those there are.
+        ValueError: there are only pickled weights, several variants to choose from, or a malformed index of shards.
     """
     directory, stem = folder / (PARTS | POSED_PARTS)[part][0], (PARTS | POSED_PARTS)[part][1]
     if not directory.is_dir():
@@ -101,7 +124,15 @@ def weight_files(folder: Path, part: str, variant: str | None = None) -> list[Pa
 
 
 def variants(directory: Path, stem: str) -> dict[str | None, Path]:
-    """{variant: its weight file, or the index of its shards} of one part; the default has the name None."""
+    """The weight files of one part, by variant.
+
+    Args:
+        directory: of the part.
+        stem: of its files' names.
+
+    Returns:
+        {variant: weight file or index of shards}; the default has the key None.
+    """
     found: dict[str | None, Path] = {}
     # A whole file wins over an index of shards with the same variant.
     for pattern in (rf"{stem}\.safetensors\.index(?:\.([\w-]+))?\.json", rf"{stem}(?:\.([\w-]+))?\.safetensors"):
@@ -113,7 +144,16 @@ def variants(directory: Path, stem: str) -> dict[str | None, Path]:
 
 
 def check_variant(folder: Path, parts: Sequence[str], variant: str | None) -> None:
-    """Raises FileNotFoundError where no part of the folder has weights of the variant."""
+    """Checks that some part of a folder has weights of a variant.
+
+    Args:
+        folder: in diffusers layout.
+        parts: to look at.
+        variant: None is always there.
+
+    Raises:
+        FileNotFoundError: no part has it; the message names the variants there are.
+    """
     directories = [(folder / directory, stem) for directory, stem in ((PARTS | POSED_PARTS)[part] for part in parts)]
     there = set().union(*(variants(*where) for where in directories if where[0].is_dir()))
     if variant is not None and variant not in there:
@@ -122,13 +162,32 @@ def check_variant(folder: Path, parts: Sequence[str], variant: str | None) -> No
 
 
 def refuse_pickles(directory: Path, stem: str) -> None:
-    """Raises ValueError where a part has pickled weights: loading them can run code."""
+    """Refuses a part that has pickled weights, since loading them can run code.
+
+    Args:
+        directory: of the part.
+        stem: of its files' names, for the message.
+
+    Raises:
+        ValueError: there are such files.
+    """
     if pickles := sorted(file.name for file in directory.iterdir() if file.suffix in PICKLES):
         raise ValueError(f"{directory} has only pickled weights, {pickles[0]}: expected safetensors, as {stem}.safetensors")
 
 
 def shards(index: Path) -> list[Path]:
-    """The files that an index of shards names."""
+    """The files that an index of shards names.
+
+    Args:
+        index: JSON file with `weight_map`.
+
+    Returns:
+        Paths beside the index, sorted.
+
+    Raises:
+        ValueError: the index is malformed, or names a file elsewhere.
+        FileNotFoundError: a file is missing.
+    """
     names = read_config(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(is_plain_name(name) for name in names.values()):
         raise ValueError(f"{index} must name files beside it under weight_map")
@@ -139,10 +198,26 @@ def shards(index: Path) -> list[Path]:
 
 
 def is_plain_name(name: Any) -> bool:
-    """Whether this is the name of a file, without a way to another folder."""
+    """Whether a value is the name of a file, without a way to another folder.
+
+    Args:
+        name: any value of JSON.
+
+    Returns:
+        True for a plain name.
+
+    Examples:
+        >>> is_plain_name("model.safetensors"), is_plain_name("../model.safetensors")
+        (True, False)
+    """
     return isinstance(name, str) and bool(name) and name == Path(name).name and "\0" not in name and len(name) < 256
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number that float32 holds; JSON has integers of any length, and NaN."""
+    """Whether a value of JSON is a number that float32 holds. JSON has integers of any length, and NaN.
+
+    Examples:
+        >>> is_number(0.5), is_number(10**40), is_number(True)
+        (True, False, False)
+    """
     return type(value) in (int, float) and -1e30 < value < 1e30

@@ -1,10 +1,10 @@
-"""The Flax networks of Stable Diffusion, behind one door: every import of them and every mend to them is in this file.
+"""The Flax networks of Stable Diffusion: wraps the modules of diffusers and transformers, with two numerical patches.
 
-diffusers 0.39 and transformers 4.57 are the last to carry them. The parameter names are theirs, so that an own network
-can take their place without a change elsewhere. Importing them takes seconds: it happens inside the functions.
+diffusers 0.39 and transformers 4.57 are the last to carry them. The parameter names are theirs, so that another network
+can take their place without a change elsewhere. Importing them takes seconds, so it happens inside the functions.
 
-Layout is channels last on this side of the door, whatever the network behind it expects.
-Two mends bring the U-Net to PyTorch's values (they act during tracing, inside `predict_noise`, and change no class):
+Arrays are channels last here, whatever the network expects.
+Two patches bring the U-Net to PyTorch's values (they act during tracing, inside `predict_noise`, and change no class):
   GEGLU gates with the exact GELU, not with the tanh approximation     eps error 2e-4 to 4e-4 -> 1e-5
   the transformer's GroupNorm has epsilon 1e-6, not 1e-5               1e-5 -> 4e-6, the noise of float32
 
@@ -31,7 +31,18 @@ DEPRECATION = "Flax classes are deprecated and will be removed in Diffusers v0.4
 
 
 def unet(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
-    """The noise predictor of a diffusers `unet/config.json`; computes in `dtype`."""
+    """The noise predictor of a diffusers `unet/config.json`.
+
+    Args:
+        config: the JSON object.
+        dtype: of the computation.
+
+    Returns:
+        The network, without parameters.
+
+    Raises:
+        ValueError: a setting is malformed or not supported, or upcast_attention is set and dtype is not float32.
+    """
     _hush_diffusers()
     from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
 
@@ -41,7 +52,15 @@ def unet(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module
 
 
 def vae(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
-    """The autoencoder of a diffusers `vae/config.json`; computes in `dtype`."""
+    """The autoencoder of a diffusers `vae/config.json`, without parameters.
+
+    Args:
+        config: the JSON object.
+        dtype: of the computation.
+
+    Returns:
+        The network.
+    """
     _hush_diffusers()
     from diffusers.models.vae_flax import FlaxAutoencoderKL
 
@@ -49,7 +68,15 @@ def vae(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
 
 
 def text_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
-    """The CLIP text encoder of a transformers `text_encoder/config.json`; computes in `dtype`."""
+    """The CLIP text encoder of a transformers `text_encoder/config.json`, without parameters.
+
+    Args:
+        config: the JSON object.
+        dtype: of the computation.
+
+    Returns:
+        The network.
+    """
     from transformers.models.clip.configuration_clip import CLIPTextConfig
     from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
 
@@ -58,7 +85,15 @@ def text_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> n
 
 
 def image_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
-    """The CLIP image encoder of a transformers `image_encoder/config.json`, with its projection; computes in `dtype`."""
+    """The CLIP image encoder of a transformers `image_encoder/config.json`, with its projection and without parameters.
+
+    Args:
+        config: the JSON object.
+        dtype: of the computation.
+
+    Returns:
+        The network.
+    """
     from transformers.models.clip.configuration_clip import CLIPVisionConfig
     from transformers.models.clip.modeling_flax_clip import FlaxCLIPVisionTransformer
 
@@ -76,7 +111,14 @@ def image_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> 
 
 
 def linear(config: Mapping[str, Any]) -> nn.Module:
-    """The layer that joins image and pose in a Zero-1-to-3 folder: {"in_channel": n, "out_channel": m}."""
+    """The linear layer that joins image and pose in a Zero-1-to-3 folder.
+
+    Args:
+        config: {"in_channel": n, "out_channel": m}.
+
+    Returns:
+        The network, without parameters.
+    """
 
     class Linear(nn.Module):
         in_channels: int
@@ -92,9 +134,16 @@ def linear(config: Mapping[str, Any]) -> nn.Module:
 
 
 def init(module: nn.Module, key: Key[Array, ""]) -> Any:
-    """Random float32 parameters of a network made by this file: Flax's default distributions, and 0.02 for embeddings.
+    """Random float32 parameters: Flax's default distributions, and a deviation of 0.02 for embeddings.
 
-    One draw for all leaves: compiling the initialisers of each shape takes half a minute for the smallest U-Net.
+    One draw serves all leaves: compiling the initialisers of each shape takes half a minute for the smallest U-Net.
+
+    Args:
+        module: a network that a function of this file made.
+        key: consumed.
+
+    Returns:
+        A tree of dicts.
     """
     leaves, tree = jax.tree.flatten_with_path(shapes(module))
     ends = np.cumsum([leaf.size for _, leaf in leaves])
@@ -116,7 +165,14 @@ def init(module: nn.Module, key: Key[Array, ""]) -> Any:
 
 
 def shapes(module: nn.Module) -> Any:
-    """The tree of `init` as ShapeDtypeStructs, a plain tree of dicts; computes nothing."""
+    """The shapes of a network's parameters; computes nothing.
+
+    Args:
+        module: a network that a function of this file made.
+
+    Returns:
+        The tree of `init`, with ShapeDtypeStructs as leaves.
+    """
     return jax.eval_shape(lambda key: module.init(key, *_example(module))["params"], jax.random.key(0))
 
 
@@ -128,12 +184,21 @@ def predict_noise(
     tokens: Float[Array, "b n d"],
     interceptors: Sequence[Callable] = (),
 ) -> Float[Array, "b h w _"]:
-    """What the U-Net says of z_t at timestep t: eps or v, whichever it was trained for. z_t has all channels of its input.
+    """The output of the U-Net at z_t and t: eps or v, whichever it was trained for.
 
-    `interceptors` of `nn.intercept_methods` act beside the two mends: the side paths of `lora`.
+    Args:
+        module: the U-Net.
+        params: its parameters.
+        z_t: [b h w c] with all channels of its input.
+        t: timesteps [b].
+        tokens: context [b n d].
+        interceptors: of `nn.intercept_methods`, such as `lora.side_path`; they act beside the two patches.
+
+    Returns:
+        [b h w channels].
     """
     with ExitStack() as stack:
-        for interceptor in (_mend, *interceptors):
+        for interceptor in (_patch, *interceptors):
             stack.enter_context(nn.intercept_methods(interceptor))
         out = module.apply({"params": params}, jnp.moveaxis(z_t, -1, 1), t, tokens).sample
     return jnp.moveaxis(out, 1, -1)
@@ -142,25 +207,61 @@ def predict_noise(
 def encode_moments(
     module: nn.Module, params: Any, rgb: Float[Array, "b H W 3"]
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-    """Mean and log variance of the unscaled latents of an image in [-1, 1]; the log variance is cut to [-30, 20]."""
+    """Mean and log variance of the unscaled latents of images.
+
+    Args:
+        module: the autoencoder.
+        params: its parameters.
+        rgb: [b H W 3] in [-1, 1].
+
+    Returns:
+        Two arrays [b h w c]; the log variance is clipped to [-30, 20].
+    """
     moments = module.apply({"params": params}, rgb, method=lambda m, x: m.quant_conv(m.encoder(x)))
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return mean, jnp.clip(logvar, -30.0, 20.0)
 
 
 def decode_image(module: nn.Module, params: Any, z: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
-    """The image of unscaled latents, in about [-1, 1]: not clipped."""
+    """The images of unscaled latents.
+
+    Args:
+        module: the autoencoder.
+        params: its parameters.
+        z: latents [b h w c].
+
+    Returns:
+        [b H W 3] in about [-1, 1], not clipped.
+    """
     # FlaxAutoencoderKL.decode guesses the layout and takes every 4-wide NCHW latent for NHWC; its parts do not guess.
     return module.apply({"params": params}, z, method=lambda m, x: m.decoder(m.post_quant_conv(x)))
 
 
 def encode_text(module: nn.Module, params: Any, ids: Int[Array, "k n"]) -> Float[Array, "k n d"]:
-    """Token embeddings after the final layer norm. Padding is not masked: Stable Diffusion was trained that way."""
+    """Token embeddings after the final layer norm. Padding is not masked: Stable Diffusion was trained that way.
+
+    Args:
+        module: the text encoder.
+        params: its parameters.
+        ids: token ids [k n].
+
+    Returns:
+        [k n d].
+    """
     return module.apply({"params": params}, *_text_inputs(ids)).last_hidden_state
 
 
 def encode_image(module: nn.Module, params: Any, rgb: Float[Array, "b H W 3"]) -> Float[Array, "b p"]:
-    """The projected CLIP embedding of images in [0, 1], which must have the size that the encoder was trained for."""
+    """The projected CLIP embedding of images.
+
+    Args:
+        module: the image encoder.
+        params: its parameters.
+        rgb: [b H W 3] in [0, 1], of the size that the encoder was trained for.
+
+    Returns:
+        [b p].
+    """
     mean, deviation = jnp.array([0.48145466, 0.4578275, 0.40821073]), jnp.array([0.26862954, 0.26130258, 0.27577711])
     return module.apply({"params": params}, (rgb - mean[None, None, None]) / deviation[None, None, None])
 
@@ -170,8 +271,8 @@ def _kinds(cls: type) -> dict[str, Any]:
     return {field.name: field.type for field in fields(cls) if field.name not in ("parent", "name", "dtype")}
 
 
-def _mend(next_fun, args, kwargs, context):
-    """An interceptor of `nn.intercept_methods` with the two mends of the module docstring."""
+def _patch(next_fun, args, kwargs, context):
+    """An interceptor of `nn.intercept_methods` with the two patches of the module docstring."""
     from diffusers.models.attention_flax import FlaxGEGLU, FlaxTransformer2DModel
 
     module = context.module
@@ -187,7 +288,10 @@ def fused_attention(implementation: str | None) -> Callable:
     """An interceptor that computes the U-Net's attention by `jax.nn.dot_product_attention`.
 
     Args:
-      implementation: "cudnn" is the fused kernel of NVIDIA GPUs, for bfloat16 and float16; "xla" or None runs anywhere.
+        implementation: "cudnn" is the fused kernel of NVIDIA GPUs, for bfloat16 and float16; "xla" or None runs anywhere.
+
+    Returns:
+        For `nn.intercept_methods`.
     """
 
     def intercept(next_fun, args, kwargs, context):
@@ -205,7 +309,11 @@ def fused_attention(implementation: str | None) -> Callable:
 
 
 def remat() -> Callable:
-    """An interceptor that computes each transformer block again in the backward pass, instead of keeping its insides."""
+    """An interceptor that computes each transformer block again in the backward pass, instead of keeping its activations.
+
+    Returns:
+        For `nn.intercept_methods`.
+    """
     inside: set[tuple] = set()
 
     def intercept(next_fun, args, kwargs, context):

@@ -15,10 +15,19 @@ from lods_jax.core.types import Cond, Prior, Query
 def init_psi(
     weights: dict, key: Key[Array, ""], tokens: Float[Array, "n w"], queries: Iterable[Query]
 ) -> dict[str, Float[Array, "n w"]]:
-    """What the fitted `queries` can learn: "embedding" starts as `tokens`, "lora" as no shift of the tokens.
+    """The learnable part for the trained queries: an embedding that starts as `tokens`, an adapter that starts as no shift.
 
-    A closed form has no layers to adapt. Its adapter is a learned shift, added to whatever tokens it is given. Like
-    LoRA it starts at zero, is scaled per example, and leaves the text in place.
+    A closed form has no layers to adapt. Its adapter is a learned shift of the tokens. Like LoRA it starts at zero and is scaled
+    per example.
+
+    Args:
+        weights: unused.
+        key: unused.
+        tokens: [n w].
+        queries: the trained ones.
+
+    Returns:
+        {"embedding": [n w], "lora": [n w]}, with the entries that the queries use.
     """
     queries = list(queries)
     psi = {}
@@ -30,18 +39,36 @@ def init_psi(
 
 
 def adapter_shift(psi: dict, cond: Cond) -> Float[Array, "b n w"]:
-    """What the adapter adds to the tokens of each example; zero without an adapter."""
+    """The shift of the tokens by the adapter, times its scale.
+
+    Args:
+        psi: {"lora": [n w]}, or empty.
+        cond: tokens [b n w] and scales.
+
+    Returns:
+        [b n w]; zero without an adapter.
+    """
     if "lora" not in psi or cond.lora is None:
         return jnp.zeros_like(cond.tokens)
     return per_example(cond.lora, cond.tokens) * psi["lora"][None]
 
 
 def gaussian(means: Mapping[str, float], sigma: float = 0.5) -> Prior:
-    """The Gaussian prior. Latents are the rgb values themselves; the tokens [k 1 1] of a text hold its mean.
+    """A prior with a closed-form score. Latents are the rgb values, and the tokens [k 1 1] of a text hold its mean.
 
     Args:
-      means: mu_y of every text that the prior understands, "" for the unconditional one.
-      sigma: standard deviation of the images of any one text.
+        means: {text: mean of its images}, with "" for the unconditional.
+        sigma: standard deviation of the images of any one text, at least 0.
+
+    Returns:
+        The prior. Its `embed` raises ValueError for texts without a mean.
+
+    Raises:
+        ValueError: sigma is negative or NaN.
+
+    Examples:
+        >>> gaussian({"": 0.2, "red": 1.0}).embed({}, ["red"]).shape
+        (1, 1, 1)
     """
     if not sigma >= 0:
         raise ValueError(f"sigma must be at least 0, got {sigma}")

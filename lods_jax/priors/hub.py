@@ -11,13 +11,18 @@ PATTERNS = ("*.json", "*.txt", "*.safetensors", "*/*.json", "*/*.txt", "*/*.safe
 
 
 def local(name: str, download: bool = False, cache: Path | None = None) -> Path:
-    """The folder of a prior, "tabletop" being the shipped one.
-
-    What is neither a folder nor a cached repository comes back as it is, for the caller to refuse.
+    """The folder of a prior.
 
     Args:
-      download: fetch what the cache lacks of the repository; without it nothing goes over the network.
-      cache: by default that of huggingface_hub (HF_HOME, HF_HUB_CACHE).
+        name: "tabletop" for the shipped one, a folder, or a repository id of the Hugging Face Hub, "owner/name".
+        download: whether to fetch what the cache lacks of a repository; otherwise nothing goes over the network.
+        cache: None for that of huggingface_hub (HF_HOME, HF_HUB_CACHE).
+
+    Returns:
+        The folder. A name that is neither a folder nor a cached repository comes back as a path, for the caller to refuse.
+
+    Raises:
+        ValueError: the download fails.
     """
     if name == "tabletop":
         return TABLETOP
@@ -35,7 +40,14 @@ def local(name: str, download: bool = False, cache: Path | None = None) -> Path:
 
 
 def unet_hash(folder: Path) -> str | None:
-    """SHA-256 of the U-Net's weights of a Stable Diffusion folder: tells one prior from another."""
+    """SHA-256 of the U-Net's weights, which tells one prior from another.
+
+    Args:
+        folder: in diffusers layout.
+
+    Returns:
+        Hexadecimal digits; None without weights.
+    """
     files = sorted((folder / "unet").glob("*.safetensors"))
     if not files:
         return None
@@ -48,7 +60,14 @@ def unet_hash(folder: Path) -> str | None:
 
 
 def family(folder: Path) -> str:
-    """Which Stable Diffusion a folder holds, told by the width of its text: 768 is 1.x, 1024 is 2.x."""
+    """The Stable Diffusion family of a folder, by the width of its text: 768 is 1.x, 1024 is 2.x.
+
+    Args:
+        folder: in diffusers layout.
+
+    Returns:
+        A name to print.
+    """
     config = json.loads((folder / "unet" / "config.json").read_text())
     width = config.get("cross_attention_dim")
     return {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(width, f"Stable Diffusion layout, text width {width}")

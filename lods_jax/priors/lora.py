@@ -1,9 +1,9 @@
-"""Low-rank adapters (LoRA; Hu et al. 2022) of the U-Net's attention, and what else of a prior can be learned.
+"""Low-rank adapters (LoRA; Hu et al. 2022) of the U-Net's attention, and the camera network of VSD.
 
 An adapter is a tree of its own beside the frozen weights: {site: {"down": [in r], "up": [r out]}}, a site being PyTorch's name of
 a linear layer, "mid_block.attentions.0.transformer_blocks.0.attn1.to_q". It acts as a side path, x W + scale (x down) up, and is
 never merged while it learns: the weights are not copied and may be bfloat16, and scale is a number per example, so that one call
-answers questions to the frozen network (scale 0) and to the adapted one.
+serves the frozen network (scale 0) and the adapted one.
 
 A pose adapter (VSD; Wang et al. 2023) adds a small network of the camera to the embedding of the timestep.
 """
@@ -27,7 +27,18 @@ Lora = dict[str, dict[str, Float[Array, "..."]]]
 
 
 def sites(shapes: Any, targets: Sequence[str] = TARGETS) -> dict[str, tuple[int, int]]:
-    """{site: (in, out)} of the U-Net's linear layers whose names end in one of `targets`, in the order of their names."""
+    """The linear layers of a U-Net that an adapter of these targets changes.
+
+    Args:
+        shapes: the U-Net's parameters, or their ShapeDtypeStructs.
+        targets: ends of the layers' names.
+
+    Returns:
+        {PyTorch's name: (in, out)}, sorted by name.
+
+    Raises:
+        ValueError: no layer has such a name.
+    """
     found = {}
     for path, leaf in flatten_dict(shapes).items():
         name = site_name(path)
@@ -39,7 +50,20 @@ def sites(shapes: Any, targets: Sequence[str] = TARGETS) -> dict[str, tuple[int,
 
 
 def init(key: Key[Array, ""], shapes: Any, rank: int = RANK, targets: Sequence[str] = TARGETS) -> Lora:
-    """A new adapter: down ~ N(0, 1 / rank^2) and up = 0, so that it changes nothing yet (the official LODS and diffusers)."""
+    """A new adapter: down ~ N(0, 1 / rank^2) and up = 0, as in the official LODS and diffusers, so that it changes nothing yet.
+
+    Args:
+        key: consumed.
+        shapes: the U-Net's parameters, or their ShapeDtypeStructs.
+        rank: of the factors, at least 1.
+        targets: ends of the layers' names.
+
+    Returns:
+        {layer: {"down": [in rank], "up": [rank out]}}.
+
+    Raises:
+        ValueError: the rank is below 1, or no layer has such a name.
+    """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
     found = sites(shapes, targets)
@@ -50,7 +74,16 @@ def init(key: Key[Array, ""], shapes: Any, rank: int = RANK, targets: Sequence[s
 
 
 def side_path(lora: Lora, scale: Float[Array, "b"], hit: set[str]) -> Callable:
-    """An interceptor of `nn.intercept_methods` that adds scale (x down) up to every site; `hit` gets the sites that it met."""
+    """An interceptor that adds scale (x down) up to the output of every layer of an adapter.
+
+    Args:
+        lora: the adapter.
+        scale: per example [b].
+        hit: gets the names of the layers that were met.
+
+    Returns:
+        For `nn.intercept_methods`.
+    """
     table = {flax_path(name): (name, factors) for name, factors in lora.items()}
 
     def intercept(next_fun, args, kwargs, context):
@@ -67,7 +100,19 @@ def side_path(lora: Lora, scale: Float[Array, "b"], hit: set[str]) -> Callable:
 
 
 def merge(params: Any, lora: Lora, scale: float = 1.0) -> Any:
-    """The U-Net's parameters with the adapter added to its kernels, for programs that know no adapters."""
+    """The U-Net's parameters with the adapter added to its kernels, for programs that know no adapters.
+
+    Args:
+        params: of the U-Net.
+        lora: the adapter.
+        scale: its factor.
+
+    Returns:
+        A new tree.
+
+    Raises:
+        ValueError: the U-Net lacks a layer of the adapter.
+    """
     flat = flatten_dict(params)
     for name, factors in lora.items():
         path = (*flax_path(name), "kernel")
@@ -79,7 +124,15 @@ def merge(params: Any, lora: Lora, scale: float = 1.0) -> Any:
 
 # --- cameras ----------------------------------------------------------------------------------------------------------------
 def init_pose(key: Key[Array, ""], width: int) -> dict[str, Float[Array, "..."]]:
-    """A network of two layers from a camera to the timestep's embedding; its last layer is 0, so that it changes nothing yet."""
+    """A network of two layers from a camera to the embedding of the timestep. Its last layer is 0, so it changes nothing yet.
+
+    Args:
+        key: consumed.
+        width: of the timestep's embedding.
+
+    Returns:
+        Kernels and biases by name.
+    """
     return {
         "kernel_1": jax.random.normal(key, (POSE, width)) / POSE**0.5,
         "bias_1": jnp.zeros(width),
@@ -89,7 +142,16 @@ def init_pose(key: Key[Array, ""], width: int) -> dict[str, Float[Array, "..."]]
 
 
 def pose_path(pose_net: dict[str, Array], pose: Float[Array, "b 16"], on: Float[Array, "b"]) -> Callable:
-    """An interceptor that adds the camera's embedding to the timestep's, in the examples where `on` is 1."""
+    """An interceptor that adds the camera's embedding to that of the timestep.
+
+    Args:
+        pose_net: from `init_pose`.
+        pose: camera-to-world matrices [b 16].
+        on: 1 where it is added, else 0 [b].
+
+    Returns:
+        For `nn.intercept_methods`.
+    """
     hidden = nn.silu(pose @ pose_net["kernel_1"] + pose_net["bias_1"][None])
     added = on[:, None] * (hidden @ pose_net["kernel_2"] + pose_net["bias_2"][None])
 
@@ -102,10 +164,20 @@ def pose_path(pose_net: dict[str, Array], pose: Float[Array, "b 16"], on: Float[
 
 # --- names ------------------------------------------------------------------------------------------------------------------
 def site_name(path: Sequence[str]) -> str:
-    """PyTorch's name of the layer of a kernel: (..., "attn1", "to_out_0", "kernel") -> "...attn1.to_out.0"."""
+    """PyTorch's name of the layer of a kernel, from its Flax path.
+
+    Examples:
+        >>> site_name(("attn1", "to_out_0", "kernel"))
+        'attn1.to_out.0'
+    """
     return torch_name(tuple(path)).removesuffix(".weight")
 
 
 def flax_path(name: str) -> tuple[str, ...]:
-    """The inverse of `site_name`, without the kernel."""
+    """The Flax path of a layer, without the kernel, from its PyTorch name: the inverse of `site_name`.
+
+    Examples:
+        >>> flax_path("attn1.to_out.0")
+        ('attn1', 'to_out_0')
+    """
     return tuple(re.sub(r"\.(\d+)(?=\.|$)", r"_\1", name).split("."))

@@ -61,10 +61,17 @@ WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text
 
 
 def unet_settings(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a diffusers `unet/config.json` that are fields of the Flax class, whose kinds are `kinds`.
+    """The settings of a diffusers `unet/config.json` that the Flax class takes.
+
+    Args:
+        config: the JSON object.
+        kinds: {field of the Flax class: its type}.
+
+    Returns:
+        Settings by name.
 
     Raises:
-      ValueError: a setting has the wrong kind, is out of bounds, or would be ignored.
+        ValueError: a setting has the wrong type, is out of bounds, or would be ignored.
     """
     size = config.get("sample_size")
     if isinstance(size, list) and len(set(map(repr, size))) == 1:  # [64, 64] is 64
@@ -73,15 +80,33 @@ def unet_settings(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[s
 
 
 def vae_settings(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of a `vae/config.json`, whose sample_size nothing uses."""
+    """The settings of a diffusers `vae/config.json` that the Flax class takes, without sample_size, which nothing uses.
+
+    Args:
+        config: the JSON object.
+        kinds: {field of the Flax class: its type}.
+
+    Returns:
+        Settings by name.
+
+    Raises:
+        ValueError: as `unet_settings` does.
+    """
     return settings({k: x for k, x in config.items() if k != "sample_size"}, kinds, VAE_FIXED, IDLE)
 
 
 def clip_settings(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
-    """The settings of one tower of CLIP, "text" or "vision", from its own config or from that of the whole CLIP.
+    """The settings of one tower of CLIP, from its own config or from that of the whole CLIP.
+
+    Args:
+        config: the JSON object.
+        tower: "text" or "vision".
+
+    Returns:
+        Settings by name.
 
     Raises:
-      ValueError: the config is of another kind of network, or a setting has the wrong kind or is out of bounds.
+        ValueError: the config is of another kind of network, or a setting has the wrong type or is out of bounds.
     """
     model = config.get("model_type", f"clip_{tower}_model")
     if model == "clip":
@@ -95,14 +120,37 @@ def clip_settings(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
 
 
 def join_settings(config: Mapping[str, Any]) -> dict[str, int]:
-    """The settings of the layer that joins image and pose in a Zero-1-to-3 folder: in_channel and out_channel."""
+    """The settings of the layer that joins image and pose in a Zero-1-to-3 folder.
+
+    Args:
+        config: the JSON object.
+
+    Returns:
+        in_channel and out_channel.
+
+    Raises:
+        ValueError: one is missing, has the wrong type or is out of bounds.
+    """
     if missing := [key for key in JOIN if key not in config]:
         raise ValueError(f"{missing[0]} is missing")
     return checked({key: config[key] for key in JOIN}, JOIN)
 
 
 def settings(config: Mapping[str, Any], kinds: Mapping[str, Any], fixed: Mapping[str, Any], idle: set[str]) -> dict[str, Any]:
-    """The entries of config that are in `kinds`. Refuses what the network would ignore: whatever is not there must be off."""
+    """The entries of a config that the network takes. Settings that it would ignore are refused, unless they are off.
+
+    Args:
+        config: the JSON object.
+        kinds: {setting that the network takes: its type}.
+        fixed: {setting: the one value that the network computes with}.
+        idle: settings without effect.
+
+    Returns:
+        Settings by name.
+
+    Raises:
+        ValueError: a setting has another than its fixed value, is not supported, has the wrong type, or is out of bounds.
+    """
     for key, value in config.items():
         if key in fixed and value != fixed[key]:
             raise ValueError(f"{key} must be {fixed[key]!r}, got {value!r}")
@@ -117,7 +165,18 @@ def settings(config: Mapping[str, Any], kinds: Mapping[str, Any], fixed: Mapping
 
 
 def checked(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, lists as tuples, once each is of its kind and within bounds."""
+    """The settings, once each is of its type and within bounds; lists as tuples.
+
+    Args:
+        config: settings by name.
+        kinds: their types.
+
+    Returns:
+        Settings by name.
+
+    Raises:
+        ValueError: one is not.
+    """
     for key, value in config.items():
         if not fits(value, kinds[key], MOST_OF.get(key, MOST)):
             what = f"{wanted(kinds[key])}" + (f" up to {MOST_OF[key]}" if key in MOST_OF else "")
@@ -127,7 +186,20 @@ def checked(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, An
 
 
 def fits(value: Any, kind: Any, most: int) -> bool:
-    """Whether a value of JSON is of a kind: int, float, bool, str, None, a tuple of one of them, or a union of these."""
+    """Whether a value of JSON has a type.
+
+    Args:
+        value: of JSON.
+        kind: int, float, bool, str, None, a tuple of one of them, or a union of these.
+        most: upper bound of an int.
+
+    Returns:
+        True if it has.
+
+    Examples:
+        >>> fits([64, 64], tuple[int, ...], 2048), fits(-1, int, 2048)
+        (True, False)
+    """
     if isinstance(kind, types.UnionType):
         return any(fits(value, one, most) for one in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
@@ -140,7 +212,12 @@ def fits(value: Any, kind: Any, most: int) -> bool:
 
 
 def wanted(kind: Any) -> str:
-    """A kind in words."""
+    """A kind (a type of a setting) in words.
+
+    Examples:
+        >>> wanted(tuple[int, ...])
+        'a list of whole numbers'
+    """
     if isinstance(kind, types.UnionType):
         return " or ".join(wanted(one) for one in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:

@@ -21,7 +21,20 @@ CLIP = 4.0  # bound on |x0| in standard deviations of the latents
 
 
 def sample(prior: Prior, weights: Any, tokens: Array, null: Array, keys: Array, s: float, steps: int) -> Float[Array, "b h w 3"]:
-    """DDIM images in [0, 1], one per row of `tokens` and `null` [b n d] and of `keys` [b], each from its own key's noise."""
+    """Images by DDIM, each from the noise of its own key.
+
+    Args:
+        prior: decodes, and predicts the noise.
+        weights: its frozen parameters.
+        tokens: of the prompts [b n d].
+        null: of the negative prompts [b n d].
+        keys: one per image.
+        s: guidance scale.
+        steps: of DDIM.
+
+    Returns:
+        [b h w 3] in [0, 1].
+    """
     shape = latent_shape(prior, weights)
     z = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
     return prior.decode(weights, ddim(partial(prior.predict, weights, {}), z, tokens, null, s=s, steps=steps, clip=CLIP))
@@ -39,22 +52,22 @@ def text_to_image(
     batch: int | None = None,
     **network: Any,
 ) -> Float[np.ndarray, "n h w 3"]:
-    """Samples of a prompt.
+    """Samples images of a prompt. Image i starts from the noise of seed + i.
 
     Args:
-      folder: of a Stable Diffusion.
-      prompt: what the images show.
-      n: how many.
-      seed: sample i starts from the noise of seed + i.
-      s: guidance scale.
-      steps: of DDIM.
-      negative_prompt: of the unconditional branch.
-      strict: refuse words that the folder's vocabulary lacks.
-      batch: as of `in_batches`; None asks for all at once.
-      network: options of `stable_diffusion`.
+        folder: of a Stable Diffusion prior.
+        prompt: what to show.
+        n: number of images.
+        seed: of the first.
+        s: guidance scale.
+        steps: of DDIM.
+        negative_prompt: what to guide away from.
+        strict: whether words outside the folder's vocabulary are refused.
+        batch: see `in_batches`; None for all at once.
+        **network: options of `stable_diffusion`.
 
     Returns:
-      Images in [0, 1].
+        [n h w 3] in [0, 1].
     """
     prior, weights, texts = prior_with_texts(folder, strict, {"prompt": [prompt], "null": [negative_prompt]}, **network)
     prior = in_batches(prior, batch) if batch else prior
@@ -72,7 +85,18 @@ def text_to_image(
 def prior_with_texts(
     folder: Path, strict: bool, table: Mapping[str, Sequence[str]], rank: int = RANK, **network: Any
 ) -> tuple[Prior, Any, dict[str, Array]]:
-    """The prior of a folder, its weights, and the texts of a prompt table as it reads them; `rank` is of its adapter."""
+    """The prior of a folder, its weights, and the tokens of a prompt table.
+
+    Args:
+        folder: of a Stable Diffusion prior.
+        strict: whether words outside the folder's vocabulary are refused.
+        table: {name: texts}.
+        rank: of the adapter that a trained query learns.
+        **network: further options of `stable_diffusion`.
+
+    Returns:
+        The prior, its weights, and {name: tokens [k n d]}.
+    """
     prior = stable_diffusion(folder, strict=strict, rank=rank, **network)
     tell_left_out(prior, table)
     weights = prior.init(jax.random.key(0))
@@ -80,23 +104,28 @@ def prior_with_texts(
 
 
 def tell_left_out(prior: Prior, table: Mapping[str, Sequence[str]]) -> None:
-    """Tells, in one line, what the prior does not read of the texts of a person in a prompt table without views."""
+    """Prints one line if some text of the user is longer than the prior reads.
+
+    Args:
+        prior: truncates texts.
+        table: {name: texts}, without views.
+    """
     names = {"prompt": "prompt", "null": "negative prompt", "source": "source prompt"}
     if cut := left_out(prior.truncate, {named: table[name][0] for name, named in names.items() if name in table}):
         tell(cut)
 
 
 def in_batches(prior: Prior, size: int) -> Prior:
-    """The prior whose U-Net and decoder see at most `size` examples at once: less memory, the same values.
+    """A prior whose U-Net and decoder see at most `size` examples at once: less memory, the same values.
 
-    The last batch is filled up. Activations are computed again in the backward pass, which would keep those of all batches.
+    The last batch is filled up. The backward pass computes activations again, since it would otherwise keep those of all batches.
 
     Args:
-      prior: of any kind.
-      size: examples; a noise prediction with guidance takes two.
+        prior: of any kind.
+        size: number of examples; a noise prediction with guidance takes two.
 
     Returns:
-      A prior in its place.
+        A prior in its place.
     """
 
     def mapped(f: Callable, rows: Any) -> Any:
@@ -126,6 +155,14 @@ def image_size(folder: Path) -> int:
 
 
 def latent_shape(prior: Prior, weights: Any) -> tuple[int, ...]:
-    """[h w c] of the latents of one image."""
+    """The shape (h, w, c) of the latents of one image.
+
+    Args:
+        prior: encodes.
+        weights: its frozen parameters, or their shapes.
+
+    Returns:
+        A tuple.
+    """
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     return jax.eval_shape(prior.encode, weights, image, jax.random.key(0)).shape[1:]

@@ -33,18 +33,32 @@ def stable_diffusion(
     remat: bool = False,
     untrained: bool = False,
 ) -> Prior:
-    """The prior of a folder. Networks are built here; weights are read by `init`.
+    """The prior of a Stable Diffusion folder. Networks are built here; weights are read by `init`.
 
     Args:
-      dtype: float32, bfloat16 or float16, of the U-Net and the VAE and of their weights; activations of the VAE leave the range
-        of float16, so that with it the VAE stays in float32. Predictions and latents are float32.
-      image_size: side of the square images that the VAE sees, in pixels; by default what the U-Net was trained for.
-      variant: which weight files to read where a folder has several, such as "fp16"; see `diffusers_folder.weight_files`.
-      strict: refuse a text with words outside the folder's `vocabulary`; they have tokens, but untrained ones.
-      rank, targets: of the adapter that a fitted query learns (`lora.init`).
-      attention: "plain" as diffusers writes it, "fused" through `jax.nn.dot_product_attention`, which is one kernel on a GPU.
-      remat: compute the transformer blocks again in the backward pass, which takes time and saves memory.
-      untrained: random weights in place of those of the folder, which may then lack them: for sizes and costs.
+        folder: in diffusers layout.
+        dtype: float32, bfloat16 or float16, of U-Net and VAE and of their weights. With float16 the VAE stays in float32, since
+            its activations leave the range of float16. Predictions and latents are float32.
+        image_size: edge of the square images that the VAE sees, pixels; None for the size that the U-Net was trained for.
+        variant: of the weight files, such as "fp16"; see `diffusers_folder.weight_files`.
+        strict: whether texts with words outside the folder's `vocabulary.json` are refused. Such words have tokens, but untrained
+            ones.
+        rank: of the adapter that a trained query learns.
+        targets: ends of the names of the layers that the adapter changes.
+        attention: "plain" as in diffusers, or "fused" through `jax.nn.dot_product_attention`, one kernel on a GPU.
+        remat: whether the transformer blocks are computed again in the backward pass, which takes time and saves memory.
+        untrained: whether weights are random instead of read, for sizes and costs; the folder may then lack them.
+
+    Returns:
+        The prior. Its weights are {"unet", "vae", "text"}.
+
+    Raises:
+        FileNotFoundError: a file of the folder is missing.
+        ValueError: a config is malformed or not supported, the parts do not fit each other, or an argument is out of range.
+
+    Examples:
+        >>> from lods_jax.core.paths import TABLETOP
+        >>> prior = stable_diffusion(TABLETOP)
     """
     folder = Path(folder)
     text = network(folder, "text", flax_networks.text_encoder)
@@ -84,11 +98,21 @@ def stable_diffusion(
 
 
 class Backbone(NamedTuple):
-    """The U-Net and the autoencoder of a folder, with the functions of a `Prior` that do not depend on what it is asked with."""
+    """U-Net and autoencoder of a folder, with the functions of a `Prior` that do not depend on the kind of condition.
+
+    Attributes:
+        unet: the noise predictor.
+        vae: the autoencoder.
+        size: edge of the images that the autoencoder sees, pixels.
+        init: key -> weights.
+        encode: (weights, rgb [b h w 3] in [0, 1], key) -> latents.
+        decode: (weights, latents) -> rgb.
+        predict: (weights, psi, z_t, t, `Cond`) -> eps.
+    """
 
     unet: nn.Module
     vae: nn.Module
-    size: int  # side of the images that the autoencoder sees, pixels
+    size: int
     init: Callable
     encode: Callable
     decode: Callable
@@ -105,7 +129,25 @@ def backbone(
     remat: bool = False,
     untrained: bool = False,
 ) -> Backbone:
-    """What `stable_diffusion` and `zero123` share. `encoders` are the networks of the folder that make tokens, by part."""
+    """The parts that `stable_diffusion` and `zero123` share.
+
+    Args:
+        folder: in diffusers layout.
+        encoders: {part: network} of the networks that make the context.
+        dtype: as in `stable_diffusion`.
+        image_size: as in `stable_diffusion`.
+        variant: as in `stable_diffusion`.
+        attention: as in `stable_diffusion`.
+        remat: as in `stable_diffusion`.
+        untrained: as in `stable_diffusion`.
+
+    Returns:
+        Networks and functions.
+
+    Raises:
+        FileNotFoundError: a file of the folder is missing.
+        ValueError: a config is malformed or not supported, the parts do not fit each other, or an argument is out of range.
+    """
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16, jnp.float16):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {jnp.dtype(dtype).name}")
     if attention not in ("plain", "fused"):
@@ -175,7 +217,21 @@ def backbone(
 
 
 def network(folder: Path, part: str, make: Callable[..., nn.Module], *args) -> nn.Module:
-    """The network of one part of the folder, by its config; what is wrong with a config is told with its file."""
+    """Builds the network of one part by its config.
+
+    Args:
+        folder: in diffusers layout.
+        part: a key of `PARTS` or `POSED_PARTS`.
+        make: (config, *args) -> network.
+        *args: passed on.
+
+    Returns:
+        The network.
+
+    Raises:
+        FileNotFoundError: the config is missing.
+        ValueError: a setting is malformed; the message names the file.
+    """
     file = folder / (PARTS | POSED_PARTS)[part][0] / "config.json"
     config = read_config(file)
     try:
@@ -185,7 +241,19 @@ def network(folder: Path, part: str, make: Callable[..., nn.Module], *args) -> n
 
 
 def shapes_of(folder: Path, part: str, module: nn.Module) -> Any:
-    """The shapes of the parameters of one part, told with its file if the settings contradict each other."""
+    """The shapes of the parameters of one part.
+
+    Args:
+        folder: in diffusers layout.
+        part: named in the error.
+        module: its network.
+
+    Returns:
+        A tree of ShapeDtypeStructs.
+
+    Raises:
+        ValueError: settings contradict each other; the message names the file.
+    """
     try:
         return flax_networks.shapes(module)
     except Exception as error:  # Flax has no check of its own: IndexError, ZeroDivisionError, ScopeParamShapeError, ...
@@ -195,7 +263,21 @@ def shapes_of(folder: Path, part: str, module: nn.Module) -> Any:
 
 
 def load(folder: Path, part: str, shapes: Any, dtype: DTypeLike, variant: str | None = None) -> Any:
-    """The parameters of one part of the folder, read from disk as `dtype`."""
+    """Reads the parameters of one part.
+
+    Args:
+        folder: in diffusers layout.
+        part: a key of `PARTS` or `POSED_PARTS`.
+        shapes: from `shapes_of`.
+        dtype: of the parameters.
+        variant: of the weight files.
+
+    Returns:
+        A tree of arrays.
+
+    Raises:
+        ValueError: an array is missing, left over, of another shape, or too large for dtype.
+    """
     state, where = torch_weights.read_state(folder, part, variant), folder / (PARTS | POSED_PARTS)[part][0]
     most = float(jnp.finfo(dtype).max)
     if beyond := [name for name, array in state.items() if float(np.abs(array).max(initial=0)) > most]:
@@ -209,20 +291,47 @@ def load(folder: Path, part: str, shapes: Any, dtype: DTypeLike, variant: str | 
 
 
 def describe_input(channels: int, latents: int) -> str:
-    """Why a U-Net is no prior of texts, told by the channels of its input."""
+    """An error message: why a U-Net is no text-to-image prior, judged by its input channels.
+
+    Args:
+        channels: of its input.
+        latents: number of latent channels.
+
+    Returns:
+        The text.
+    """
     kinds = {2 * latents + 1: "inpainting", 2 * latents: "edits by instruction or views of a picture", latents + 1: "depth maps"}
     made_for = f", as one for {kinds[channels]} has," if channels in kinds else ""
     return f"the U-Net has {channels} input channels{made_for} and latents have {latents}: expected one that takes a text alone"
 
 
 def resize(rgb: Float[Array, "b h w 3"], size: int, antialias: bool = False) -> Float[Array, "b _ _ 3"]:
-    """Square images by bilinear interpolation; as PyTorch does it by default, without antialiasing."""
+    """Square images by bilinear interpolation.
+
+    Args:
+        rgb: [b h w 3].
+        size: edge of the result, pixels.
+        antialias: False as PyTorch does it by default.
+
+    Returns:
+        [b size size 3].
+    """
     shape = (len(rgb), size, size, 3)
     return rgb if rgb.shape == shape else jax.image.resize(rgb, shape, "bilinear", antialias=antialias)
 
 
 def read_schedule(folder: Path) -> str:
-    """The folder's prediction type; refuses any noise schedule but the one in `diffusion`."""
+    """The prediction type of a folder's scheduler.
+
+    Args:
+        folder: in diffusers layout.
+
+    Returns:
+        "epsilon" or "v_prediction".
+
+    Raises:
+        ValueError: the noise schedule is not that of `core.noise_schedule`, or the prediction type is unknown.
+    """
     file = folder / "scheduler" / "scheduler_config.json"
     config = read_config(file)
     for name in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "trained_betas"):

@@ -27,9 +27,18 @@ WORD = r"[a-z]+|[!-@[-`{-~]"  # ASCII: letters, or one other character
 
 
 def build_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[Merge]]:
-    """Token ids and merges of a CLIP tokenizer in which each of `words` is one token.
+    """Token ids and merges of a CLIP tokenizer in which each of the words is one token.
 
     The first 512 tokens are the bytes, inside a word and at its end, so that any other text has tokens too.
+
+    Args:
+        words: letters a to z, or one punctuation mark each.
+
+    Returns:
+        {token: id}, and the merges in their order.
+
+    Raises:
+        ValueError: a word has other characters.
     """
     from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
@@ -49,7 +58,19 @@ def build_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[Merge]]
 
 
 def split(word: str, ranks: dict[Merge, int]) -> list[str]:
-    """The symbols of an ASCII word after byte-pair encoding."""
+    """The symbols of an ASCII word after byte-pair encoding.
+
+    Args:
+        word: not empty.
+        ranks: {pair of symbols: rank}; the lowest rank merges first.
+
+    Returns:
+        Symbols; the last one ends in "</w>".
+
+    Examples:
+        >>> split("mug", {("m", "u"): 0})
+        ['mu', 'g</w>']
+    """
     symbols = [*word[:-1], word[-1] + "</w>"]
     while known := [pair for pair in pairwise(symbols) if pair in ranks]:
         first, second = min(known, key=ranks.__getitem__)
@@ -64,9 +85,16 @@ def split(word: str, ranks: dict[Merge, int]) -> list[str]:
 
 
 def files(words: Sequence[str], length: int = 77) -> dict[str, str]:
-    """A tokenizer for `words` as the text files of a Stable Diffusion folder, by their path in it.
+    """The text files of a tokenizer for a few words.
 
-    `vocabulary.json` beside them lists the words: a network trained on these alone knows no others.
+    `vocabulary.json` lists the words, since a network trained on them alone knows no others.
+
+    Args:
+        words: each becomes one token.
+        length: of a tokenized text.
+
+    Returns:
+        {path in a Stable Diffusion folder: content}.
     """
     vocabulary, merges = build_vocabulary(words)
     special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
@@ -91,13 +119,19 @@ def from_words(words: Sequence[str]) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The CLIP tokenizer of a Stable Diffusion folder, from vocab.json and merges.txt or from tokenizer.json.
+    """The CLIP tokenizer of a folder, from vocab.json and merges.txt or from tokenizer.json.
 
-    transformers 5 saves the latter alone. Where there are both, the former are read, as by transformers 4.
+    transformers 5 saves only the latter. Where there are both, the former are read, as by transformers 4.
+
+    Args:
+        folder: in diffusers layout.
+
+    Returns:
+        A tokenizer of transformers.
 
     Raises:
-      FileNotFoundError: neither is there.
-      ValueError: in one line, for files that hold no CLIP tokenizer.
+        FileNotFoundError: neither is there.
+        ValueError: the files hold no CLIP tokenizer; one line.
     """
     directory = folder / "tokenizer"
     slow = (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file()
@@ -119,20 +153,33 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def check_ids(file: Path) -> None:
-    """Raises ValueError unless vocab.json is an object of tokens and their ids."""
+    """Checks that vocab.json is an object of tokens and their ids.
+
+    Args:
+        file: its path.
+
+    Raises:
+        ValueError: it is not.
+    """
     for token, number in read_config(file).items():
         if type(number) is not int or not 0 <= number < 2**31:
             raise ValueError(f"{file}: the id of {token!r} must be a whole number from 0 on, got {number!r:.100}")
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], length: int, rows: int = 2**31) -> Int[np.ndarray, "k n"]:
-    """Ids of each text between the start and the end token, cut and padded to `length`.
+    """Token ids of texts between the start and the end token, cut and padded.
 
     Args:
-      rows: of the text encoder's table of embeddings.
+        tokenizer: from `load_tokenizer`.
+        texts: k texts.
+        length: of the result.
+        rows: size of the text encoder's embedding table.
+
+    Returns:
+        Ids [k length].
 
     Raises:
-      ValueError: an id is not in the table: words were added to the tokenizer alone.
+        ValueError: the tokenizer fails, or gives an id outside the table, as after words were added to the tokenizer alone.
     """
     try:
         encoded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)["input_ids"]
@@ -150,9 +197,18 @@ def tokenize(tokenizer: Any, texts: Sequence[str], length: int, rows: int = 2**3
 
 
 def truncate(tokenizer: Any, text: str, ending: str, length: int) -> str:
-    """The longest beginning of `text`, in whole words, that has a place in `length` tokens together with `ending`.
+    """The longest beginning of a text, in whole words, that fits into `length` tokens together with an ending.
 
-    A text whose first word is too long, as a text without spaces is, is cut between letters.
+    A text whose first word is too long, as one without spaces, is cut between letters.
+
+    Args:
+        tokenizer: from `load_tokenizer`.
+        text: to be cut.
+        ending: follows the text; it is counted and not returned.
+        length: in tokens, start and end token included.
+
+    Returns:
+        The beginning, without trailing spaces and commas.
     """
     too_long = lambda end: len(tokenizer.tokenize(text[:end] + ending)) > length - 2  # noqa: E731 (start and end token)
     if not too_long(len(text)):
@@ -164,12 +220,15 @@ def truncate(tokenizer: Any, text: str, ending: str, length: int) -> str:
 
 
 def left_out(truncate: Callable[[str, str], str], texts: Mapping[str, str], endings: Sequence[str] = ("",)) -> str:
-    """One line on what a prior does not read of some texts; "" if it reads all.
+    """One line that tells which ends of texts a prior does not read.
 
     Args:
-      truncate: of the prior.
-      texts: by what a person calls them: "prompt", "negative prompt".
-      endings: what may follow the prompt.
+        truncate: (text, ending) -> text, of the prior.
+        texts: {name for the user: text}; "prompt" is followed by an ending.
+        endings: what may follow the prompt.
+
+    Returns:
+        The line; "" if all is read.
     """
     lost = []
     for name, text in texts.items():
@@ -180,6 +239,18 @@ def left_out(truncate: Callable[[str, str], str], texts: Mapping[str, str], endi
 
 
 def unknown_words(text: str, words: Iterable[str]) -> list[str]:
-    """The words and marks of `text` that are not among `words`, in their order."""
+    """The words and punctuation marks of a text that are not among `words`, in their order.
+
+    Args:
+        text: of any words.
+        words: the known ones.
+
+    Returns:
+        The others, in lower case.
+
+    Examples:
+        >>> unknown_words("a red dragon", ["a", "red"])
+        ['dragon']
+    """
     known = set(words)
     return [word for word in re.findall(r"[^\W\d_]+|\S", text.lower()) if word not in known]

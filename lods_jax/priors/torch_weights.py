@@ -69,7 +69,16 @@ SCHEDULER = {
 
 
 def read_state(folder: Path, part: str, variant: str | None = None) -> State:
-    """All arrays of one part ("unet", "vae", "text", ...) by their names on disk, from one file or from shards."""
+    """All arrays of one part, from one file or from shards.
+
+    Args:
+        folder: in diffusers layout.
+        part: a key of `PARTS` or `POSED_PARTS`.
+        variant: of the weight files.
+
+    Returns:
+        {name on disk: array}.
+    """
     state = {}
     for file in weight_files(folder, part, variant):
         state |= read_arrays(file)
@@ -77,10 +86,16 @@ def read_state(folder: Path, part: str, variant: str | None = None) -> State:
 
 
 def read_arrays(file: Path) -> State:
-    """The arrays of a safetensors file, all of them of finite floats; the buffer `position_ids` of older CLIP files is left out.
+    """The arrays of a safetensors file. The buffer `position_ids` of older CLIP files is left out.
+
+    Args:
+        file: its path.
+
+    Returns:
+        {name: array}, all finite floats.
 
     Raises:
-      ValueError: in one line, for a file that is damaged or cut, and for an array that is no weight, by its name.
+        ValueError: the file is damaged or cut short, or an array is no weight or not finite; one line.
     """
     arrays = {}
     try:
@@ -100,7 +115,18 @@ def read_arrays(file: Path) -> State:
 
 
 def to_flax(state: Mapping[str, np.ndarray], shapes: Any) -> Any:
-    """The tree `shapes` (of ShapeDtypeStructs) filled from `state`: each leaf once, and every array is used."""
+    """Flax parameters from PyTorch's arrays. Each leaf gets one array, and every array is used.
+
+    Args:
+        state: {PyTorch's name: array}.
+        shapes: tree of ShapeDtypeStructs.
+
+    Returns:
+        A tree of NumPy arrays with these shapes and dtypes.
+
+    Raises:
+        ValueError: an array is missing, comes twice, has no place, or has another shape.
+    """
     leaves = {torch_name(path): (path, leaf) for path, leaf in flatten_dict(shapes).items()}
     arrays = {}
     for name, array in state.items():
@@ -124,7 +150,18 @@ def to_flax(state: Mapping[str, np.ndarray], shapes: Any) -> Any:
 
 
 def from_flax(params: Any, dtype: DTypeLike = np.float32) -> State:
-    """The arrays of a parameter tree under PyTorch's names and in its layout: the inverse of `to_flax`."""
+    """The arrays of a parameter tree under PyTorch's names and in its layout: the inverse of `to_flax`.
+
+    Args:
+        params: tree of parameters.
+        dtype: of the result.
+
+    Returns:
+        {PyTorch's name: array}.
+
+    Raises:
+        FloatingPointError: a value overflows in dtype.
+    """
     # A weight beyond 65504 must not become an infinity in float16.
     with np.errstate(over="raise"):
         return {
@@ -134,7 +171,12 @@ def from_flax(params: Any, dtype: DTypeLike = np.float32) -> State:
 
 
 def torch_name(path: tuple[str, ...]) -> str:
-    """PyTorch's name of a leaf: down_blocks_0/resnets_1/conv1/kernel -> down_blocks.0.resnets.1.conv1.weight."""
+    """PyTorch's name of a parameter, from its Flax path.
+
+    Examples:
+        >>> torch_name(("down_blocks_0", "resnets_1", "conv1", "kernel"))
+        'down_blocks.0.resnets.1.conv1.weight'
+    """
     *modules, leaf = path
     # A list's index is written name_0 by Flax; linear_1 and linear_2 are names.
     names = [re.sub(r"^(?!linear_)(.+)_(\d+)$", r"\1.\2", ATTENTION.get(module, module)) for module in modules]
@@ -142,34 +184,80 @@ def torch_name(path: tuple[str, ...]) -> str:
 
 
 def names_today(name: str) -> Iterator[str]:
-    """What a parameter may be called here: older VAE files name attention otherwise, and transformers 5 leaves out the tower."""
+    """Yields the names that a parameter may have here.
+
+    Older VAE files name attention otherwise, and transformers 5 leaves out the tower.
+
+    Args:
+        name: on disk.
+
+    Yields:
+        Names as in today's files.
+    """
     yield re.sub(r"\.(query|key|value|proj_attn)(?=\.(weight|bias)$)", lambda match: f".{ATTENTION[match[1]]}", name)
     yield from (f"{tower}.{name}" for tower in TOWERS)
 
 
 def is_beside(name: str, leaves: Collection[str]) -> bool:
-    """Whether a parameter belongs to CLIP, but not to the tower that `leaves` are the parameters of."""
+    """Whether a parameter belongs to CLIP, but to another part than the tower whose parameters are `leaves`.
+
+    Args:
+        name: on disk.
+        leaves: names of the tower's parameters.
+
+    Returns:
+        True if it may be ignored.
+    """
     own = {leaf.partition(".")[0] for leaf in leaves}
     return not own.isdisjoint(TOWERS) and name.partition(".")[0] not in own and re.fullmatch(CLIP_EXTRAS, name) is not None
 
 
 def channels_first(path: tuple[str, ...], array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """A kernel HWIO as OIHW, or (in, out) as (out, in); other leaves as they are."""
+    """A kernel HWIO as OIHW, or (in, out) as (out, in); other leaves as they are.
+
+    Args:
+        path: of the leaf.
+        array: in Flax's layout.
+
+    Returns:
+        The array in PyTorch's layout.
+    """
     return np.moveaxis(array, (-1, -2), (0, 1)) if path[-1] == "kernel" else array
 
 
 def channels_last(path: tuple[str, ...], array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """The inverse of `channels_first`."""
+    """The inverse of `channels_first`.
+
+    Args:
+        path: of the leaf.
+        array: in PyTorch's layout.
+
+    Returns:
+        The array in Flax's layout.
+    """
     return np.moveaxis(array, (0, 1), (-1, -2)) if path[-1] == "kernel" else array
 
 
 def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of `channels_first`."""
+    """The shape in PyTorch's layout.
+
+    Args:
+        path: of the leaf.
+        shape: in Flax's layout.
+
+    Returns:
+        A tuple.
+    """
     return (shape[-1], shape[-2], *shape[:-2]) if path[-1] == "kernel" else tuple(shape)
 
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without the window of a 1x1 convolution, which is a linear layer by another name."""
+    """The shape without the window of a 1x1 convolution, which is a linear layer.
+
+    Examples:
+        >>> as_matrix((320, 4, 1, 1))
+        (320, 4)
+    """
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 
@@ -183,13 +271,18 @@ def save_folder(
 ) -> None:
     """Writes a folder that `stable_diffusion` or `zero123` reads, and that PyTorch's pipelines of the same kind load.
 
-    Each file is replaced whole, so that a kill leaves no half file; files of other names in `folder` stay.
+    Each file is replaced as a whole, so that a kill leaves no half file. Files of other names stay.
 
     Args:
-      configs, weights: config and parameter tree of each part, of PARTS or of POSED_PARTS.
-      files: further text files by their path in the folder, such as `tokenizer.files` returns.
-      prediction_type: what the U-Net was trained to predict, "epsilon" or "v_prediction".
-      dtype: precision on disk.
+        folder: to write to.
+        configs: {part: config}, of `PARTS` or of `POSED_PARTS`.
+        weights: {part: parameter tree}.
+        files: {path in the folder: content} of further text files, such as `tokenizer.files` gives.
+        prediction_type: "epsilon" or "v_prediction", what the U-Net was trained to predict.
+        dtype: precision on disk.
+
+    Raises:
+        ValueError: the prediction type is unknown.
     """
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type must be {' or '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
@@ -214,11 +307,11 @@ def save_folder(
 
 
 def as_json(value: Mapping[str, Any]) -> str:
-    """The way diffusers writes a config: sorted, and indented by two."""
+    """A value as diffusers writes a config: keys sorted, indented by two."""
     return json.dumps(dict(value), indent=2, sort_keys=True) + "\n"
 
 
 def place(file: Path) -> Path:
-    """`file`, now with a folder to be in."""
+    """The file's path, after its folder has been made."""
     file.parent.mkdir(parents=True, exist_ok=True)
     return file

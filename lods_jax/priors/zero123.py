@@ -19,10 +19,15 @@ from lods_jax.priors.stable_diffusion import backbone, network, resize
 
 
 class Zero123Prior(NamedTuple):
-    """A prior, and what it is asked with."""
+    """A prior, and the function that prepares its condition.
 
-    prior: Prior  # its `embed` takes no texts: there are none
-    encode_image: Callable  # (weights, square rgb [h w 3] on white, its camera) -> tables for `select_zero123_prompts`
+    Attributes:
+        prior: its `embed` raises ValueError, since it takes no texts.
+        encode_image: (weights, square rgb [h w 3] in [0, 1] on white, its camera) -> tables for `select_zero123_prompts`.
+    """
+
+    prior: Prior
+    encode_image: Callable
 
 
 def zero123(
@@ -33,9 +38,24 @@ def zero123(
     attention: str = "plain",
     remat: bool = False,
 ) -> Zero123Prior:
-    """The prior of a folder with unet, vae, image_encoder and cc_projection. Arguments as those of `stable_diffusion`.
+    """The prior of a Zero-1-to-3 folder, with unet, vae, image_encoder and cc_projection.
 
-    Pictures are brought to size by a bilinear resize with antialiasing; the published pipeline's is bicubic.
+    Images are resized bilinearly with antialiasing; the published pipeline is bicubic.
+
+    Args:
+        folder: in diffusers layout.
+        dtype: as in `stable_diffusion`.
+        image_size: as in `stable_diffusion`.
+        variant: as in `stable_diffusion`.
+        attention: as in `stable_diffusion`.
+        remat: as in `stable_diffusion`.
+
+    Returns:
+        The prior, and the function that prepares its condition.
+
+    Raises:
+        FileNotFoundError: a file of the folder is missing.
+        ValueError: a config is malformed or not supported, or the U-Net has no input for an image.
     """
     encoder = network(Path(folder), "image", flax_networks.image_encoder)
     join = network(Path(folder), "camera", flax_networks.linear)
@@ -65,5 +85,14 @@ def zero123(
 
 
 def token(join: dict[str, Any], embedding: Float[Array, "b p"], pose: Float[Array, "b 4"]) -> Float[Array, "b 1 w"]:
-    """The context of the U-Net: embeddings of images and poses relative to theirs, through the layer that joins them."""
+    """The context of the U-Net: image embedding and relative pose through the layer that joins them.
+
+    Args:
+        join: kernel and bias of the layer.
+        embedding: CLIP embeddings of images [b p].
+        pose: cameras relative to those of the images [b 4], as `cameras.relative_pose` gives them.
+
+    Returns:
+        One token per example [b 1 w].
+    """
     return (jnp.concatenate([embedding, pose], -1) @ join["kernel"] + join["bias"][None])[:, None]
