@@ -256,11 +256,11 @@ def edit_image(args: flags.EditImage) -> None:
 
 def images_folder(prior: PriorConfig, out: Path, last_seed: int) -> Path:
     """The folder of the prior of a command that makes images, after a look at where they go."""
-    from lods_jax.core.images import FORMATS
+    from lods_jax.core.images import WRITTEN_FORMATS
 
     if last_seed >= 2**32:
         raise UserError(f"the last of the seeds must lie below 2^32, got {last_seed}: pass a smaller --seed")
-    check_suffix(out, tuple(FORMATS))
+    check_suffix(out, tuple(WRITTEN_FORMATS))
     check_place(out)
     return prior_folder(prior.name, prior.download)
 

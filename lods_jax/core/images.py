@@ -48,15 +48,24 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
     return full.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
 
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of pictures that are written, by suffix
+WRITTEN_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of pictures that are written, by suffix
 
 
 def write_image(path: str | Path, rgb: np.ndarray, scale: int = 1) -> Path:
-    """Writes [h w 3] in the format that the suffix says, `scale` times enlarged; a name without one is a PNG."""
+    """Writes an image in the format of the name's suffix: PNG, JPEG or WebP; a name without one is a PNG.
+
+    Args:
+        path: of the file.
+        rgb: [h w 3], bytes or colours in [0, 1].
+        scale: whole factor of enlargement, by nearest neighbour.
+
+    Returns:
+        The path.
+    """
     image = Image.fromarray(to_uint8(rgb))
     large = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     with replacing(path) as partial:
-        large.save(partial, FORMATS.get(Path(path).suffix.lower(), "PNG"), quality=95, lossless=True)
+        large.save(partial, WRITTEN_FORMATS.get(Path(path).suffix.lower(), "PNG"), quality=95, lossless=True)
     return Path(path)
 
 

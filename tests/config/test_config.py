@@ -166,7 +166,7 @@ def test_a_configuration_is_frozen():
         Config().steps = 3
 
 
-# --- presets that stand on others ------------------------------------------------------------------------------------------------
+# --- presets that stand on others -----------------------------------------------------------------------------------------------
 def laid_over(
     folder, text, base="steps: 7\nobjective: {name: sds, guidance_scale: 9, options: {scale: 1}}\noutput: {fps: 5, size: 64}\n"
 ):
