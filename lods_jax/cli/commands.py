@@ -217,11 +217,11 @@ def text_to_image(args: flags.TextToImage) -> None:
 
     options = {"strict": not args.anyway, "batch": args.batch} | network(args.prior)
     if args.objective:
-        recipe = distill_2d.DistillConfig(steps, args.lr, args.psi_lr)
-        objective = make_objective(args.objective, args.guidance_scale)
-        frames = generate.distilled(
-            folder, objective, args.prompt, args.n, recipe, args.seed, args.negative_prompt, args.space, **options
-        )
+        recipe = distill_2d.DistillConfig(steps, args.lr, args.decay, args.b2, args.psi_lr)
+        adapter = {} if args.adapter_text is None else {"adapter_text": "adapter"}
+        objective = make_objective(args.objective, args.guidance_scale, adapter)
+        table = generate.image_prompts(args.prompt, args.negative_prompt, args.view, args.adapter_text)
+        frames = generate.distilled(folder, objective, table, args.n, recipe, args.seed, args.space, args.start, **options)
         generate.write_film(args.out, frames)
         tell(f"{args.out}: {args.n} images of {args.prompt!r} under {args.objective}, seed {args.seed}")
         return
@@ -246,7 +246,7 @@ def edit_image(args: flags.EditImage) -> None:
     from lods_jax.training import distill_2d
 
     image = read_image(args.image, sampling.image_size(folder))
-    recipe = distill_2d.DistillConfig(args.steps, args.lr, args.psi_lr, fit_first=args.fit_first)
+    recipe = distill_2d.DistillConfig(args.steps, args.lr, psi_lr=args.psi_lr, fit_first=args.fit_first)
     objective, texts = make_objective(args.objective, args.guidance_scale), (args.source, args.target)
     options = {"strict": not args.anyway, "batch": args.batch} | network(args.prior)
     frames = generate.edited(folder, objective, image, *texts, args.n, recipe, args.seed, args.negative_prompt, **options)

@@ -140,7 +140,7 @@ class Info:
 class TextToImage:
     """Images of a prompt: samples of a diffusion prior, or distilled from it under an objective."""
 
-    prompt: tyro.conf.Positional[str]
+    prompt: tyro.conf.Positional[str] = ""
     prior: PriorConfig = field(default_factory=PriorConfig)
     out: Path = Path("outputs/text-to-image.png")
     """A PNG, JPEG or WebP, as the name says."""
@@ -158,9 +158,21 @@ class TextToImage:
     """How many noise predictions the U-Net makes at once; an image takes two or more. Fewer take less memory."""
     space: Literal["latents", "pixels"] = "latents"
     """What an objective moves."""
+    start: Literal["quiet", "uniform"] = "quiet"
+    """Of an objective. quiet: noise of a tenth of the latents' size, or almost grey. uniform: over [-1, 1], or all colours."""
+    view: Literal["", "side", "front", "back", "overhead"] = ""
+    """Name this view in the prompt of an objective, as runs in 3D do."""
+    adapter_text: str | None = None
+    """What `lods-lora` says to its adapter; by default the negative prompt."""
     lr: float = bounded(0.05, 0, 10)
+    decay: float = bounded(0.1, 0, 1)
+    """The share of `lr` at the end, along a cosine; 1 keeps it."""
+    b2: float = bounded(0.99, 0, 0.999999)
+    """Of Adam, on the images and on the learned branch."""
     psi_lr: float | None = bounded(None, 0, 10)
     """Learning rate of an objective's learned branch; by default 0.03 for an embedding and 0.003 for an adapter."""
+    config: str | None = None
+    """A YAML file of these flags, or a shipped preset: `sd21-image-lods-embedding-official`, `sd21-image-lods-lora-official`."""
     anyway: bool = False
     """Go on with words that the prior has never seen."""
 
@@ -240,6 +252,8 @@ def parse(argv: list[str]) -> Any:
         defaults["text-to-3d"] = TextTo3D(preset(argv))
     elif argv[:1] == ["image-to-3d"]:
         defaults["image-to-3d"] = ImageTo3D(settings=PictureRun(**vars(preset(argv, "image-"))))
+    elif argv[:1] == ["text-to-image"] and (file := given(argv, "--config")):
+        defaults["text-to-image"] = configs.load(file, TextToImage)
     named = {name: {"name": name} | ({"default": defaults[name]} if name in defaults else {}) for name in COMMANDS}
     kinds = [Annotated[kind, tyro.conf.subcommand(**named[name])] for name, kind in COMMANDS.items()]
     box = io.StringIO()
@@ -315,7 +329,7 @@ def check_flags(argv: list[str]) -> None:
     known += [f"--prior.{item.name}" for item in fields(PriorConfig) if "--prior" in known]
     if command in (TextTo3D, ImageTo3D):
         known += [f"--{name}" for name in configs.keys(Config) if name != "prompt"]
-        known += ["--prior", "--objective", "--guidance-scale"]
+        known += ["--prior", "--objective", "--guidance-scale", "--score-path"]
     if command is ImageTo3D:
         known += ["--prompt", "--azimuth", "--elevation", "--fov", "--radius", "--pose-prior"]
     flags = [name.replace("_", "-") for name in known]

@@ -33,24 +33,28 @@ def differences(old: Config, new: Config) -> list[str]:
     return [f"{name}: {was[name]} -> {now[name]}" for name in changed]
 
 
-def load(path: str | Path) -> Config:
+def load(path: str | Path, kind: type[T] = Config) -> T:
     """The configuration of a YAML file, or of a shipped preset by its name.
 
     What the file leaves out is as in the preset or file that its key `base` names, if it has one, and else keeps its default.
+
+    Args:
+      path: a file, or the name of a preset.
+      kind: the dataclass that the file stands for: that of a run, or the flags of another command.
 
     Raises:
       UserError: there is no such file or preset, or one of them is no configuration.
     """
     file = find(path)
-    return from_mapping(Config, with_bases(file, (file.resolve(),)), str(file))
+    return from_mapping(kind, with_bases(file, (file.resolve(),), kind), str(file))
 
 
-def with_bases(file: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+def with_bases(file: Path, chain: tuple[Path, ...], kind: type = Config) -> dict[str, Any]:
     """The keys and values of a file, laid over those of its base. `chain` holds the files that led here, itself last."""
     with file.open("rb") as stream:
         data = mapping_of(stream.read(MAX_BYTES + 1), str(file))
     name = data.pop("base", None)
-    from_mapping(Config, data, str(file))  # here a mistake is told with the name of the file that holds it
+    from_mapping(kind, data, str(file))  # here a mistake is told with the name of the file that holds it
     if name is None:
         return data
     if not isinstance(name, str):
@@ -62,23 +66,23 @@ def with_bases(file: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{file}: base: {error}") from None
     if base.resolve() in chain:
         raise UserError(f"{file}: base goes in a circle: {' -> '.join(link.name for link in (*chain, base))}")
-    return merged(with_bases(base, (*chain, base.resolve())), data)
+    return merged(with_bases(base, (*chain, base.resolve()), kind), data, kind)
 
 
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], over: Mapping[str, Any], kind: type = Config) -> dict[str, Any]:
     """Nested keys and values laid over others. An objective of another name replaces that of the base: options go with a name."""
     out = dict(base)
     for key, value in over.items():
-        old, new = (nested(key, x) for x in (base.get(key), value))
+        old, new = (nested(key, x, kind) for x in (base.get(key), value))
         another = key == "objective" and isinstance(old, dict) and new.get("name", old.get("name")) != old.get("name")
-        out[key] = merged(old, new) if isinstance(old, dict) and isinstance(new, dict) and not another else new
+        out[key] = merged(old, new, kind) if isinstance(old, dict) and isinstance(new, dict) and not another else new
     return out
 
 
-def nested(key: str, value: Any) -> Any:
-    """`prior: tabletop` is short for `prior: {name: tabletop}`."""
-    kind = typing.get_type_hints(Config).get(key)
-    named = is_dataclass(kind) and "name" in typing.get_type_hints(kind)
+def nested(key: str, value: Any, kind: type) -> Any:
+    """`prior: tabletop` is short for `prior: {name: tabletop}` in a dataclass whose prior is one itself."""
+    hint = typing.get_type_hints(kind).get(key)
+    named = is_dataclass(hint) and "name" in typing.get_type_hints(hint)
     return {"name": value} if named and isinstance(value, str) else value
 
 
@@ -116,18 +120,26 @@ def dump(config: Config) -> str:
     return write_yaml(plain(asdict(config)))
 
 
-def from_mapping(kind: type[T], data: Mapping[Any, Any], source: str, prefix: str = "") -> T:
-    """A dataclass from nested keys and values; every unknown key and wrong type is a UserError that names it."""
-    hints, values = typing.get_type_hints(kind), {}
+def from_mapping(kind: type[T], data: Mapping[Any, Any], source: str, prefix: str = "", root: type | None = None) -> T:
+    """A dataclass from nested keys and values; every unknown key and wrong type is a UserError that names it.
+
+    Args:
+      kind: the dataclass.
+      data: keys and values of a file.
+      source: the file's name, for errors.
+      prefix: of the keys, for errors.
+      root: the dataclass that all of the file stands for; by default `kind`.
+    """
+    hints, values, root = typing.get_type_hints(kind), {}, root or kind
     for key, value in data.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            raise UserError(f"{source}: {unknown(name)}")
+            raise UserError(f"{source}: {unknown(name, keys(root))}")
         if is_dataclass(hints[key]):
             value = nested(key, value) if not prefix else value
             if not isinstance(value, dict):
                 raise UserError(f"{source}: {name} must hold keys and values, got {shown(value)}")
-            values[key] = from_mapping(hints[key], value, source, f"{name}.")
+            values[key] = from_mapping(hints[key], value, source, f"{name}.", root)
         else:
             try:
                 values[key] = convert(hints[key], value)
@@ -136,12 +148,12 @@ def from_mapping(kind: type[T], data: Mapping[Any, Any], source: str, prefix: st
     return kind(**values)
 
 
-def unknown(name: str) -> str:
+def unknown(name: str, known: Sequence[str]) -> str:
     """What is wrong with a key that there is none of. A dot does not nest in YAML, as it does on the command line."""
-    if "." in name and name in keys(Config):
+    if "." in name and name in known:
         outer, _, inner = name.rpartition(".")
         return f"the key {name} must be written as {': {'.join(outer.split('.'))}: {{{inner}: ...{'}' * name.count('.')}"
-    nearest = difflib.get_close_matches(name, keys(Config), n=1, cutoff=0.0)[0]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     return f"there is no key {name}; the nearest is {nearest}"
 
 
@@ -232,6 +244,8 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield f"{prefix}{item.name}", item, value
 
 
-def keys(kind: type) -> list[str]:
-    """Every dotted key of the configuration."""
-    return [name for name, _, _ in leaves(kind())]
+def keys(kind: type, prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration."""
+    hints = typing.get_type_hints(kind)
+    below = lambda name, hint: keys(hint, f"{name}.") if is_dataclass(hint) else [name]  # noqa: E731
+    return [key for item in fields(kind) for key in below(f"{prefix}{item.name}", hints[item.name])]

@@ -1,6 +1,6 @@
 """Images from a prior: by plain sampling, by distillation under an objective, and by editing an image."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lods_jax.core.cameras import VIEWS
 from lods_jax.core.errors import UserError, tell
 from lods_jax.core.files import is_stream
 from lods_jax.core.images import grid, write_image
 from lods_jax.core.types import Objective, Prior
 from lods_jax.core.videos import write_video
-from lods_jax.distillation.prompts import prompt_table
+from lods_jax.distillation.prompts import prompt_table, view_prompts
 from lods_jax.priors.sampling import in_batches, latent_shape, prior_with_texts
 from lods_jax.training.distill_2d import DistillConfig, distill, film, in_latents
 
@@ -22,12 +23,12 @@ from lods_jax.training.distill_2d import DistillConfig, distill, film, in_latent
 def distilled(
     folder: Path,
     objective: Objective,
-    prompt: str,
+    table: Mapping[str, Sequence[str]],
     n: int,
     recipe: DistillConfig,
     seed: int = 0,
-    negative_prompt: str = "",
     space: str = "latents",
+    start: str = "quiet",
     strict: bool = True,
     batch: int | None = None,
     **network: Any,
@@ -37,12 +38,13 @@ def distilled(
     Args:
       folder: of a Stable Diffusion.
       objective: what moves them.
-      prompt: what they show.
+      table: the texts that it may ask with (`image_prompts`).
       n: how many.
       recipe: how long and how fast.
       seed: of all noise.
-      negative_prompt: of the unconditional branch.
-      space: "latents" are optimised themselves, from noise of a tenth of their size; "pixels" through the encoder, from grey.
+      space: "latents" are optimised themselves; "pixels" through the encoder.
+      start: "quiet" is noise of a tenth of the latents' size, or almost even grey; "uniform" is noise over [-1, 1] of latents, or
+        over all colours.
       strict: refuse words that the folder's vocabulary lacks.
       batch: as of `sampling.in_batches`; None asks for all at once.
       network: options of `stable_diffusion`.
@@ -50,17 +52,27 @@ def distilled(
     Returns:
       Frames in [0, 1]; the last is the result.
     """
-    table = prompt_table(prompt, negative_prompt, with_view=False)
     prior, weights, texts = learning(folder, objective, table, strict, batch, network)
     decode, key = jax.jit(prior.decode), jax.random.key(seed)
     if space == "latents":
-        start = 0.1 * jax.random.normal(key, (n, *latent_shape(prior, weights)))
+        shape, span, middle, quiet = (n, *latent_shape(prior, weights)), (-1.0, 1.0), 0.0, 0.1
         prior, show = in_latents(prior), lambda z: decode(weights, z)
     else:
         size = decode(weights, jnp.zeros((1, *latent_shape(prior, weights)))).shape[1]
-        start, show = 0.5 + 0.02 * jax.random.normal(key, (n, size, size, 3)), lambda rgb: jnp.clip(rgb, 0, 1)
+        shape, span, middle, quiet = (n, size, size, 3), (0.0, 1.0), 0.5, 0.02
+        show = lambda rgb: jnp.clip(rgb, 0, 1)  # noqa: E731
+    noise = jax.random.uniform(key, shape, jnp.float32, *span) if start == "uniform" else quiet * jax.random.normal(key, shape)
+    start = noise if start == "uniform" else middle + noise
     frames, _ = film(distill(prior, weights, objective, texts, start, recipe, seed), show, recipe.steps)
     return frames
+
+
+def image_prompts(
+    prompt: str, negative_prompt: str = "", view: str = "", adapter_text: str | None = None
+) -> dict[str, Sequence[str]]:
+    """The texts for images of a prompt, which have no camera; with a `view` all of them are asked for by its name."""
+    table = prompt_table(prompt, negative_prompt, with_view=False, adapter=adapter_text)
+    return table | ({"prompt": [view_prompts(prompt)[VIEWS.index(view)]] * len(VIEWS)} if view else {})
 
 
 def edited(
@@ -102,7 +114,7 @@ def learning(
     folder: Path, objective: Objective, table: Mapping, strict: bool, batch: int | None, network: Mapping[str, Any]
 ) -> tuple[Prior, Any, dict[str, Array]]:
     """`prior_with_texts` for an objective, in batches; refuses an arithmetic in which its learned branch cannot learn."""
-    if objective.fit and network.get("dtype") == "float16":
+    if objective.trained_query and network.get("dtype") == "float16":
         raise UserError("this objective learns, and float16 would round its gradients away: pass --prior.dtype bfloat16")
     prior, weights, texts = prior_with_texts(folder, strict, table, **network)
     return in_batches(prior, batch) if batch else prior, weights, texts

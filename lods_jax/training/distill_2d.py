@@ -25,7 +25,9 @@ class DistillConfig(NamedTuple):
     """How long, how fast, and at which noise."""
 
     steps: int = 500
-    lr: float = 0.05  # Adam on the images or latents; falls to a tenth along a cosine
+    lr: float = 0.05  # Adam on the images or latents
+    decay: float = 0.1  # the share of lr at the end, along a cosine
+    b2: float = 0.99  # of Adam, on the images and on the learned branch
     psi_lr: float | None = None  # Adam on the learned branch; by default 0.03 for an embedding, 0.003 for an adapter
     window: tuple[int, int] = (20, 980)  # timesteps of the score
     fit_shares_noise: bool = False  # as `train.make_train_step`
@@ -58,9 +60,7 @@ def distill(
     objective = objective._replace(queries={name: query._replace(pose=False) for name, query in objective.queries.items()})
     k_psi, k_fit, key = jax.random.split(jax.random.key(seed), 3)
     psi = prior.init_psi(weights, k_psi, texts["null"][0], objective.trained_queries)
-    tx_theta = optax.adam(optax.cosine_decay_schedule(recipe.lr, recipe.steps, 0.1), b2=0.99)
-    rate = recipe.psi_lr if recipe.psi_lr is not None else 3e-2 if "embedding" in psi else 3e-3
-    tx_psi = optax.adam(rate, b2=0.99)
+    tx_theta, tx_psi = optimizers(recipe, psi)
     if objective.trained_query and recipe.fit_first:
         psi = fit_on(prior, weights, objective, texts, start, psi, tx_psi, k_fit, recipe.fit_first)
     options = {"cameras": lambda keys, views: sample_orbit(keys, views, n), "window": lambda step: recipe.window, "batch": n}
@@ -70,6 +70,13 @@ def distill(
     for _ in range(recipe.steps):
         state, metrics = step(state, weights, texts, held_against, key)
         yield state, metrics
+
+
+def optimizers(recipe: DistillConfig, psi: Any) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Adam for the images, and for the learned branch psi."""
+    tx_theta = optax.adam(optax.cosine_decay_schedule(recipe.lr, recipe.steps, recipe.decay), b2=recipe.b2)
+    rate = recipe.psi_lr if recipe.psi_lr is not None else 3e-2 if "embedding" in psi else 3e-3
+    return tx_theta, optax.adam(rate, b2=recipe.b2)
 
 
 def fit_on(prior, weights, objective, texts, images, psi, tx, key, steps: int) -> Any:

@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 
 from lods_jax.cli import main
+from lods_jax.cli.flags import parse
 from lods_jax.core.cameras import turntable
 from lods_jax.core.images import write_png
 from lods_jax.distillation.objectives import dds, lods_embedding, sds, vsd
 from lods_jax.priors.gaussian import gaussian
+from lods_jax.runs.generate import image_prompts
 from lods_jax.scenes.images import image_batch
-from lods_jax.training.distill_2d import DistillConfig, distill, film, fit_on, in_latents
+from lods_jax.training.distill_2d import DistillConfig, distill, film, fit_on, in_latents, optimizers
 
 TINY_SD = str(Path(__file__).parents[1] / "data" / "lods_parity" / "sd")
 PRIOR = gaussian({"": 0.2, "y": 1.0, "now": 0.5})
@@ -121,3 +123,50 @@ def test_mistakes_are_one_line(command, says, capsys):
     err = capsys.readouterr().err
     assert says in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [
+        (
+            "embedding",
+            {"objective": "lods-embedding", "guidance_scale": 100.0, "steps": 1000, "psi_lr": 1e-4},
+        ),
+        ("lora", {"objective": "lods-lora", "guidance_scale": 1e6, "steps": 700, "psi_lr": 1e-5, "adapter_text": "<new1>"}),
+    ],
+)
+def test_the_scripts_of_the_release_are_presets_below_the_flags(variant, settings):
+    args = parse(["text-to-image", "an astronaut", "--config", f"sd21-image-lods-{variant}-official", "--n", "3"])
+    assert {name: getattr(args, name) for name in settings} == settings
+    assert (args.prompt, args.n, args.view, args.start, args.lr) == ("an astronaut", 3, "front", "uniform", 0.03)
+
+
+def test_a_preset_of_another_command_is_refused_in_one_line(capsys):
+    assert main(["text-to-image", "a mug", "--config", "gaussians-sds"]) == 2
+    assert "gaussians-sds.yaml: objective must be a text or null" in capsys.readouterr().err
+    assert main(["text-to-3d", "a red mug", "--config", "sd21-image-lods-lora-official"]) == 2
+    assert "there is no key" in capsys.readouterr().err
+
+
+def test_rates_that_do_not_fall_stay_and_others_fall_to_their_share():
+    """Adam makes 1 of a gradient that is always 1."""
+    for decay in (1.0, 0.1):
+        tx, _ = optimizers(DistillConfig(steps=4, lr=0.03, decay=decay), {"embedding": START})
+        state, rates = tx.init(START), []
+        for _ in range(5):
+            update, state = tx.update(jnp.ones_like(START), state)
+            rates.append(-float(update[0, 0, 0, 0]))
+        np.testing.assert_allclose([rates[0], rates[-1]], [0.03, 0.03 * decay], rtol=1e-4)
+
+
+def test_momenta_are_those_of_the_recipe_for_images_and_learned_branch():
+    for tx in optimizers(DistillConfig(b2=0.999), {"embedding": START}):
+        _, state = tx.update(jnp.ones_like(START), tx.init(START))
+        np.testing.assert_allclose(state[0].nu, 1e-3, rtol=1e-4)
+
+
+def test_images_are_asked_for_by_the_name_of_a_view():
+    table = image_prompts("a mug", "blurry", view="front", adapter_text="<new1>")
+    assert set(table["prompt"]) == {"a mug, front view"}
+    assert (set(table["null"]), set(table["adapter"])) == ({"blurry"}, {"<new1>"})
+    assert set(image_prompts("a mug")["prompt"]) == {"a mug"}
