@@ -39,11 +39,14 @@ def load(path: str | Path, kind: type[T] = Config) -> T:
     What the file leaves out is as in the preset or file that its key `base` names, if it has one, and else keeps its default.
 
     Args:
-      path: a file, or the name of a preset.
-      kind: the dataclass that the file stands for: that of a run, or the flags of another command.
+        path: a file, or the name of a preset.
+        kind: the dataclass that the file stands for: that of a run, or the flags of another command.
+
+    Returns:
+        The dataclass.
 
     Raises:
-      UserError: there is no such file or preset, or one of them is no configuration.
+        UserError: there is no such file or preset, or one of them is no configuration.
     """
     file = find(path)
     return from_mapping(kind, with_bases(file, (file.resolve(),), kind), str(file))
@@ -124,11 +127,11 @@ def from_mapping(kind: type[T], data: Mapping[Any, Any], source: str, prefix: st
     """A dataclass from nested keys and values; every unknown key and wrong type is a UserError that names it.
 
     Args:
-      kind: the dataclass.
-      data: keys and values of a file.
-      source: the file's name, for errors.
-      prefix: of the keys, for errors.
-      root: the dataclass that all of the file stands for; by default `kind`.
+        kind: the dataclass.
+        data: keys and values of a file.
+        source: the file's name, for errors.
+        prefix: of the keys, for errors.
+        root: the dataclass that all of the file stands for; by default `kind`.
     """
     hints, values, root = typing.get_type_hints(kind), {}, root or kind
     for key, value in data.items():
@@ -136,7 +139,7 @@ def from_mapping(kind: type[T], data: Mapping[Any, Any], source: str, prefix: st
         if key not in hints:
             raise UserError(f"{source}: {unknown(name, keys(root))}")
         if is_dataclass(hints[key]):
-            value = nested(key, value) if not prefix else value
+            value = nested(key, value, kind) if not prefix else value
             if not isinstance(value, dict):
                 raise UserError(f"{source}: {name} must hold keys and values, got {shown(value)}")
             values[key] = from_mapping(hints[key], value, source, f"{name}.", root)

@@ -77,6 +77,17 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
+class ScorePathConfig:
+    """How scores come from latents to the pixels of renders (`distillation.score_paths`)."""
+
+    name: Annotated[Literal["encoder", "decoder", "blend", "split"], arg(aliases=["--score-path"])] = "encoder"
+    """encoder: by the transpose of its Jacobian, as in the papers. decoder: by how the decoded picture changes. blend: by both.
+    split: the encoder for geometry, the decoder for colours."""
+    decoder_share: Schedule = bounded((0.5, 0.5), 0, 1)
+    """Of the decoder in `blend`: a pair or milestones; 0 1 is the encoder first and the decoder later."""
+
+
+@dataclass(frozen=True)
 class CameraConfig:
     """The distribution of training cameras (`cameras.Orbit`), degrees. The default is what the tabletop prior was trained on."""
 
@@ -319,6 +330,7 @@ class Config:
     """From `milestone` on; by default the same."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    score_path: ScorePathConfig = field(default_factory=ScorePathConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
     regularizers: RegularizersConfig = field(default_factory=RegularizersConfig)

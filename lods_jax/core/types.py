@@ -113,12 +113,14 @@ class Scene(NamedTuple):
         means2d_probe: (aux, b) -> zeros that are added to the projected means [b n 2]; their cotangent is the screen-space
             gradient that densification needs. An empty tree for a scene without it.
         update_stats: (aux, means2d_grad, render) -> aux, with the statistics of this step.
+        colors: names of theta's leaves that change what is seen in colour alone.
     """
 
     init: Callable[..., Any]
     render: Callable[..., Render]
     means2d_probe: Callable[..., Any]
     update_stats: Callable[..., Any]
+    colors: tuple[str, ...] = ()
 
 
 class Prior(NamedTuple):
@@ -129,7 +131,7 @@ class Prior(NamedTuple):
         embed: (weights, texts) -> tokens [k n w]; called on the host, once.
         init_psi: (weights, key, tokens [n w], queries) -> psi, with only the leaves that the queries use.
         encode: (weights, rgb [b h w 3] in [0, 1], key) -> latents [b h w c], float32; it resizes the images itself.
-        decode: (weights, latents) -> rgb [b h w 3] in [0, 1].
+        decode: (weights, latents) -> rgb [b h w 3] in [0, 1], with the slope of what is not clipped yet.
         predict: (weights, psi, z_t, t [b], `Cond`) -> eps like z_t, float32.
         truncate: (text, ending) -> text, cut so that the ending fits behind it.
     """

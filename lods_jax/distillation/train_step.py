@@ -16,6 +16,7 @@ from jaxtyping import Array, Int, Key
 
 from lods_jax.core.random import split_named, view_keys
 from lods_jax.core.types import Camera, Objective, Prior, Reference, Scene, TrainState
+from lods_jax.distillation.score_paths import ScorePath, pull_into_scene, push_forward
 from lods_jax.distillation.scores import PredictNoise, denoising_loss, predict_noise, score, score_and_denoising_loss
 
 Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
@@ -161,6 +162,7 @@ def make_train_step(
     vae_slicing: bool = False,
     reference_view: ReferenceView | None = None,
     auxiliary_priors: Sequence[AuxiliaryPrior] = (),
+    score_path: ScorePath | None = None,
 ) -> TrainStep:
     """Builds the train step: render, encode, take the score of the prior, pull it back; train the prior's learnable part.
 
@@ -189,13 +191,15 @@ def make_train_step(
         vae_slicing: whether views are encoded one after the other, which holds the activations of one at a time.
         reference_view: the view of a reference image, whose costs are added in every step.
         auxiliary_priors: further priors, whose scores are added.
+        score_path: how scores come from latents to pixels; None is the encoder's transpose, as in the papers.
 
     Returns:
         The two halves of the step, for `parallel.compile_train_step`.
 
     Raises:
         ValueError: the objective trains nothing or inverts where `fit_shares_noise` is set; or `schedule` is given with an
-            objective that trains nothing, with `fit_shares_noise`, or with a number below 1.
+            objective that trains nothing, with `fit_shares_noise`, or with a number below 1; or `score_path` parts geometry and
+            colours of a scene that has no leaves of colours alone.
     """
 
     if fit_shares_noise and (objective.trained_query is None or objective.inversion):
@@ -205,6 +209,8 @@ def make_train_step(
             raise ValueError("a schedule of turns needs an objective that learns something, and no fit_shares_noise")
         if min(schedule) < 1:
             raise ValueError(f"schedule must be two numbers of steps, each at least 1, got {schedule}")
+    if score_path and score_path.colors is not score_path.geometry and not scene.colors:
+        raise ValueError("this scene has no leaves that are colours alone: take a score_path that is one for all of it")
 
     def compute_grads(state, weights, texts, reference, key, views) -> StepGrads:
         """Gradients and per-view outputs of one shard of the views."""
@@ -216,11 +222,6 @@ def make_train_step(
 
         def forward(theta, means2d_probe):
             render = scene.render(theta, state.aux, camera, k.render, means2d_probe)
-            z = encode_each(prior, weights, render.rgb, k.encode, vae_slicing)
-            others = [
-                z if g.shares_latents else encode_each(g.prior, w, render.rgb, k.encode, vae_slicing)
-                for g, (w, _) in zip(auxiliary_priors, reference.auxiliary, strict=True)
-            ]
             costs = regularizers(render, state.step)
             if reference_view:
                 silent = reference_view.scene.means2d_probe(state.aux, 1)
@@ -231,9 +232,18 @@ def make_train_step(
                 if "total" in render.extras:  # what a scene needs room for, it needs in this view too
                     total = jnp.maximum(render.extras["total"], seen.extras["total"])
                     render = render.replace(extras=render.extras | {"total": total})
-            return ((z, *others), sum(costs.values(), jnp.zeros(b))), (render, costs)
+            return (render.rgb, sum(costs.values(), jnp.zeros(b))), (render, costs)
 
-        (zs, _), pullback, (render, costs) = jax.vjp(forward, state.theta, scene.means2d_probe(state.aux, b), has_aux=True)
+        def encode(rgb):
+            z = encode_each(prior, weights, rgb, k.encode, vae_slicing)
+            others = [
+                z if g.shares_latents else encode_each(g.prior, w, rgb, k.encode, vae_slicing)
+                for g, (w, _) in zip(auxiliary_priors, reference.auxiliary, strict=True)
+            ]
+            return z, *others
+
+        (rgb, _), into_scene, (render, costs) = jax.vjp(forward, state.theta, scene.means2d_probe(state.aux, b), has_aux=True)
+        zs, through_encoder = jax.vjp(encode, rgb)
         latents = {"render": zs[0]} | ({} if reference.latents is None else {"reference": reference.latents})
         scene_on, prior_on = active_updates(schedule, state.step)
         at = window(state.step)
@@ -250,7 +260,15 @@ def make_train_step(
             keys = jax.vmap(jax.random.fold_in, (0, None))(k.score, i)
             further = partial(auxiliary_score, g, w, z, asked, g.window(state.step), keys, pose)
             scores[f"score_rms_{g.name}"] = g.weight(state.step) * cond_or_zeros(scene_on, further)
-        g_theta, means2d_grad = pullback((tuple(x / batch for x in scores.values()), jnp.full(b, 1 / batch)))
+        g_zs = tuple(x / batch for x in scores.values())
+        (g_rgb,) = through_encoder(g_zs)
+        pullback = lambda g_rgb: into_scene((g_rgb, jnp.full(b, 1 / batch)))  # noqa: E731
+        if score_path is None:
+            g_theta, means2d_grad = pullback(g_rgb)
+        else:
+            asked = [(prior, weights), *((g.prior, w) for g, (w, _) in zip(auxiliary_priors, reference.auxiliary, strict=True))]
+            pushed = [push_forward(*who, z, g, rgb, vae_slicing) for who, z, g in zip(asked, zs, g_zs, strict=True)]
+            g_theta, means2d_grad = pull_into_scene(score_path, state.step, pullback, g_rgb, sum(pushed), scene.colors)
         squares = {name: jnp.mean(x**2, tuple(range(1, x.ndim))) for name, x in scores.items()}
         return StepGrads(g_theta, g_psi, fit, ViewOutputs(means2d_grad, render, squares, costs))
 

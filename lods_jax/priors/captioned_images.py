@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 from PIL import Image, ImageOps
 
 from lods_jax.core.images import read_rgba, to_uint8
+from lods_jax.core.math import clip_to_unit
 from lods_jax.core.noise_schedule import signal_and_noise, x0_to_eps
 from lods_jax.core.types import Cond, Prior
 from lods_jax.priors.gaussian import adapter_shift, init_psi
@@ -166,7 +167,7 @@ def posterior_mean(
         return 2 * resize(rgb, images.shape[1:3]) - 1
 
     def decode(weights: dict, z: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return jnp.clip((z + 1) / 2, 0.0, 1.0)
+        return clip_to_unit((z + 1) / 2)
 
     def predict(
         weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
@@ -270,7 +271,7 @@ def caption_gaussians(
 
     def decode(weights: dict, z: Float[Array, "b 1 1 d"]) -> Float[Array, "b h w 3"]:
         x = weights["mean"][None] + jnp.matmul(z[:, 0, 0], weights["basis"].T, precision=EXACT) / weights["scale"]
-        return jnp.clip(x, 0.0, 1.0).reshape(-1, *images.shape[1:])
+        return clip_to_unit(x).reshape(-1, *images.shape[1:])
 
     def predict(
         weights: dict, psi: dict, z_t: Float[Array, "b 1 1 d"], t: Int[Array, "b"], cond: Cond

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from lods_jax.core.math import clip_to_unit
 from lods_jax.core.noise_schedule import per_example, signal_and_noise
 from lods_jax.core.types import Cond, Prior, Query
 
@@ -85,7 +86,7 @@ def gaussian(means: Mapping[str, float], sigma: float = 0.5) -> Prior:
         return rgb
 
     def decode(weights: dict, z: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return jnp.clip(z, 0.0, 1.0)
+        return clip_to_unit(z)
 
     def predict(
         weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond

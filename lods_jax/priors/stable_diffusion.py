@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
+from lods_jax.core.math import clip_to_unit
 from lods_jax.core.noise_schedule import v_to_eps
 from lods_jax.core.types import Cond, Prior, Query
 from lods_jax.priors import flax_networks, lora, tokenizer, torch_weights
@@ -190,7 +191,7 @@ def backbone(
 
     def decode(weights: dict, z: Float[Array, "b m n c"]) -> Float[Array, "b h w 3"]:
         image = flax_networks.decode_image(vae, weights["vae"], (z / vae.scaling_factor).astype(vae_dtype))
-        return jnp.clip(image.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
+        return clip_to_unit(image.astype(jnp.float32) / 2 + 0.5)
 
     def predict(
         weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond

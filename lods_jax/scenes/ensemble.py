@@ -33,7 +33,7 @@ def ensemble(scene: Scene, n: int) -> Scene:
         means2d_grad = jax.tree.map(lambda g: n * g, means2d_grad)
         return jax.vmap(scene.update_stats)(aux, *shared_out((means2d_grad, rendered), n))
 
-    return Scene(init, render, means2d_probe, update_stats)
+    return Scene(init, render, means2d_probe, update_stats, scene.colors)
 
 
 def shared_out(tree: Any, n: int) -> Any:

@@ -110,4 +110,4 @@ def gaussians(
             "total": jnp.maximum(aux["total"], jnp.max(rendered.extras["total"])),
         }
 
-    return Scene(init, render, means2d_probe, update_stats)
+    return Scene(init, render, means2d_probe, update_stats, colors=("sh",))

@@ -230,7 +230,7 @@ def nerf(
     def update_stats(aux, means2d_grad, rendered: Render):
         return aux | {"total": jnp.maximum(aux["total"], jnp.max(rendered.extras["total"]))}
 
-    return Scene(init, render, lambda aux, b: {}, update_stats)
+    return Scene(init, render, lambda aux, b: {}, update_stats, colors=("color", "environment"))
 
 
 def harmonics(d: Float[Array, "n 3"]) -> Float[Array, "n 9"]:

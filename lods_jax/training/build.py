@@ -20,6 +20,7 @@ from lods_jax.distillation import prompts
 from lods_jax.distillation.perp_neg import interpolate_view_prompts
 from lods_jax.distillation.registry import make_objective
 from lods_jax.distillation.regularizers import IMAGE_ERRORS, image_errors, weighted_regularizers
+from lods_jax.distillation.score_paths import ScorePath, blend, split
 from lods_jax.distillation.train_step import ReferenceView, select_view_prompts
 from lods_jax.priors.architectures import write_configs
 from lods_jax.priors.captioned_images import caption_gaussians, posterior_mean
@@ -162,6 +163,12 @@ def assemble(
             {k: partial(phase, config, v) for k, v in vars(config.regularizers).items() if ever_on(v)}
         ),
     )
+
+
+def score_path_of(config: Config) -> ScorePath | None:
+    """The way of scores to pixels; None is the encoder's."""
+    share = partial(phase, config, config.score_path.decoder_share)
+    return {"encoder": None, "decoder": blend(lambda step: 1.0), "blend": blend(share), "split": split()}[config.score_path.name]
 
 
 def reference_view_of(config: Config, shapes: StaticShapes) -> ReferenceView | None:

@@ -13,7 +13,7 @@ from lods_jax.core.random import step_key
 from lods_jax.core.types import TrainState
 from lods_jax.distillation.parallel import compile_train_step
 from lods_jax.distillation.train_step import TrainStep, init_state, make_train_step
-from lods_jax.training.build import Components, reference_view_of
+from lods_jax.training.build import Components, reference_view_of, score_path_of
 from lods_jax.training.scene_setups import StaticShapes, without_file
 
 PLAN_EVERY = 50  # steps between looks at whether a static shape has become too small
@@ -63,6 +63,7 @@ def train_step(config: Config, components: Components, shapes: StaticShapes) -> 
         vae_slicing=config.prior.vae_slicing,
         reference_view=reference_view_of(config, shapes),
         auxiliary_priors=components.image_inputs.auxiliary_priors if components.image_inputs else (),
+        score_path=score_path_of(config),
     )
 
 
