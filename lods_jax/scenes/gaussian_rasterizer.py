@@ -1,4 +1,4 @@
-"""3D Gaussian splatting (Kerbl et al. 2023) in plain JAX: `rasterize`. Its short and slow form is splat_reference.py.
+"""3D Gaussian splatting (Kerbl et al. 2023) in plain JAX. `gaussian_rasterizer_reference` is its short and slow form.
 
   project     Gaussians in space -> ellipses on the image: arithmetic on [n] vectors, plain autodiff
   bin_tiles   ellipses -> for every tile of the image the ellipses that reach it, nearest first: integers, no gradient
@@ -16,54 +16,24 @@ light   transmittance: the share of light that has not been stopped yet, product
 
 import math
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from lods_jax.core.math import normalize
 from lods_jax.core.types import Camera, Render
-
-# The image model of Kerbl et al. (2023), which splat_reference.py shares.
-LOW_PASS = 0.3  # px^2, added to the variances: no ellipse falls between pixels
-ALPHA_CUT = 1 / 255  # a smaller alpha counts as 0, so that an ellipse ends somewhere
-ALPHA_CAP = 0.99  # keeps 1 / (1 - alpha) small in the gradient
-FRUSTUM = 1.3  # the projection is linearised no farther out than this, in half-widths of the image
-NEAR = 0.01  # world units; what is nearer is hidden
+from lods_jax.scenes.gaussian_projection import ALPHA_CAP, ALPHA_CUT, project
+from lods_jax.scenes.gaussian_tiles import TILE_H, TILE_W, Bins, G, P, bin_tiles, from_tiles, tile_grid, to_tiles
 
 STOP = 1e-4  # light that is not worth following any further
-TILE_H, TILE_W, P = 8, 16, 128
-G, K = 16, 16  # [G P] floats are 8 kB: light, sums and a row of alphas stay in the first-level cache
+K = 16  # ellipses per step. [G P] floats are 8 kB: light, sums and a row of alphas stay in the first-level cache
 
 # Monomials 1, u, v, uu, uv, vv of the offset (u, v) from the centre of a tile. log alpha is a polynomial in them.
 _V, _U = np.mgrid[:TILE_H, :TILE_W].reshape(2, P) + 0.5 - np.array([[TILE_H], [TILE_W]]) / 2
 MONOMIALS = np.stack([np.ones(P), _U, _V, _U * _U, _U * _V, _V * _V]).astype(np.float32)
-
-
-class Ellipses(NamedTuple):
-    """n Gaussians on the image, one vector [n] per number: XLA on a CPU vectorises these, and not n small matrices."""
-
-    x: Array  # px, the mean
-    y: Array
-    xx: Array  # px^-2, the inverse covariance [[xx xy] [xy yy]]
-    xy: Array
-    yy: Array
-    depth: Array  # world units along the optical axis; 1 where hidden
-    var_x: Array  # px^2, the diagonal of the covariance; from here on without gradient
-    var_y: Array
-    radius: Array  # px, 3 standard deviations along the longer axis; 0 where hidden
-
-
-class Bins(NamedTuple):
-    """For every tile the ellipses that reach it, ranks[start:end] from near to far. Empty tiles fill up the groups."""
-
-    ranks: Array  # [m]
-    start: Array  # [g G] int, by increasing length
-    end: Array
-    tile: Array  # [g G] which tile of the image, row by row
 
 
 def rasterize(
@@ -160,131 +130,6 @@ def spherical_harmonics(directions: Float[Array, "n 3"]) -> Float[Array, "n 16"]
     return jnp.stack([polynomial / math.sqrt(square * math.pi) for polynomial, square in basis], 1)
 
 
-# --- from space to the image ------------------------------------------------------------------------------------------
-def project(
-    means: Float[Array, "n 3"],
-    quats: Float[Array, "n 4"],
-    scales: Float[Array, "n 3"],
-    c2w: Float[Array, "4 4"],
-    fov_y: Float[Array, ""],
-    height: int,
-    width: int,
-) -> Ellipses:
-    """Gaussians as one camera sees them, the projection linearised at their means (EWA, Zwicker et al. 2001)."""
-    offset = means - c2w[None, :3, 3]
-    right, down, forward = c2w[:3, 0], c2w[:3, 1], c2w[:3, 2]
-    x, y, z = (_dot(axis, offset.T) for axis in (right, down, forward))
-    hidden = z < NEAR
-    depth = jnp.where(hidden, 1.0, z)
-    slope_x, slope_y, focal = x / depth, y / depth, height / 2 / jnp.tan(fov_y / 2)
-    limit_x, limit_y = FRUSTUM * width / 2 / focal, FRUSTUM * height / 2 / focal
-    inside_x, inside_y = jnp.clip(slope_x, -limit_x, limit_x), jnp.clip(slope_y, -limit_y, limit_y)
-
-    # A small step d in the world goes (focal / depth) unit_x . d pixels to the right, and so on. Here the steps are one
-    # standard deviation along each axis of the Gaussian; 1e9 pixels hold the fourth powers below within float32.
-    unit_x = [right[i] - inside_x * forward[i] for i in range(3)]
-    unit_y = [down[i] - inside_y * forward[i] for i in range(3)]
-    pixels = focal / depth
-    steps = [(axis, jnp.minimum(pixels * scale, 1e9)) for axis, scale in zip(_axes(quats), scales.T, strict=True)]
-    px = [_dot(unit_x, axis) * length for axis, length in steps]
-    py = [_dot(unit_y, axis) * length for axis, length in steps]
-
-    var_x, var_y, cross = _dot(px, px) + LOW_PASS, _dot(py, py) + LOW_PASS, _dot(px, py)
-    # The determinant by Lagrange's identity: of a thin ellipse, var_x var_y - cross^2 has no correct digit.
-    minors = [px[i] * py[j] - px[j] * py[i] for i, j in ((0, 1), (1, 2), (2, 0))]
-    per_det = 1 / (_dot(minors, minors) + LOW_PASS * (var_x + var_y - LOW_PASS))
-    mean = width / 2 + focal * slope_x, height / 2 + focal * slope_y
-    inverse = var_y * per_det, -cross * per_det, var_x * per_det
-
-    var_x, var_y, cross = lax.stop_gradient((var_x, var_y, cross))
-    longest = (var_x + var_y) / 2 + jnp.sqrt(((var_x - var_y) / 2) ** 2 + cross**2)
-    return Ellipses(*mean, *inverse, depth, var_x, var_y, jnp.where(hidden, 0.0, 3 * jnp.sqrt(longest)))
-
-
-def _axes(quats: Float[Array, "n 4"]) -> list[list[Array]]:
-    """Columns of the rotation matrices, element by element; a quaternion of zeros is the identity."""
-    w, x, y, z = normalize(quats).T
-    return [
-        [1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)],
-        [2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)],
-        [2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)],
-    ]
-
-
-def _dot(a, b) -> Array:
-    """Scalar product of triples of numbers or of [n] vectors, element by element."""
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-
-
-# --- which ellipse reaches which tile ---------------------------------------------------------------------------------
-def bin_tiles(
-    ellipses: Ellipses, opacities: Float[Array, "n"], height: int, width: int, capacity: int
-) -> tuple[Int[Array, "n"], Bins, Bool[Array, "n"], Int[Array, ""]]:
-    """Order of depth (rank -> Gaussian), bins, which Gaussians reach a tile, and in all how many tiles they reach.
-
-    Slots are given out from near to far, so that the farthest ellipses go without when they are too few. Then one sort
-    of words (tile, rank) orders them by tile: XLA on a CPU sorts words 5 times faster than keys with values.
-    """
-    rows, columns = _grid(height, width)
-    tiles, rank_bits = rows * columns, (len(opacities) - 1).bit_length()
-    if tiles << rank_bits >= 2**31:
-        raise ValueError(f"need tiles * Gaussians < 2^31, got {tiles} * {len(opacities)}: render fewer pixels")
-
-    # alpha >= ALPHA_CUT inside an ellipse of this squared radius, in standard deviations, and nowhere else.
-    reach = 2 * jnp.log(jnp.maximum(opacities / ALPHA_CUT, 1.0))
-    left, right = _span(ellipses.x, jnp.sqrt(reach * ellipses.var_x), TILE_W, columns)
-    top, bottom = _span(ellipses.y, jnp.sqrt(reach * ellipses.var_y), TILE_H, rows)
-    count = jnp.where((reach > 0) & (ellipses.radius > 0), (right - left) * (bottom - top), 0)
-    reaches = count > 0
-
-    order = depth_order(ellipses.depth)
-    count, left, top, breadth = count[order], left[order], top[order], (right - left)[order]
-    start = jnp.cumsum(count) - count
-    total = start[-1] + count[-1]
-    slot = jnp.arange(capacity)
-    # Gaussians without tiles start where their successor does: adding up the starts skips them.
-    rank = jnp.cumsum(jnp.zeros(capacity, jnp.int32).at[start].add(1, mode="drop")) - 1
-    within = slot - start[rank]
-    row = within // jnp.maximum(breadth[rank], 1)
-    tile = (top[rank] + row) * columns + left[rank] + within - row * breadth[rank]
-
-    word = jnp.where(slot < total, tile << rank_bits | rank, tiles << rank_bits)
-    word = jnp.sort(word.astype(jnp.uint32))
-    bounds = jnp.searchsorted(word, jnp.arange(tiles + 1, dtype=jnp.uint32) << rank_bits).astype(jnp.int32)
-    empty = -tiles % G
-    start, end = jnp.pad(bounds[:-1], (0, empty)), jnp.pad(bounds[1:], (0, empty))
-    tile = jnp.argsort(end - start).reshape(-1, G)
-    ranks = (word & ((1 << rank_bits) - 1)).astype(jnp.int32)
-    return order, Bins(ranks, start[tile], end[tile], tile), reaches, total
-
-
-def depth_order(depth: Float[Array, "n"]) -> Int[Array, "n"]:
-    """argsort of positive numbers, equal ones in their order, by single-word sorts: see `bin_tiles`.
-
-    Positive floats order like their bits. A radix sort takes these from the last digit to the first, a digit being as
-    many bits as a word has left beside the index: 2 sorts up to n = 65,536, 3 up to 2 million.
-    """
-    bits, index = lax.bitcast_convert_type(depth, jnp.uint32), jnp.arange(len(depth), dtype=jnp.uint32)
-    index_bits = max(1, (len(depth) - 1).bit_length())
-    order = index
-    for digit in range(0, 31, 32 - index_bits):  # the sign bit is 0
-        word = bits[order] >> digit << index_bits | index
-        order = order[jnp.sort(word) & ((1 << index_bits) - 1)]
-    return order.astype(jnp.int32)
-
-
-def _span(mean: Float[Array, "n"], reach: Float[Array, "n"], size: int, tiles: int) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
-    """First tile that [mean - reach, mean + reach] touches along one axis, and the one after the last."""
-    first = jnp.clip(jnp.floor((mean - reach) / size), 0, tiles)
-    last = jnp.clip(jnp.floor((mean + reach) / size) + 1, 0, tiles)
-    return first.astype(jnp.int32), last.astype(jnp.int32)
-
-
-def _grid(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of tiles that cover an image."""
-    return -(-height // TILE_H), -(-width // TILE_W)
-
-
 # --- from tiles to pixels ---------------------------------------------------------------------------------------------
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def composite(table: Float[Array, "n c"], bins: Bins, height: int, width: int) -> Float[Array, "{height} {width} c-5"]:
@@ -326,12 +171,12 @@ def _composite_forward(table, bins, height, width):
         return jnp.concatenate([sums, light[None]]), steps
 
     pixels, steps = lax.map(group, _groups(bins, width))
-    return _from_tiles(pixels, bins.tile, height, width), (table, bins, pixels, steps)
+    return from_tiles(pixels, bins.tile, height, width), (table, bins, pixels, steps)
 
 
 def _composite_backward(height, width, residuals, cotangent):
     table, bins, pixels, steps = residuals
-    cotangent = _to_tiles(cotangent, bins.tile)
+    cotangent = to_tiles(cotangent, bins.tile)
 
     def group(gradient, inputs):
         tiles, v, behind, steps = inputs
@@ -393,24 +238,6 @@ def _chunk(table, ranks, tiles, step):
 
 def _groups(bins: Bins, width: int) -> tuple[Array, Array, Array]:
     """Start, end and centre in pixels of each tile: [g G], [g G], [g G 2]."""
-    columns = _grid(1, width)[1]
+    columns = tile_grid(1, width)[1]
     centre = jnp.stack([(bins.tile % columns + 0.5) * TILE_W, (bins.tile // columns + 0.5) * TILE_H], -1)
     return bins.start, bins.end, centre
-
-
-def _to_tiles(image: Float[Array, "h w c"], tile: Int[Array, "g G"]) -> Float[Array, "g c G P"]:
-    """The pixels of an image, tile by tile; 0 outside the image and in the tiles that fill up the last group."""
-    (h, w, c), (rows, columns) = image.shape, _grid(*image.shape[:2])
-    image = jnp.pad(image, ((0, rows * TILE_H - h), (0, columns * TILE_W - w), (0, 0)))
-    tiles = image.reshape(rows, TILE_H, columns, TILE_W, c).transpose(0, 2, 4, 1, 3).reshape(-1, c, P)
-    return jnp.pad(tiles, ((0, tile.size - len(tiles)), (0, 0), (0, 0)))[tile].swapaxes(1, 2)
-
-
-def _from_tiles(
-    tiles: Float[Array, "g c G P"], tile: Int[Array, "g G"], height: int, width: int
-) -> Float[Array, "{height} {width} c"]:
-    """The inverse of `_to_tiles`."""
-    c, (rows, columns) = tiles.shape[1], _grid(height, width)
-    tiles = tiles.swapaxes(1, 2).reshape(-1, c, P)[jnp.argsort(tile.reshape(-1))[: rows * columns]]
-    image = tiles.reshape(rows, columns, c, TILE_H, TILE_W).transpose(0, 3, 1, 4, 2)
-    return image.reshape(rows * TILE_H, columns * TILE_W, c)[:height, :width]

@@ -1,4 +1,4 @@
-"""What splat.py computes, as Kerbl et al. (2023) define it: all Gaussians over all pixels, no tiles, no early stop.
+"""The rasterizer as Kerbl et al. (2023) define it: all Gaussians over all pixels, no tiles, no early stop.
 
 The fast form is tested against this one, gradients by plain autodiff included. It shares with it the constants and the
 spherical harmonics, and nothing else. Memory is b n h w floats: for small images.
@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from lods_jax.core.math import normalize
 from lods_jax.core.types import Camera, Render
-from lods_jax.scenes.gaussian_rasterizer import ALPHA_CAP, ALPHA_CUT, FRUSTUM, LOW_PASS, NEAR, radiance
+from lods_jax.scenes.gaussian_projection import ALPHA_CAP, ALPHA_CUT, FRUSTUM, LOW_PASS, NEAR
+from lods_jax.scenes.gaussian_rasterizer import radiance
 
 
 def rasterize_reference(

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from lods_jax.core.cameras import look_at
 from lods_jax.core.types import Camera
-from lods_jax.scenes import gaussian_rasterizer
+from lods_jax.scenes import gaussian_projection, gaussian_rasterizer, gaussian_tiles
 from lods_jax.scenes.gaussian_rasterizer import radiance, rasterize, spherical_harmonics
 from lods_jax.scenes.gaussian_rasterizer_reference import rasterize_reference
 
@@ -39,7 +39,7 @@ def random_scene(seed=0, k=None):
         "colors": jax.random.uniform(keys[4], (N, 3)) if k is None else 0.5 * jax.random.normal(keys[4], (N, k, 3)),
         "background": jax.random.uniform(keys[5], (B, 3)),
         "camera": cameras(look_at(eyes, jnp.zeros_like(eyes))),
-        "probe": jnp.zeros((B, N, 2)),
+        "means2d_probe": jnp.zeros((B, N, 2)),
     }
 
 
@@ -118,7 +118,7 @@ def test_a_capped_alpha_has_no_gradient():
     (_, opacity, _), gradient, _ = render(opaque)
     assert 0.2 < np.mean(opacity > 0.9899) < 0.8
     expected = compiled(rasterize_reference, H, W)(opaque)[1]
-    for name in ("means", "scales", "opacities", "colors", "probe"):
+    for name in ("means", "scales", "opacities", "colors", "means2d_probe"):
         assert_close(gradient[name], expected[name], 1e-4)
 
 
@@ -137,12 +137,12 @@ def test_what_gets_less_light_than_the_stop_is_skipped():
 def test_the_order_of_the_gaussians_does_not_matter():
     order = jax.random.permutation(jax.random.key(3), N)
     shuffled = {name: value if name in ("background", "camera") else value[order] for name, value in SCENE.items()}
-    shuffled["probe"] = SCENE["probe"]
+    shuffled["means2d_probe"] = SCENE["means2d_probe"]
     values, gradient, _ = render(shuffled)
     expected, expected_gradient, _ = render(SCENE)
     assert_close(values, expected, 1e-6)
     assert_close(gradient["means"], expected_gradient["means"][order], 1e-5)
-    assert_close(gradient["probe"], expected_gradient["probe"][:, order], 1e-5)
+    assert_close(gradient["means2d_probe"], expected_gradient["means2d_probe"][:, order], 1e-5)
 
 
 def hamilton(p, q):
@@ -197,8 +197,8 @@ def test_one_gaussian_has_a_closed_form(opacity):
     z, scale = 1.7, 0.25
     (rgb, stopped, depth), _, _ = render(alone([0.0, 0.0, z], scale, opacity))
     y, x = np.mgrid[:H, :W] + 0.5 - np.array([H, W]).reshape(2, 1, 1) / 2
-    alpha = opacity * np.exp(-(x**2 + y**2) / 2 / ((FOCAL * scale / z) ** 2 + gaussian_rasterizer.LOW_PASS))
-    alpha = np.where(alpha < gaussian_rasterizer.ALPHA_CUT, 0, np.minimum(alpha, gaussian_rasterizer.ALPHA_CAP))[None, ..., None]
+    alpha = opacity * np.exp(-(x**2 + y**2) / 2 / ((FOCAL * scale / z) ** 2 + gaussian_projection.LOW_PASS))
+    alpha = np.where(alpha < gaussian_projection.ALPHA_CUT, 0, np.minimum(alpha, gaussian_projection.ALPHA_CAP))[None, ..., None]
     alpha = np.concatenate([alpha] * B)
     color, background = SCENE["colors"][0].reshape(1, 1, 1, 3), SCENE["background"][:, None, None]
     np.testing.assert_allclose(stopped, alpha, atol=1e-6)
@@ -213,7 +213,7 @@ def test_a_gaussian_is_where_its_mean_projects_to(x, y, total):
     scene = alone([(x - W / 2) * z / FOCAL, (y - H / 2) * z / FOCAL, z], scale, 1.0)
     (_, opacity, _), _, extras = render(scene)
     np.testing.assert_array_equal(extras["total"], total)
-    radius = 3 * np.sqrt((FOCAL * scale / z) ** 2 + gaussian_rasterizer.LOW_PASS) if total else 0
+    radius = 3 * np.sqrt((FOCAL * scale / z) ** 2 + gaussian_projection.LOW_PASS) if total else 0
     np.testing.assert_allclose(extras["radii"][:, 0], radius, rtol=0.02)  # seen aslant it is a little longer
     assert not np.any(extras["radii"][:, 1:])
     if total:
@@ -238,9 +238,9 @@ def test_the_cotangent_of_the_probe_is_the_gradient_of_the_projected_means():
     # Wide Gaussians, because no alpha may cross the cut: there the image jumps.
     wide = {**SCENE, "means": 0.1 * SCENE["means"], "scales": jnp.full((N, 3), 0.8)}
     wide["opacities"] = jnp.clip(SCENE["opacities"], 0.2, 0.8)
-    gradient = render(wide)[1]["probe"]
+    gradient = render(wide)[1]["means2d_probe"]
     step = 0.2 * gradient / jnp.max(jnp.abs(gradient))  # pixels, uphill
-    uphill, downhill = (sum(map(np.vdot, render({**wide, "probe": p})[0], noise())) for p in (step, -step))
+    uphill, downhill = (sum(map(np.vdot, render({**wide, "means2d_probe": p})[0], noise())) for p in (step, -step))
     np.testing.assert_allclose((uphill - downhill) / 2, np.vdot(gradient, step), rtol=2e-3)
 
 
@@ -280,7 +280,7 @@ def test_a_needle_has_finite_gradients(length):
     needle = alone([0.1, 0.2, 3.0], jnp.array([length, 1e-6, 0.0]), 0.9, quats=SCENE["quats"].at[0].set(0.0))
     values, gradient, _ = render(needle)
     assert_finite((values, gradient))
-    assert np.max(values[1]) <= gaussian_rasterizer.ALPHA_CAP
+    assert np.max(values[1]) <= gaussian_projection.ALPHA_CAP
 
 
 # --- spherical harmonics --------------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def test_a_depth_order_sorts_like_argsort():
     """Also with more digits than the usual two, and stably."""
     depth = jnp.round(jax.random.uniform(jax.random.key(5), (70_000,), minval=0.01, maxval=30.0), 2)
     for n in (1, 2, 3, 1000, 70_000):
-        np.testing.assert_array_equal(gaussian_rasterizer.depth_order(depth[:n]), np.argsort(depth[:n], stable=True))
+        np.testing.assert_array_equal(gaussian_tiles.depth_order(depth[:n]), np.argsort(depth[:n], stable=True))
 
 
 def test_bad_arguments_are_named():

@@ -53,7 +53,7 @@ def test_a_scene_that_has_been_through_a_file_looks_the_same(tmp_path, k):
     @jax.jit
     def look(s):
         scales, opacity = jnp.exp(s["log_scales"]), jax.nn.sigmoid(s["opacity_logits"])
-        options = {"height": 32, "width": 32, "capacity": 64 * n, "probe": jnp.zeros((2, n, 2))}
+        options = {"height": 32, "width": 32, "capacity": 64 * n, "means2d_probe": jnp.zeros((2, n, 2))}
         return rasterize(s["means"], s["quats"], scales, opacity, s["sh"], jnp.ones((2, 3)), camera, **options)
 
     before, after = (look({k: jnp.asarray(x) for k, x in s.items()}) for s in (original, read_ply(tmp_path / "a.ply")))

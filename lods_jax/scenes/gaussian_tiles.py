@@ -1,0 +1,114 @@
+"""The tiles of an image: which ellipses reach each of them, and pixels tile by tile.
+
+The work of one tile is less than what it costs XLA to start it. So G tiles advance in lock-step. A group ends with the longest of
+its tiles, so tiles are grouped by length.
+
+The work of one tile is less than what it costs XLA to start it, so G tiles advance in lock-step. A group ends with the longest
+of its tiles, so tiles are grouped by length.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from lods_jax.scenes.gaussian_projection import ALPHA_CUT, Ellipses
+
+TILE_H, TILE_W, P = 8, 16, 128
+G = 16  # tiles that advance in lock-step
+
+
+class Bins(NamedTuple):
+    """For every tile the ellipses that reach it, ranks[start:end] from near to far. Empty tiles fill up the groups."""
+
+    ranks: Array  # [m]
+    start: Array  # [g G] int, by increasing length
+    end: Array
+    tile: Array  # [g G] which tile of the image, row by row
+
+
+def bin_tiles(
+    ellipses: Ellipses, opacities: Float[Array, "n"], height: int, width: int, capacity: int
+) -> tuple[Int[Array, "n"], Bins, Bool[Array, "n"], Int[Array, ""]]:
+    """Order of depth (rank -> Gaussian), bins, which Gaussians reach a tile, and in all how many tiles they reach.
+
+    Slots are given out from near to far, so that the farthest ellipses go without when they are too few. Then one sort
+    of words (tile, rank) orders them by tile: XLA on a CPU sorts words 5 times faster than keys with values.
+    """
+    rows, columns = tile_grid(height, width)
+    tiles, rank_bits = rows * columns, (len(opacities) - 1).bit_length()
+    if tiles << rank_bits >= 2**31:
+        raise ValueError(f"need tiles * Gaussians < 2^31, got {tiles} * {len(opacities)}: render fewer pixels")
+
+    # alpha >= ALPHA_CUT inside an ellipse of this squared radius, in standard deviations, and nowhere else.
+    reach = 2 * jnp.log(jnp.maximum(opacities / ALPHA_CUT, 1.0))
+    left, right = _span(ellipses.x, jnp.sqrt(reach * ellipses.var_x), TILE_W, columns)
+    top, bottom = _span(ellipses.y, jnp.sqrt(reach * ellipses.var_y), TILE_H, rows)
+    count = jnp.where((reach > 0) & (ellipses.radius > 0), (right - left) * (bottom - top), 0)
+    reaches = count > 0
+
+    order = depth_order(ellipses.depth)
+    count, left, top, breadth = count[order], left[order], top[order], (right - left)[order]
+    start = jnp.cumsum(count) - count
+    total = start[-1] + count[-1]
+    slot = jnp.arange(capacity)
+    # Gaussians without tiles start where their successor does: adding up the starts skips them.
+    rank = jnp.cumsum(jnp.zeros(capacity, jnp.int32).at[start].add(1, mode="drop")) - 1
+    within = slot - start[rank]
+    row = within // jnp.maximum(breadth[rank], 1)
+    tile = (top[rank] + row) * columns + left[rank] + within - row * breadth[rank]
+
+    word = jnp.where(slot < total, tile << rank_bits | rank, tiles << rank_bits)
+    word = jnp.sort(word.astype(jnp.uint32))
+    bounds = jnp.searchsorted(word, jnp.arange(tiles + 1, dtype=jnp.uint32) << rank_bits).astype(jnp.int32)
+    empty = -tiles % G
+    start, end = jnp.pad(bounds[:-1], (0, empty)), jnp.pad(bounds[1:], (0, empty))
+    tile = jnp.argsort(end - start).reshape(-1, G)
+    ranks = (word & ((1 << rank_bits) - 1)).astype(jnp.int32)
+    return order, Bins(ranks, start[tile], end[tile], tile), reaches, total
+
+
+def depth_order(depth: Float[Array, "n"]) -> Int[Array, "n"]:
+    """argsort of positive numbers, equal ones in their order, by single-word sorts: see `bin_tiles`.
+
+    Positive floats order like their bits. A radix sort takes these from the last digit to the first, a digit being as
+    many bits as a word has left beside the index: 2 sorts up to n = 65,536, 3 up to 2 million.
+    """
+    bits, index = lax.bitcast_convert_type(depth, jnp.uint32), jnp.arange(len(depth), dtype=jnp.uint32)
+    index_bits = max(1, (len(depth) - 1).bit_length())
+    order = index
+    for digit in range(0, 31, 32 - index_bits):  # the sign bit is 0
+        word = bits[order] >> digit << index_bits | index
+        order = order[jnp.sort(word) & ((1 << index_bits) - 1)]
+    return order.astype(jnp.int32)
+
+
+def _span(mean: Float[Array, "n"], reach: Float[Array, "n"], size: int, tiles: int) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
+    """First tile that [mean - reach, mean + reach] touches along one axis, and the one after the last."""
+    first = jnp.clip(jnp.floor((mean - reach) / size), 0, tiles)
+    last = jnp.clip(jnp.floor((mean + reach) / size) + 1, 0, tiles)
+    return first.astype(jnp.int32), last.astype(jnp.int32)
+
+
+def tile_grid(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of tiles that cover an image."""
+    return -(-height // TILE_H), -(-width // TILE_W)
+
+
+def to_tiles(image: Float[Array, "h w c"], tile: Int[Array, "g G"]) -> Float[Array, "g c G P"]:
+    """The pixels of an image, tile by tile; 0 outside the image and in the tiles that fill up the last group."""
+    (h, w, c), (rows, columns) = image.shape, tile_grid(*image.shape[:2])
+    image = jnp.pad(image, ((0, rows * TILE_H - h), (0, columns * TILE_W - w), (0, 0)))
+    tiles = image.reshape(rows, TILE_H, columns, TILE_W, c).transpose(0, 2, 4, 1, 3).reshape(-1, c, P)
+    return jnp.pad(tiles, ((0, tile.size - len(tiles)), (0, 0), (0, 0)))[tile].swapaxes(1, 2)
+
+
+def from_tiles(
+    tiles: Float[Array, "g c G P"], tile: Int[Array, "g G"], height: int, width: int
+) -> Float[Array, "{height} {width} c"]:
+    """The inverse of `to_tiles`."""
+    c, (rows, columns) = tiles.shape[1], tile_grid(height, width)
+    tiles = tiles.swapaxes(1, 2).reshape(-1, c, P)[jnp.argsort(tile.reshape(-1))[: rows * columns]]
+    image = tiles.reshape(rows, columns, c, TILE_H, TILE_W).transpose(0, 3, 1, 4, 2)
+    return image.reshape(rows * TILE_H, columns * TILE_W, c)[:height, :width]
