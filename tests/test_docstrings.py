@@ -13,7 +13,7 @@ from docstring_parser import DocstringStyle, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(ROOT.joinpath("lods_jax").rglob("*.py"))
-PACKAGES = ("core", "distillation", "priors")
+PACKAGES = ("core", "distillation", "priors", "scenes")
 WITH_EXAMPLES = [file for file in MODULES if ">>> " in file.read_text(encoding="utf-8")]
 SHORT = 2  # parameters that a summary may name by itself, without `Args:`
 
@@ -56,7 +56,7 @@ def raised(node: ast.FunctionDef) -> set[str]:
         caught = named(handler.type for handler in block.handlers if handler.type)
         within = errors(m for statement in block.body for m in [statement, *own(statement)])
         found -= {(n, name) for n, name in within if name in caught}
-    return {name for _, name in found}
+    return {name for _, name in found if name[0].isupper()}  # what a helper returns names its class itself
 
 
 def gives(node: ast.FunctionDef) -> bool:

@@ -23,15 +23,22 @@ SHRINK = 1.6  # the two halves of a split Gaussian are this much smaller
 
 
 class DensifyStrategy(NamedTuple):
-    """When a Gaussian multiplies and when it goes. Sizes are the largest standard deviation in world units.
+    """When a Gaussian multiplies and when it is pruned. Sizes are the largest standard deviation in world units.
 
-    A Gaussian multiplies if its mean gradient per view, in normalised device units, exceeds `grow_grad2d` and is among the
-    largest `fraction` of those alive. The usual absolute 2e-4 is made for one loss scale; a fraction serves all objectives.
+    A Gaussian multiplies if its mean gradient per view exceeds `grow_grad2d` and is among the largest `fraction` of those alive.
+    The usual absolute 2e-4 suits one loss scale; a fraction suits all objectives.
+
+    Attributes:
+        grow_grad2d: threshold of the gradient of the projected mean, in normalised device units.
+        fraction: share of the Gaussians alive that may multiply at once.
+        grow_scale3d: larger Gaussians are split in two, smaller ones cloned.
+        prune_opacity: Gaussians below this opacity are pruned.
+        prune_scale3d: Gaussians above this size are pruned.
     """
 
     grow_grad2d: float = 0.0
     fraction: float = 0.1
-    grow_scale3d: float = 0.02  # larger ones split in two, smaller ones are cloned
+    grow_scale3d: float = 0.02
     prune_opacity: float = 0.005
     prune_scale3d: float = 0.35
 
@@ -42,7 +49,19 @@ DEFAULT_STRATEGY = DensifyStrategy()
 def densify(
     key: Key[Array, ""], state: TrainState, tx: optax.GradientTransformation, strategy: DensifyStrategy = DEFAULT_STRATEGY
 ) -> TrainState:
-    """One refinement of a state of `scenes.gaussians`; clears its statistics. Jit it with `tx` and `rules` static."""
+    """Clones, splits and prunes Gaussians once (Kerbl et al. 2023, section 5), and clears the statistics.
+
+    Jit it with `tx` and `strategy` static.
+
+    Args:
+        key: for the offsets of split Gaussians.
+        state: of a run on `scenes.gaussians`.
+        tx: the optimizer of theta, whose moments move along.
+        strategy: thresholds.
+
+    Returns:
+        The new state, with the same shapes.
+    """
     theta, aux = state.theta, state.aux
     size, opacity = jnp.exp(theta["log_scales"]).max(-1), jax.nn.sigmoid(theta["opacity_logits"])
     alive = aux["alive"] & (opacity >= strategy.prune_opacity) & (size <= strategy.prune_scale3d)
@@ -76,11 +95,21 @@ BINOMIALS = np.array([[math.comb(n, j) for j in range(1, MAX_COPIES + 1)] for n 
 def relocate(
     key: Key[Array, ""], state: TrainState, tx: optax.GradientTransformation, dead: float = 0.005, growth: float = 0.05
 ) -> TrainState:
-    """One relocation of a state of `scenes.gaussians`; clears its statistics. Jit it with `tx` static.
+    """Moves dead Gaussians into living ones (Kheradmand et al. 2024, section 4), and clears the statistics.
 
-    Gaussians of an opacity below `dead` take the place of living ones, drawn in proportion to opacity, and so do free slots, as
-    long as the number of Gaussians grows by no more than the share `growth`. Those that share a place then show together what one
-    of them showed (`share`). The noise that the paper adds to means in every step is not part of this.
+    Gaussians of an opacity below `dead`, and free slots as far as `growth` allows, take the place of living Gaussians drawn in
+    proportion to opacity. Those that share a place then look together as one of them did (`share`). The noise that the paper adds
+    to means in every step is not part of this. Jit it with `tx` static.
+
+    Args:
+        key: for the draw.
+        state: of a run on `scenes.gaussians`.
+        tx: the optimizer of theta, whose moments move along.
+        dead: opacity below which a Gaussian is dead.
+        growth: share by which the number of Gaussians may grow.
+
+    Returns:
+        The new state, with the same shapes.
     """
     theta, aux = state.theta, state.aux
     n, opacity = len(aux["alive"]), jax.nn.sigmoid(theta["opacity_logits"])
@@ -104,10 +133,17 @@ def relocate(
 
 
 def share(opacity: Float[Array, "n"], copies: Int[Array, "n"]) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
-    """Opacity, and the factor on the standard deviations, with which N coincident Gaussians show what one showed (eq. 9).
+    """Opacity and size factor with which N coincident Gaussians look as one did (Kheradmand et al. 2024, eq. 9).
 
-    The light that N stop at the centre is that of one, and so is its integral along a line through the centre; the paper's double
-    sum is sum_j C(N, j) (-1)^(j + 1) o^j / sqrt(j). N above MOST counts as MOST.
+    N absorb at the centre what one did, and the integral along a line through the centre is the same. The double sum of the paper
+    equals sum_j C(N, j) (-1)^(j + 1) o^j / sqrt(j).
+
+    Args:
+        opacity: of one [n], below 1.
+        copies: N [n]; above MAX_COPIES it counts as MAX_COPIES.
+
+    Returns:
+        Opacities [n], and factors [n] on the standard deviations.
     """
     copies = jnp.clip(copies, 1, MAX_COPIES)
     new = -jnp.expm1(jnp.log1p(-opacity) / copies)
@@ -125,11 +161,18 @@ def reslot(
     source: Int[Array, "n"],
     fresh: Bool[Array, "n"],
 ) -> TrainState:
-    """The state with new Gaussians in its slots. Statistics are cleared.
+    """A state with new Gaussians in its slots, and cleared statistics.
 
     Args:
-      source: the slot that each slot's moments come from. fresh: where they are 0 instead.
-      tx: the optimizer of theta, to tell its moments from its counters.
+        state: the old one.
+        tx: the optimizer of theta, which tells its moments from its counters.
+        theta: the new parameters.
+        alive: which slots are drawn.
+        source: the slot that each slot's moments come from.
+        fresh: where the moments are 0 instead.
+
+    Returns:
+        The new state.
     """
     move = lambda m: jnp.where(fresh.reshape(-1, *[1] * (m.ndim - 1)), 0.0, m[source])  # noqa: E731
     opt = optax.tree_utils.tree_map_params(tx, move, state.opt_theta)

@@ -1,4 +1,4 @@
-"""What a scene is at any point of space, for meshes and for viewers: a density, a colour, and where the one passes a level."""
+"""A scene as density and colour at every point of space, for meshes and viewers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,21 +17,42 @@ from lods_jax.scenes.spherical_harmonics import Y00
 
 
 class Surface(NamedTuple):
-    """The scene lies in the cube [-bound, bound]^3, world units; `look_up` gives density and RGB in [0, 1] at points [n 3]."""
+    """A scene as a density and a colour at every point of the cube [-bound, bound]^3.
+
+    Attributes:
+        bound: half the edge of the cube, world units.
+        query_field: points [n 3] -> density and RGB in [0, 1], [n 4].
+    """
 
     bound: float
     query_field: Callable[[Float[np.ndarray, "n 3"]], Float[np.ndarray, "n 4"]]
 
 
 def of_field(field: FieldConfig, theta: dict) -> Surface:
-    """The surface of a radiance field: density is absorption per world unit."""
+    """The density field of a NeRF; its density is absorption per world unit.
+
+    Args:
+        field: sizes of the NeRF.
+        theta: its parameters.
+
+    Returns:
+        The density field.
+    """
     return Surface(field.bound, partial(in_chunks, 1 << 16, jax.jit(lambda x: query_nerf(field, theta, x.T))))
 
 
 def of_gaussians(theta: dict, alive: Bool[np.ndarray, "n"], bound: float = 0.9) -> Surface:
-    """The surface of splats: the sum of opacity exp(-d^2 / 2) over the Gaussians, d in their standard deviations, and its colour.
+    """The density field of Gaussian splats: the sum of opacity exp(-d^2 / 2), d being the distance in standard deviations.
 
-    Nothing is fitted: the sum is what the splats say of a point, and a level is chosen by what they look like.
+    The colour is the mean under the same weights. Nothing is fitted; a level for the surface is chosen by eye.
+
+    Args:
+        theta: parameters of `scenes.gaussians`.
+        alive: the Gaussians to count.
+        bound: half the edge of the cube, world units.
+
+    Returns:
+        The density field.
     """
     means, quats, scales, logits, sh = (
         np.asarray(theta[name])[alive] for name in ("means", "quats", "log_scales", "opacity_logits", "sh")
@@ -53,7 +74,16 @@ def of_gaussians(theta: dict, alive: Bool[np.ndarray, "n"], bound: float = 0.9) 
 
 
 def in_chunks(size: int, query_field: Callable, x: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 4"]:
-    """look_up(x), `size` points at a time: one compilation whatever n is."""
+    """Evaluates a function on chunks of points, with one compilation whatever their number.
+
+    Args:
+        size: points per chunk.
+        query_field: [size 3] -> [size 4].
+        x: points [n 3].
+
+    Returns:
+        [n 4].
+    """
     padded = np.zeros((-(-len(x) // size) * size, 3), np.float32)
     padded[: len(x)] = x
     parts = [np.asarray(query_field(jnp.asarray(part))) for part in padded.reshape(-1, size, 3)]
@@ -61,17 +91,43 @@ def in_chunks(size: int, query_field: Callable, x: Float[np.ndarray, "n 3"]) -> 
 
 
 def grid(surface: Surface, points: int) -> Float[np.ndarray, "g g g"]:
-    """Densities at points^3 places of the cube, borders included, by x, y and z."""
+    """Densities on a regular grid over the cube, borders included.
+
+    Args:
+        surface: the density field.
+        points: per edge.
+
+    Returns:
+        [points points points] by x, y and z.
+    """
     return surface.query_field(places(surface.bound, points))[:, 0].reshape((points,) * 3)
 
 
 def places(bound: float, points: int) -> Float[np.ndarray, "n 3"]:
+    """The points of a regular grid over the cube, borders included.
+
+    Args:
+        bound: half the edge of the cube.
+        points: per edge.
+
+    Returns:
+        [points^3 3], x slowest.
+    """
     line = np.linspace(-bound, bound, points, dtype=np.float32)
     return np.stack(np.meshgrid(line, line, line, indexing="ij"), -1).reshape(-1, 3)
 
 
 def surfels(surface: Surface, level: float, points: int = 96) -> dict[str, np.ndarray]:
-    """Flat opaque Gaussians on the outermost cells denser than `level`, as `io.ply` writes them; crumbs are left out."""
+    """Flat opaque Gaussians on the surface at a level of the density, without small loose parts.
+
+    Args:
+        surface: the density field.
+        level: density from which a grid cell is solid.
+        points: of the grid, per edge.
+
+    Returns:
+        Columns for `ply.write_ply`.
+    """
     values = grid(surface, points)
     solid = largest(values > level)
     shell = solid & ~ndimage.binary_erosion(solid)
@@ -93,7 +149,15 @@ def surfels(surface: Surface, level: float, points: int = 96) -> dict[str, np.nd
 
 
 def largest(solid: Bool[np.ndarray, "g g g"], share: float = 0.02) -> Bool[np.ndarray, "g g g"]:
-    """Without the connected parts that have less than a share of the largest one's cells."""
+    """Removes the connected parts that have fewer than a share of the largest one's cells.
+
+    Args:
+        solid: the cells.
+        share: of the largest part.
+
+    Returns:
+        The other cells.
+    """
     parts, _ = ndimage.label(solid)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0  # what is not solid

@@ -10,10 +10,18 @@ from lods_jax.core.types import Camera, Render, Scene
 
 
 def ensemble(scene: Scene, n: int) -> Scene:
-    """n particles from independent random starts (Wang et al. 2023, algorithm 1): theta and aux gain a leading axis [n ...].
+    """n particles of a scene, from independent random starts (Wang et al. 2023, algorithm 1): view i shows particle i % n.
 
-    A step needs a multiple of n views on each device, and a particle is seen in one of n: its gradient is 1/n of what it would be
-    alone. Adam does not mind; regularizers shrink along with the score. Raises ValueError if the views can't be shared out.
+    theta and aux gain a leading axis [n ...]. A step needs a multiple of n views on each device. A particle is seen in one of n
+    views, so its gradient is 1/n of what it would be alone. Adam does not change with that scale, and regularizers shrink with
+    the score.
+
+    Args:
+        scene: of one particle.
+        n: number of particles.
+
+    Returns:
+        The scene of all. Its `render` raises ValueError if the views cannot be split evenly over the particles.
     """
 
     def init(key: Key[Array, ""]):
@@ -37,10 +45,18 @@ def ensemble(scene: Scene, n: int) -> Scene:
 
 
 def shared_out(tree: Any, n: int) -> Any:
-    """Leaves [b ...] of views -> [n b/n ...], the views of each particle."""
+    """Splits views [b ...] by particle: [n b/n ...].
+
+    Args:
+        tree: of arrays [b ...].
+        n: number of particles.
+
+    Returns:
+        A tree of arrays [n b/n ...].
+    """
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0), tree)
 
 
 def merged(tree: Any) -> Any:
-    """The views in their order again: the inverse of `shared_out`."""
+    """The inverse of `shared_out`: a tree of arrays [n b/n ...] as [b ...], with the views in their order."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)

@@ -1,4 +1,4 @@
-"""Where the Gaussians of a scene are at first: in a ball, on a shell, or where a file has them."""
+"""The first Gaussians of a scene: in a ball, on a shell, or from a file."""
 
 from typing import NamedTuple
 
@@ -17,35 +17,58 @@ Start = dict[str, Float[Array, "m ..."]]  # the first m Gaussians: means, and an
 
 
 class Placed(NamedTuple):
-    """Rows of a file in the world of a run."""
+    """Rows of a file, placed where cameras look.
+
+    Attributes:
+        columns: {name: [n ...]}.
+        notes: for the user, a line each: what was done, and what can be done about it.
+    """
 
     columns: dict[str, Float[np.ndarray, "n ..."]]
-    notes: list[str]  # what was done, and what to do about it, a line each
+    notes: list[str]
 
 
 def ball(key: Key[Array, ""], count: int, radius: float = 0.5) -> Start:
-    """Points uniform in a ball around the origin."""
+    """Points uniform in a ball around the origin.
+
+    Args:
+        key: consumed.
+        count: number of points.
+        radius: world units.
+
+    Returns:
+        {"means": [count 3]}.
+    """
     k_direction, k_radius = jax.random.split(key)
     return {"means": jax.random.uniform(k_radius, (count, 1)) ** (1 / 3) * shell(k_direction, count, radius)["means"]}
 
 
 def shell(key: Key[Array, ""], count: int, radius: float = 0.5) -> Start:
-    """Points uniform on a sphere around the origin."""
+    """Points uniform on a sphere around the origin.
+
+    Args:
+        key: consumed.
+        count: number of points.
+        radius: world units.
+
+    Returns:
+        {"means": [count 3]}.
+    """
     direction = jax.random.normal(key, (count, 3))
     return {"means": radius * direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)}
 
 
 def fitted(columns: dict[str, Float[np.ndarray, "n ..."]], fit: str, view: float, radius: float) -> Placed:
-    """Brings a cloud or splats to where cameras look.
+    """Centres and scales a point cloud or splats, so that cameras see them.
 
     Args:
-      columns: means [n 3], and what there is of log_scales and other leaves.
-      fit: "auto" moves and scales what is not in the view, or is a speck in it; "always" and "never" as they say.
-      view: distance from the origin up to which cameras see, world units.
-      radius: that nearly all of the points lie within afterwards, world units.
+        columns: means [n 3], and whatever else there is of log_scales and other leaves.
+        fit: "always", "never", or "auto" for files that lie outside the view or are tiny in it.
+        view: distance from the origin up to which cameras see, world units.
+        radius: that nearly all of the points lie within afterwards, world units.
 
     Returns:
-      The rows, means in float32, and notes on what does not lie in the view.
+        The rows, means in float32, and notes on what lies outside the view.
     """
     means = np.asarray(columns["means"], np.float64)
     middle = np.quantile(means, MIDDLE, axis=0).mean(0)
@@ -75,13 +98,16 @@ def fitted(columns: dict[str, Float[np.ndarray, "n ..."]], fit: str, view: float
 def from_points(columns: dict[str, Float[np.ndarray, "n ..."]], count: int, seed: int = 0) -> Start:
     """The start from splats or from a point cloud: at most `count` of its rows, chosen at random.
 
-    Where there are no sizes, a Gaussian is as large as the mean distance to its three nearest neighbours that lie elsewhere
-    (Kerbl et al. 2023, section 5.1).
+    Without sizes, a Gaussian is as large as the mean distance to its three nearest neighbours at other places (Kerbl et al. 2023,
+    section 5.1).
 
     Args:
-      columns: means [n 3], and what there is of quats, log_scales, opacity_logits and sh, or rgb [n 3] in [0, 1].
-      count: of the Gaussians, at most.
-      seed: of the choice.
+        columns: means [n 3], and whatever there is of quats, log_scales, opacity_logits and sh, or rgb [n 3] in [0, 1].
+        count: largest number of Gaussians.
+        seed: of the choice.
+
+    Returns:
+        {leaf of theta: first rows}.
     """
     n = len(columns["means"])
     rows = np.sort(np.random.default_rng(seed).permutation(n)[:count])

@@ -21,17 +21,29 @@ NEAR = 0.01  # world units; what is nearer is hidden
 
 
 class Ellipses(NamedTuple):
-    """n Gaussians on the image, one vector [n] per number: XLA on a CPU vectorises these, and not n small matrices."""
+    """n Gaussians on the image, one vector [n] per number.
 
-    x: Array  # px, the mean
+    Attributes:
+        x: mean, px from the left edge.
+        y: mean, px from the upper edge.
+        xx: px^-2, the inverse covariance is [[xx xy] [xy yy]].
+        xy: px^-2.
+        yy: px^-2.
+        depth: along the optical axis, world units; 1 where hidden.
+        var_x: px^2, variance along x; it and the next two carry no gradient.
+        var_y: px^2, variance along y.
+        radius: px, 3 standard deviations along the longer axis; 0 where hidden.
+    """
+
+    x: Array
     y: Array
-    xx: Array  # px^-2, the inverse covariance [[xx xy] [xy yy]]
+    xx: Array
     xy: Array
     yy: Array
-    depth: Array  # world units along the optical axis; 1 where hidden
-    var_x: Array  # px^2, the diagonal of the covariance; from here on without gradient
+    depth: Array
+    var_x: Array
     var_y: Array
-    radius: Array  # px, 3 standard deviations along the longer axis; 0 where hidden
+    radius: Array
 
 
 def project(
@@ -43,7 +55,20 @@ def project(
     height: int,
     width: int,
 ) -> Ellipses:
-    """Gaussians as one camera sees them, the projection linearised at their means (EWA, Zwicker et al. 2001)."""
+    """Gaussians as one camera sees them, with the projection linearised at their means (EWA; Zwicker et al. 2001).
+
+    Args:
+        means: [n 3] world units.
+        quats: [n 4] wxyz, of any length.
+        scales: standard deviations [n 3], world units.
+        c2w: camera-to-world matrix [4 4].
+        fov_y: vertical field of view, radians.
+        height: of the image, pixels.
+        width: of the image, pixels.
+
+    Returns:
+        Ellipses on the image.
+    """
     offset = means - c2w[None, :3, 3]
     right, down, forward = c2w[:3, 0], c2w[:3, 1], c2w[:3, 2]
     x, y, z = (_dot(axis, offset.T) for axis in (right, down, forward))

@@ -50,15 +50,30 @@ def rasterize(
     capacity: int,
     means2d_probe: Float[Array, "b n 2"] | None = None,
 ) -> Render:
-    """What b cameras see of n Gaussians, one camera after the other. Compile it with height, width and capacity static.
+    """Renders n Gaussians for b cameras, one camera after the other. Compile it with height, width and capacity static.
 
-    quats are wxyz of any length, scales standard deviations in world units, opacities in [0, 1]; colors are rgb, or
-    coefficients for `radiance`. Differentiable in all of these, in background and camera, and in `probe`: zeros that
-    are added to the projected means in pixels, so that their cotangent is the screen-space gradient.
+    It is differentiable in all arrays, the camera included.
 
-    extras["total"] [b] counts the pairs of a tile and an ellipse that reaches it. Where it exceeds `capacity`, the
-    farthest pairs are missing from the image. About 4 n are usual for 64 x 64 pixels, 11 n for 512 x 512.
-    extras["radii"] [b n] are 3 standard deviations along the longer axis in pixels, 0 for what reaches no tile.
+    Args:
+        means: [n 3] world units.
+        quats: [n 4] wxyz, of any length.
+        scales: standard deviations [n 3], world units.
+        opacities: [n] in [0, 1].
+        colors: rgb [n 3], or coefficients of spherical harmonics [n k 3] for `radiance`.
+        background: rgb [3] or [b 3].
+        camera: b cameras.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        capacity: number of pairs of a tile and an ellipse that reaches it; about 4 n for 64 x 64 pixels, 11 n for 512 x 512.
+        means2d_probe: zeros [b n 2] that are added to the projected means in pixels, so that their cotangent is the screen-space
+            gradient.
+
+    Returns:
+        A render whose extras are "total" [b], the number of pairs (where it exceeds `capacity`, the farthest are missing from the
+            image), and "radii" [b n], 3 standard deviations along the longer axis in pixels, 0 for what reaches no tile.
+
+    Raises:
+        ValueError: height, width or capacity is below 1.
     """
     if min(height, width, capacity) < 1:
         raise ValueError(f"rasterize needs height, width and capacity >= 1, got {height}, {width} and {capacity}")
@@ -96,7 +111,18 @@ def rasterize(
 
 # --- color ------------------------------------------------------------------------------------------------------------
 def radiance(directions: Float[Array, "n 3"], coefficients: Float[Array, "n k 3"]) -> Float[Array, "n 3"]:
-    """rgb >= 0 of Gaussians along unit directions, eye to mean: 1/2 + spherical harmonics of degree sqrt(k) - 1."""
+    """Colours of Gaussians in the directions they are seen in: 1/2 plus spherical harmonics, at least 0.
+
+    Args:
+        directions: unit vectors from the camera to the means [n 3].
+        coefficients: [n k 3], k = 1, 4, 9 or 16 for degrees 0 to 3.
+
+    Returns:
+        rgb [n 3].
+
+    Raises:
+        ValueError: k is another number.
+    """
     k = coefficients.shape[1]
     if k not in (1, 4, 9, 16):
         raise ValueError(f"spherical harmonics need k = 1, 4, 9 or 16 coefficients, got {k}")
@@ -105,7 +131,14 @@ def radiance(directions: Float[Array, "n 3"], coefficients: Float[Array, "n k 3"
 
 
 def spherical_harmonics(directions: Float[Array, "n 3"]) -> Float[Array, "n 16"]:
-    """The real orthonormal basis of degrees 0 to 3 on unit vectors, in the order and with the signs of Kerbl et al."""
+    """The real orthonormal basis of degrees 0 to 3, in the order and with the signs of Kerbl et al. (2023).
+
+    Args:
+        directions: unit vectors [n 3].
+
+    Returns:
+        [n 16].
+    """
     x, y, z = directions[:, 0], directions[:, 1], directions[:, 2]
     xx, yy, zz = x * x, y * y, z * z
     # Unnormalised polynomials, and the integral of their square over the sphere as a multiple of pi.
@@ -133,20 +166,28 @@ def spherical_harmonics(directions: Float[Array, "n 3"]) -> Float[Array, "n 16"]
 # --- from tiles to pixels ---------------------------------------------------------------------------------------------
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def composite(table: Float[Array, "n c"], bins: Bins, height: int, width: int) -> Float[Array, "{height} {width} c-5"]:
-    """Sums of features, weighted by the light that each ellipse stops, and in the last channel the light that is left.
+    """Sums of features over the ellipses of each pixel, weighted by the light they absorb; the last channel is the light left.
 
-    Rows of the table, by rank: x, y, xx, xy, yy, log opacity, f features. Over a pixel ellipse i, counted from the
-    front, has alpha_i and features c_i; light_i = prod_{j<i} (1 - alpha_j) reaches it and w_i = alpha_i light_i stops
-    there. The pixel is S = sum_i w_i c_i, and light_end.
+    Over a pixel, ellipse i, counted from the front, has alpha_i and features c_i. The light light_i = prod_{j<i} (1 - alpha_j)
+    reaches it, and it absorbs w_i = alpha_i light_i. The pixel is S = sum_i w_i c_i, and light_end.
 
     Backward, for cotangents v of S and v_T of light_end, with behind_i = sum_{j>i} w_j (v . c_j) + v_T light_end:
       dc_i = w_i v,  dlog alpha_i = w_i (v . c_i) - behind_i alpha_i / (1 - alpha_i), or 0 where alpha is cut or capped.
-    The image knows behind_0 = v . S + v_T light_end. So the backward pass is the forward loop again, front to back, and
-    subtracts from `behind` what it passes. log alpha is a polynomial in the offset from the tile's centre: the moments
-    of dlog alpha over the tile are the cotangents of its coefficients, which autodiff takes to the table.
+    The image gives behind_0 = v . S + v_T light_end. So the backward pass is the forward loop again, front to back, and subtracts
+    from `behind` what it passes. log alpha is a polynomial in the offset from the tile's centre. The moments of dlog alpha over
+    the tile are the cotangents of its coefficients, which autodiff takes to the table.
 
-    Autodiff alone refuses loops of dynamic length, and in static ones stores every alpha, P floats for each slot. Both
-    passes leave a group of tiles at the same step, when less light than STOP is left in each of its unfinished tiles.
+    Autodiff alone refuses loops of dynamic length, and in static ones stores every alpha, P floats for each slot. Both passes
+    leave a group of tiles at the same step, when less light than STOP is left in each of its unfinished tiles.
+
+    Args:
+        table: rows by rank [n c]: x, y, xx, xy, yy, log opacity, and c - 6 features.
+        bins: the ellipses of each tile.
+        height: of the image, pixels.
+        width: of the image, pixels.
+
+    Returns:
+        [height width c-5].
     """
     return _composite_forward(table, bins, height, width)[0]
 

@@ -26,7 +26,23 @@ def rasterize_reference(
     width: int,
     means2d_probe: Float[Array, "b n 2"],
 ) -> Render:
-    """`splat.rasterize` with unlimited capacity and without extras."""
+    """`gaussian_rasterizer.rasterize` with unlimited capacity and without extras.
+
+    Args:
+        means: [n 3] world units.
+        quats: [n 4] wxyz, of any length.
+        scales: standard deviations [n 3], world units.
+        opacities: [n] in [0, 1].
+        colors: rgb [n 3], or coefficients of spherical harmonics [n k 3].
+        background: rgb [b 3].
+        camera: b cameras.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        means2d_probe: zeros [b n 2] that are added to the projected means.
+
+    Returns:
+        A render.
+    """
     eye, w2c = camera.c2w[:, None, :3, 3], camera.c2w[:, :3, :3].swapaxes(1, 2)
     x, y, z = jnp.moveaxis(jnp.einsum("bij,bnj->bni", w2c, means[None] - eye), -1, 0)
     hidden = z < NEAR
@@ -65,7 +81,15 @@ def rasterize_reference(
 
 
 def covariance(quats: Float[Array, "n 4"], scales: Float[Array, "n 3"]) -> Float[Array, "n 3 3"]:
-    """R S S^T R^T (eq. 6), with R of unit quaternions wxyz."""
+    """Covariances R S S^T R^T of Gaussians (Kerbl et al. 2023, eq. 6).
+
+    Args:
+        quats: [n 4] wxyz, of any length.
+        scales: standard deviations [n 3].
+
+    Returns:
+        [n 3 3].
+    """
     w, x, y, z = normalize(quats).T
     rotation = jnp.stack(
         [

@@ -1,10 +1,10 @@
 """The tiles of an image: which ellipses reach each of them, and pixels tile by tile.
 
-The work of one tile is less than what it costs XLA to start it. So G tiles advance in lock-step. A group ends with the longest of
-its tiles, so tiles are grouped by length.
-
 The work of one tile is less than what it costs XLA to start it, so G tiles advance in lock-step. A group ends with the longest
 of its tiles, so tiles are grouped by length.
+
+Notation: n Gaussians; tiles of P pixels in g groups of G; m slots for pairs of tile and ellipse (`capacity`);
+the rank of a Gaussian is its place in the order of depth, 0 being the nearest.
 """
 
 from typing import NamedTuple
@@ -20,21 +20,41 @@ G = 16  # tiles that advance in lock-step
 
 
 class Bins(NamedTuple):
-    """For every tile the ellipses that reach it, ranks[start:end] from near to far. Empty tiles fill up the groups."""
+    """The ellipses that reach each tile, `ranks[start:end]` from near to far. Empty tiles fill up the groups.
 
-    ranks: Array  # [m]
-    start: Array  # [g G] int, by increasing length
+    Attributes:
+        ranks: [m].
+        start: [g G], tiles ordered by increasing length.
+        end: [g G].
+        tile: [g G], index of the tile in the image, row by row.
+    """
+
+    ranks: Array
+    start: Array
     end: Array
-    tile: Array  # [g G] which tile of the image, row by row
+    tile: Array
 
 
 def bin_tiles(
     ellipses: Ellipses, opacities: Float[Array, "n"], height: int, width: int, capacity: int
 ) -> tuple[Int[Array, "n"], Bins, Bool[Array, "n"], Int[Array, ""]]:
-    """Order of depth (rank -> Gaussian), bins, which Gaussians reach a tile, and in all how many tiles they reach.
+    """Lists the ellipses that reach each tile, nearest first.
 
-    Slots are given out from near to far, so that the farthest ellipses go without when they are too few. Then one sort
-    of words (tile, rank) orders them by tile: XLA on a CPU sorts words 5 times faster than keys with values.
+    Slots are given out from near to far, so that the farthest ellipses are dropped when slots run out. Then one sort of words
+    (tile, rank) orders them by tile: XLA on a CPU sorts words 5 times faster than keys with values.
+
+    Args:
+        ellipses: n of them.
+        opacities: [n] in [0, 1].
+        height: of the image, pixels.
+        width: of the image, pixels.
+        capacity: number of slots for pairs of a tile and an ellipse.
+
+    Returns:
+        The order of depth [n] (rank -> Gaussian), the bins, which Gaussians reach a tile [n], and the number of pairs.
+
+    Raises:
+        ValueError: tiles times Gaussians exceed 2^31.
     """
     rows, columns = tile_grid(height, width)
     tiles, rank_bits = rows * columns, (len(opacities) - 1).bit_length()
@@ -70,10 +90,20 @@ def bin_tiles(
 
 
 def depth_order(depth: Float[Array, "n"]) -> Int[Array, "n"]:
-    """argsort of positive numbers, equal ones in their order, by single-word sorts: see `bin_tiles`.
+    """argsort of positive numbers, stable, by sorts of single words.
 
-    Positive floats order like their bits. A radix sort takes these from the last digit to the first, a digit being as
-    many bits as a word has left beside the index: 2 sorts up to n = 65,536, 3 up to 2 million.
+    Positive floats order like their bits. A radix sort takes these from the last digit to the first, a digit being as many bits
+    as a word has left beside the index: 2 sorts up to n = 65,536, 3 up to 2 million.
+
+    Args:
+        depth: [n], positive.
+
+    Returns:
+        Indices [n].
+
+    Examples:
+        >>> depth_order(jnp.array([2.0, 1.0, 3.0])).tolist()
+        [1, 0, 2]
     """
     bits, index = lax.bitcast_convert_type(depth, jnp.uint32), jnp.arange(len(depth), dtype=jnp.uint32)
     index_bits = max(1, (len(depth) - 1).bit_length())
@@ -92,12 +122,25 @@ def _span(mean: Float[Array, "n"], reach: Float[Array, "n"], size: int, tiles: i
 
 
 def tile_grid(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of tiles that cover an image."""
+    """Rows and columns of tiles that cover an image of this height and width, pixels.
+
+    Examples:
+        >>> tile_grid(64, 64)
+        (8, 4)
+    """
     return -(-height // TILE_H), -(-width // TILE_W)
 
 
 def to_tiles(image: Float[Array, "h w c"], tile: Int[Array, "g G"]) -> Float[Array, "g c G P"]:
-    """The pixels of an image, tile by tile; 0 outside the image and in the tiles that fill up the last group."""
+    """The pixels of an image, tile by tile; 0 outside the image and in the tiles that fill up the last group.
+
+    Args:
+        image: [h w c].
+        tile: index of each tile [g G], from `Bins`.
+
+    Returns:
+        [g c G P].
+    """
     (h, w, c), (rows, columns) = image.shape, tile_grid(*image.shape[:2])
     image = jnp.pad(image, ((0, rows * TILE_H - h), (0, columns * TILE_W - w), (0, 0)))
     tiles = image.reshape(rows, TILE_H, columns, TILE_W, c).transpose(0, 2, 4, 1, 3).reshape(-1, c, P)
@@ -107,7 +150,17 @@ def to_tiles(image: Float[Array, "h w c"], tile: Int[Array, "g G"]) -> Float[Arr
 def from_tiles(
     tiles: Float[Array, "g c G P"], tile: Int[Array, "g G"], height: int, width: int
 ) -> Float[Array, "{height} {width} c"]:
-    """The inverse of `to_tiles`."""
+    """The inverse of `to_tiles`.
+
+    Args:
+        tiles: [g c G P].
+        tile: index of each tile [g G], from `Bins`.
+        height: of the image, pixels.
+        width: of the image, pixels.
+
+    Returns:
+        [height width c].
+    """
     c, (rows, columns) = tiles.shape[1], tile_grid(height, width)
     tiles = tiles.swapaxes(1, 2).reshape(-1, c, P)[jnp.argsort(tile.reshape(-1))[: rows * columns]]
     image = tiles.reshape(rows, columns, c, TILE_H, TILE_W).transpose(0, 3, 1, 4, 2)

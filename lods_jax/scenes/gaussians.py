@@ -16,7 +16,7 @@ from lods_jax.scenes.gaussian_rasterizer import rasterize
 
 
 def white_or_grey(key: Key[Array, ""]) -> Float[Array, "3"]:
-    """The backgrounds of the tabletop data set: white or an even grey, with equal odds."""
+    """A background colour [3] as in the tabletop data set, drawn with `key`: white or an even grey, with equal odds."""
     u = jax.random.uniform(key, (2,))
     return jnp.where(u[0] < 0.5, 1.0, 0.3 + 0.6 * u[1]) * jnp.ones(3)
 
@@ -35,21 +35,36 @@ def gaussians(
     statistic: str = "mean-of-norms",
     background: Callable[[Key[Array, ""]], Float[Array, "3"]] = white_or_grey,
 ) -> Scene:
-    """The scene for renders of height x width pixels.
+    """A scene of 3D Gaussians at fixed capacity, rendered at height x width pixels.
 
-    theta: means [n 3] world units, quats [n 4] wxyz, log_scales [n 3], opacity_logits [n], sh [n k 3].
-    aux: alive [n] bool; for refinement, over the views in which a Gaussian was seen: grad [n] sum of the lengths of its
-    screen-space gradient in normalised device units (the image is 2 wide), seen [n] how many lengths that are, radius [n] the
-    largest on screen in pixels; total: the most tile intersections that a view had.
+    theta: means [n 3] world units, quats [n 4] wxyz, log_scales [n 3], opacity_logits [n], sh [n k 3]. aux: alive [n] bool;
+    statistics for refinement over the views in which a Gaussian was seen: grad [n], the sum of the lengths of its screen-space
+    gradient in normalised device units (the image is 2 wide), seen [n], the number of lengths, radius [n], the largest on screen
+    in pixels; and total, the most tile intersections of a view.
 
     Args:
-      intersections: capacity for pairs of Gaussian and tile per view; the farthest are dropped beyond it (see aux["total"]).
-      capacity, count: slots, and how many of them are alive at first. points: (key, count) -> {leaf of theta: first rows},
-        `ball`, `shell` or what `from_points` gave; what it leaves out is round, grey, and as the next two say.
-      size: first standard deviation, world units. opacity: the first one. degree: 0 to 3, of the view-dependent colour.
-      statistic: the lengths that are summed up. "mean-of-norms": of a view's own gradient. "norm-of-sum": one for a step, of the
-        gradient of the mean over its views, in which views that pull in opposite directions cancel.
-      background: key -> rgb, drawn anew for every view.
+        height: of the renders, pixels.
+        width: of the renders, pixels.
+        intersections: capacity for pairs of Gaussian and tile per view; the farthest beyond it are dropped (see aux["total"]).
+        capacity: number of slots.
+        count: how many of them are alive at first.
+        points: (key, count) -> {leaf of theta: first rows}: `ball`, `shell`, or the rows of `from_points`. Gaussians whose leaves
+            it leaves out are round and grey, of this size and opacity.
+        size: first standard deviation, world units.
+        opacity: first opacity, in (0, 1).
+        degree: of the spherical harmonics of colour, 0 to 3.
+        statistic: the lengths that are summed. "mean-of-norms" are those of each view's gradient. "norm-of-sum" is one per step,
+            of the gradient of the mean over the views, in which views that disagree cancel.
+        background: key -> rgb [3], drawn for every view.
+
+    Returns:
+        The scene.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Examples:
+        >>> scene = gaussians(height=64, width=64, intersections=2**16)
     """
     if not 1 <= count <= capacity:
         raise ValueError(f"count must be in 1..capacity, got {count} of {capacity}")

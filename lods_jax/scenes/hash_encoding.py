@@ -20,18 +20,37 @@ Tables = list[Float[Array, "S f"]]
 
 
 def resolutions(levels: int, base: int, finest: int) -> tuple[int, ...]:
-    """Cells an edge of each level: a geometric series from `base` to `finest` (eq. 2 and 3)."""
+    """Cells per edge of each level, a geometric series (Mueller et al. 2022, eq. 2 and 3).
+
+    Args:
+        levels: number of levels.
+        base: cells of the coarsest.
+        finest: cells of the finest.
+
+    Returns:
+        One number per level.
+
+    Examples:
+        >>> resolutions(4, 16, 128)
+        (16, 32, 64, 128)
+    """
     growth = (finest / base) ** (1 / max(levels - 1, 1))
     return tuple(int(np.floor(base * growth**level + 1e-6)) for level in range(levels))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def encode(tables: Any, x: Float[Array, "3 n"], cells: tuple[int, ...]) -> Float[Array, "n d"]:
-    """Features of points in the unit cube, d = levels x features per level; differentiable in tables and in x.
+    """Features of points in the unit cube; differentiable in tables and points.
+
+    The backward pass computes indices and weights again and adds one row per corner and point.
 
     Args:
-      tables: a list of one table [S f] per level, S a power of two.
-      cells: `resolutions`. x: component by component; what lies outside the cube is extrapolated from the cell at its border.
+        tables: one table [S f] per level, S a power of two.
+        x: points by component [3 n]; outside the cube they are extrapolated from the cell at its border.
+        cells: per edge of each level, from `resolutions`.
+
+    Returns:
+        [n d], d = levels times f.
     """
     parts = []
     for table, resolution in zip(tables, cells, strict=True):
@@ -65,7 +84,16 @@ encode.defvjp(_forward, _backward)
 def corners(
     x: Float[Array, "3 n"], resolution: int, size: int
 ) -> tuple[list[Int[Array, "n"]], list[Float[Array, "n"]], list[Float[Array, "3 n"]]]:
-    """The eight corners of each point's cell: rows of a table of `size`, trilinear weights, and their gradients by x."""
+    """The eight corners of each point's cell.
+
+    Args:
+        x: points by component [3 n].
+        resolution: cells per edge.
+        size: rows of the table.
+
+    Returns:
+        Eight each of: rows of the table [n], trilinear weights [n], and the gradients of the weights by x [3 n].
+    """
     at = x * resolution
     low = jnp.clip(jnp.floor(at), 0, resolution - 1)
     up, corner = at - low, low.astype(jnp.uint32)

@@ -7,7 +7,16 @@ from lods_jax.core.types import Camera, Render, Scene
 
 
 def image_batch(start: Float[Array, "n h w c"]) -> Scene:
-    """theta = {"x": [n h w c]}, unbounded, so that it shows how far an objective pushes. A step has exactly n views."""
+    """n separate images as one scene: view i shows image i, and a step has exactly n views.
+
+    theta is {"x": [n h w c]}, unbounded, so that it shows how far an objective pushes.
+
+    Args:
+        start: the images [n h w c] at first.
+
+    Returns:
+        The scene. Its `render` raises ValueError for another number of views.
+    """
 
     def init(key: Key[Array, ""]):
         del key
@@ -23,7 +32,21 @@ def image_batch(start: Float[Array, "n h w c"]) -> Scene:
 
 
 def pixels(height: int, width: int, start: float = 0.5) -> Scene:
-    """theta = {"rgb": [height width 3]}, unbounded, so that it shows how far an objective pushes; starts at grey `start`."""
+    """One image as a scene, the same in every view.
+
+    theta is {"rgb": [height width 3]}, unbounded, so that it shows how far an objective pushes.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        start: the grey of every pixel at first.
+
+    Returns:
+        The scene.
+
+    Examples:
+        >>> scene = pixels(64, 64)
+    """
 
     def init(key: Key[Array, ""]):
         del key

@@ -25,17 +25,35 @@ Y_UP = [1, 2, 0]  # (x, y, z) -> (y, z, x): up and front of our world become tho
 
 
 class Mesh(NamedTuple):
-    """Triangles, counter-clockwise seen from outside. Either `colors`, or `uv` into a `texture`."""
+    """Triangles, counter-clockwise seen from outside, with either `colors` or `uv` and `texture`.
 
-    vertices: Float[np.ndarray, "v 3"]  # world units
+    Attributes:
+        vertices: [v 3] world units.
+        faces: indices of vertices [f 3].
+        colors: RGB of the vertices [v 3] in [0, 1].
+        uv: texture coordinates of the vertices [v 2]; (0, 0) is the upper left corner.
+        texture: RGB bytes [s s 3].
+    """
+
+    vertices: Float[np.ndarray, "v 3"]
     faces: Int[np.ndarray, "f 3"]
-    colors: Float[np.ndarray, "v 3"] | None = None  # RGB in [0, 1]
-    uv: Float[np.ndarray, "v 2"] | None = None  # (0, 0) is the upper left corner of the texture
+    colors: Float[np.ndarray, "v 3"] | None = None
+    uv: Float[np.ndarray, "v 2"] | None = None
     texture: UInt8[np.ndarray, "s s 3"] | None = None
 
 
 def extra(name: str) -> ModuleType:
-    """A module of the extra `mesh`."""
+    """Imports a module that comes with the extra `mesh`.
+
+    Args:
+        name: of the module.
+
+    Returns:
+        The module.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         return import_module(name)
     except ImportError as error:
@@ -44,7 +62,20 @@ def extra(name: str) -> ModuleType:
 
 # --- geometry ---------------------------------------------------------------------------------------------------------------
 def marching_cubes(values: Float[np.ndarray, "g g g"], bound: float, level: float) -> Mesh:
-    """The closed surface where `values`, which span [-bound, bound]^3 by x, y and z, pass `level`; denser is inside."""
+    """The closed surface at a level of a grid of densities; denser is inside.
+
+    Args:
+        values: [g g g] on [-bound, bound]^3, by x, y and z.
+        bound: half the edge of the cube, world units.
+        level: density of the surface.
+
+    Returns:
+        A mesh without colours.
+
+    Raises:
+        ValueError: no density exceeds the level.
+        UserError: scikit-image is not installed.
+    """
     low, high = values.min(), values.max()
     if not high > level:
         raise ValueError(f"there is no surface at the level {level:.3g}: densities reach from {low:.3g} to {high:.3g}")
@@ -55,13 +86,21 @@ def marching_cubes(values: Float[np.ndarray, "g g g"], bound: float, level: floa
 
 
 def volume(mesh: Mesh) -> float:
-    """Enclosed volume; positive where faces look outwards."""
+    """Enclosed volume of a mesh in cubic world units; positive where faces look outwards."""
     a, b, c = np.moveaxis(mesh.vertices[mesh.faces].astype(np.float64), 1, 0)
     return float(np.sum(a * np.cross(b, c)) / 6)
 
 
 def without_crumbs(mesh: Mesh, share: float = 0.02) -> Mesh:
-    """Without the connected parts that have less than a share of the largest one's faces."""
+    """Removes the connected parts that have fewer than a share of the largest one's faces.
+
+    Args:
+        mesh: without colours.
+        share: of the largest part.
+
+    Returns:
+        The other parts.
+    """
     n = len(mesh.vertices)
     ends = mesh.faces[:, [0, 1]].T, mesh.faces[:, [1, 2]].T
     edges = np.concatenate(ends, 1)
@@ -73,7 +112,15 @@ def without_crumbs(mesh: Mesh, share: float = 0.02) -> Mesh:
 
 
 def simplify(mesh: Mesh, faces: int) -> Mesh:
-    """At most so many faces, by quadric error (Garland and Heckbert 1997)."""
+    """Reduces the number of faces by quadric error (Garland and Heckbert 1997).
+
+    Args:
+        mesh: without colours.
+        faces: the most that may remain.
+
+    Returns:
+        The simpler mesh.
+    """
     if len(mesh.faces) <= faces:
         return mesh
     vertices, fewer = extra("fast_simplification").simplify(mesh.vertices, mesh.faces, target_count=faces)
@@ -81,7 +128,16 @@ def simplify(mesh: Mesh, faces: int) -> Mesh:
 
 
 def vertex_normals(mesh: Mesh) -> Float[np.ndarray, "v 3"]:
-    """Unit normals, means of the faces around by area; vertices at one place, as a seam of the texture has them, share theirs."""
+    """Unit normals of the vertices, the means over adjacent faces weighted by area.
+
+    Vertices at one place, as along a seam of the texture, have the same normal.
+
+    Args:
+        mesh: the triangles.
+
+    Returns:
+        [v 3].
+    """
     places, at = np.unique(mesh.vertices, axis=0, return_inverse=True)
     a, b, c = np.moveaxis(mesh.vertices[mesh.faces], 1, 0)
     total = np.zeros_like(places)
@@ -93,10 +149,15 @@ def vertex_normals(mesh: Mesh) -> Float[np.ndarray, "v 3"]:
 def cover(
     corners: Float[np.ndarray, "f 3 2"], height: int, width: int
 ) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "k"], Float[np.ndarray, "k 3"]]:
-    """Pairs of a triangle and a pixel whose centre lies in it: pixel i w + j, triangle, and barycentric coordinates.
+    """Pairs of a triangle and a pixel whose centre lies in it.
 
     Args:
-      corners: (x, y) in pixels; the centre of pixel (i, j) is at (j + 0.5, i + 0.5).
+        corners: of the triangles, (x, y) in pixels [f 3 2]; the centre of pixel (i, j) is at (j + 0.5, i + 0.5).
+        height: of the image, pixels.
+        width: of the image, pixels.
+
+    Returns:
+        For k pairs: the pixel i width + j, the triangle, and barycentric coordinates [k 3].
     """
     size = np.array([width, height])
     first = np.clip(np.ceil(corners.min(1) - 0.5), 0, size).astype(np.int64)
@@ -118,21 +179,46 @@ def cover(
 
 
 def silhouette(pixels: Float[np.ndarray, "v 2"], faces: Int[np.ndarray, "f 3"], size: int) -> Bool[np.ndarray, "size size"]:
-    """Where projected vertices (x, y) span a face."""
+    """The pixels that a projected mesh covers.
+
+    Args:
+        pixels: projected vertices (x, y) [v 2].
+        faces: [f 3].
+        size: edge of the image, pixels.
+
+    Returns:
+        A mask [size size].
+    """
     mask = np.zeros(size * size, bool)
     mask[cover(pixels[faces], size, size)[0]] = True
     return mask.reshape(size, size)
 
 
 def iou(a: Bool[np.ndarray, "*n"], b: Bool[np.ndarray, "*n"]) -> float:
-    """Intersection over union; 1 of two empty masks."""
+    """Intersection over union of two masks a and b; 1 if both are empty.
+
+    Examples:
+        >>> iou(np.array([True, True]), np.array([True, False]))
+        0.5
+    """
     return float((a & b).sum() / max((a | b).sum(), 1)) if (a | b).any() else 1.0
 
 
 def bake(mesh: Mesh, color: Callable[[Float[np.ndarray, "n 3"]], Float[np.ndarray, "n 3"]], size: int) -> Mesh:
-    """The mesh with a texture of size x size: unwrapped by xatlas, each texel the colour at its place in the world.
+    """Gives a mesh a texture: unwrapped by xatlas, each texel the colour at its place in the world.
 
-    Texels outside of all triangles repeat the nearest one inside, so that no seam shows at any zoom.
+    Texels outside all triangles repeat the nearest one inside, so that no seam shows at any zoom.
+
+    Args:
+        mesh: the triangles.
+        color: world points [n 3] -> RGB [n 3] in [0, 1].
+        size: edge of the texture, pixels.
+
+    Returns:
+        The mesh with texture.
+
+    Raises:
+        UserError: xatlas is not installed.
     """
     atlas = extra("xatlas").Atlas()
     atlas.add_mesh(mesh.vertices, mesh.faces)
@@ -153,7 +239,12 @@ def bake(mesh: Mesh, color: Callable[[Float[np.ndarray, "n 3"]], Float[np.ndarra
 
 # --- files ------------------------------------------------------------------------------------------------------------------
 def write_glb(path: Path, mesh: Mesh) -> None:
-    """Binary glTF 2.0: one mesh with normals, and a rough material that is no metal."""
+    """Writes binary glTF 2.0: one mesh with normals and a rough, non-metallic material.
+
+    Args:
+        path: of the file.
+        mesh: with texture, colours or neither.
+    """
     chunks, views, accessors = [], [], []
 
     def view(data: bytes, **options) -> int:
@@ -205,12 +296,24 @@ def write_glb(path: Path, mesh: Mesh) -> None:
 
 
 def linear(srgb: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-    """glTF takes the colours of vertices as linear light, and those of textures as sRGB."""
+    """Linear light of sRGB colours [n 3] in [0, 1]: glTF stores the colours of vertices so, and textures as sRGB.
+
+    Args:
+        srgb: [n 3] in [0, 1].
+
+    Returns:
+        [n 3] in [0, 1].
+    """
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
 def write_obj(path: Path, mesh: Mesh) -> None:
-    """Wavefront OBJ, and beside it the material (.mtl) and the texture (.png)."""
+    """Writes a Wavefront OBJ, and beside it the material (.mtl) and the texture (.png).
+
+    Args:
+        path: of the OBJ file.
+        mesh: with texture.
+    """
     rows = [f"mtllib {path.stem}.mtl", "usemtl baked"]
     rows += [f"v {x:.6g} {y:.6g} {z:.6g}" for x, y, z in mesh.vertices[:, Y_UP]]
     rows += [f"vt {u:.6g} {1 - v:.6g}" for u, v in mesh.uv]
@@ -225,7 +328,12 @@ def write_obj(path: Path, mesh: Mesh) -> None:
 
 
 def write_mesh_ply(path: Path, mesh: Mesh) -> None:
-    """PLY, binary little endian, z up, with the colours of vertices as bytes."""
+    """Writes a binary little-endian PLY, z up, with the colours of vertices as bytes.
+
+    Args:
+        path: of the file.
+        mesh: with colours.
+    """
     vertices = np.zeros(len(mesh.vertices), [("place", "<f4", 3), ("normal", "<f4", 3), ("rgb", "u1", 3)])
     vertices["place"], vertices["normal"], vertices["rgb"] = mesh.vertices, vertex_normals(mesh), to_uint8(mesh.colors)
     faces = np.zeros(len(mesh.faces), [("n", "u1"), ("corners", "<i4", 3)])
@@ -238,6 +346,7 @@ def write_mesh_ply(path: Path, mesh: Mesh) -> None:
 
 
 def png(rgb: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """The bytes of a PNG file of an rgb image [h w 3]."""
     file = BytesIO()
     Image.fromarray(rgb).save(file, "PNG")
     return file.getvalue()

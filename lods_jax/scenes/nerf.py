@@ -24,18 +24,31 @@ CHUNK = 1 << 18  # samples that are evaluated at once
 
 
 class FieldConfig(NamedTuple):
-    """Sizes of the field. `TINY` is for CPUs, `OFFICIAL` that of LODS and threestudio."""
+    """Sizes of the field. `TINY` is for CPUs, `OFFICIAL` that of LODS and threestudio.
+
+    Attributes:
+        levels: of the hash grid.
+        log2_rows: rows of each level's table, as a power of two.
+        base: cells per edge of the coarsest level.
+        finest: cells per edge of the finest level.
+        hidden: width of the one hidden layer, of density and of colour.
+        bound: radius of the ball that holds the scene, world units.
+        sharpness: density = sharpness softplus(raw).
+        blob: raw starts as blob (1 - r / blob_radius) (Poole et al. 2022; Lin et al. 2023).
+        blob_radius: world units.
+        cells: per edge of the occupancy grid.
+    """
 
     levels: int = 8
-    log2_rows: int = 14  # of each level's table
-    base: int = 16  # cells an edge of the coarsest level
+    log2_rows: int = 14
+    base: int = 16
     finest: int = 128
-    hidden: int = 64  # width of the one hidden layer, of density and of colour
-    bound: float = 0.8  # radius of the ball that holds the scene, world units
-    sharpness: float = 3.0  # density = sharpness softplus(raw)
-    blob: float = 5.0  # raw starts as blob (1 - r / blob_radius) (Poole et al. 2022; Lin et al. 2023)
+    hidden: int = 64
+    bound: float = 0.8
+    sharpness: float = 3.0
+    blob: float = 5.0
     blob_radius: float = 0.5
-    cells: int = 48  # of the occupancy grid, an edge
+    cells: int = 48
 
 
 TINY = FieldConfig()
@@ -44,7 +57,15 @@ OFFICIAL = FieldConfig(levels=16, log2_rows=19, finest=4096, bound=1.0, sharpnes
 
 # --- the field --------------------------------------------------------------------------------------------------------------
 def init_field(key: Key[Array, ""], field: FieldConfig) -> dict[str, Any]:
-    """Tables uniform in +-1e-4, layers without bias as He et al. 2015."""
+    """The parameters of a field: tables uniform in +-1e-4, layers without bias as in He et al. (2015).
+
+    Args:
+        key: consumed.
+        field: its sizes.
+
+    Returns:
+        {"tables", "density", "color"}.
+    """
     k_tables, k_density, k_color = jax.random.split(key, 3)
     shape = (1 << field.log2_rows, 2)
     tables = [jax.random.uniform(k, shape, minval=-1e-4, maxval=1e-4) for k in jax.random.split(k_tables, field.levels)]
@@ -57,55 +78,129 @@ def init_field(key: Key[Array, ""], field: FieldConfig) -> dict[str, Any]:
 
 
 def init_layers(key: Key[Array, ""], widths: tuple[int, ...]) -> list[Float[Array, "_ _"]]:
+    """Weights of linear layers without bias, as in He et al. (2015).
+
+    Args:
+        key: consumed.
+        widths: of input, hidden layers and output.
+
+    Returns:
+        One matrix [in out] per layer.
+    """
     keys = jax.random.split(key, len(widths) - 1)
     scale = jax.nn.initializers.he_uniform()
     return [scale(k, shape) for k, shape in zip(keys, pairwise(widths), strict=True)]
 
 
 def layers(weights: list[Float[Array, "_ _"]], x: Float[Array, "n i"]) -> Float[Array, "n o"]:
-    """Linear layers with ReLU between."""
+    """Linear layers with ReLU between them.
+
+    Args:
+        weights: one matrix per layer.
+        x: [n in].
+
+    Returns:
+        [n out].
+    """
     for w in weights[:-1]:
         x = jax.nn.relu(x @ w)
     return x @ weights[-1]
 
 
 def features(field: FieldConfig, tables: list, x: Float[Array, "3 n"]) -> Float[Array, "n d"]:
+    """Hash-grid features of world points.
+
+    Args:
+        field: its sizes.
+        tables: of the hash grid.
+        x: world points by component [3 n].
+
+    Returns:
+        [n d].
+    """
     return encode(tables, x / (2 * field.bound) + 0.5, resolutions(field.levels, field.base, field.finest))
 
 
 def before_softplus(field: FieldConfig, theta: dict, x: Float[Array, "3 n"], encoded: Float[Array, "n d"]) -> Float[Array, "n"]:
+    """The raw density, before softplus, with the blob that it starts from.
+
+    Args:
+        field: its sizes.
+        theta: its parameters.
+        x: world points by component [3 n].
+        encoded: their features [n d].
+
+    Returns:
+        [n].
+    """
     r = jnp.sqrt(jnp.sum(x * x, 0))
     return layers(theta["density"], encoded)[:, 0] + field.blob * (1 - r / field.blob_radius)
 
 
 def density(field: FieldConfig, theta: dict, x: Float[Array, "3 n"]) -> Float[Array, "n"]:
-    """Absorption per world unit at world points [3 n]; 0 outside the ball."""
+    """Absorption per world unit; 0 outside the ball.
+
+    Args:
+        field: its sizes.
+        theta: its parameters.
+        x: world points by component [3 n].
+
+    Returns:
+        [n].
+    """
     sigma = field.sharpness * jax.nn.softplus(before_softplus(field, theta, x, features(field, theta["tables"], x)))
     return jnp.where(jnp.sum(x * x, 0) < field.bound**2, sigma, 0.0)
 
 
 def query_field(field: FieldConfig, theta: dict, x: Float[Array, "3 n"]) -> Float[Array, "n 4"]:
-    """Density and colour in [0, 1] at world points."""
+    """Density and colour at world points.
+
+    Args:
+        field: its sizes.
+        theta: its parameters.
+        x: world points by component [3 n].
+
+    Returns:
+        [n 4]: absorption per world unit, and RGB in [0, 1].
+    """
     encoded = features(field, theta["tables"], x)
     sigma = field.sharpness * jax.nn.softplus(before_softplus(field, theta, x, encoded))
     return jnp.concatenate([sigma[:, None], jax.nn.sigmoid(layers(theta["color"], encoded))], 1)
 
 
 def normals(field: FieldConfig, theta: dict, x: Float[Array, "3 n"], eps: float) -> Float[Array, "n 3"]:
-    """Unit vectors against the density's gradient, from four taps at distance sqrt(3) eps (0 where it has none)."""
+    """Unit vectors against the gradient of the density, from four taps around each point; 0 where the density is flat.
+
+    Args:
+        field: its sizes.
+        theta: its parameters.
+        x: world points by component [3 n].
+        eps: the taps are at a distance of sqrt(3) eps, world units.
+
+    Returns:
+        [n 3].
+    """
     taps = jnp.array([(1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0)])
     at = lambda tap: x + eps * tap[:, None]  # noqa: E731
     raw = jax.lax.map(lambda tap: before_softplus(field, theta, at(tap), features(field, theta["tables"], at(tap))), taps)
     slope = jnp.einsum("tn,tk->nk", raw, taps)
-    # The double where of numerics.normalize, and a length below which a direction is noise.
+    # The double where of `core.math.normalize`, and a length below which a direction is noise.
     square = jnp.sum(slope**2, 1, keepdims=True)
     return jnp.where(square > 1e-12, -slope / jnp.sqrt(jnp.where(square > 1e-12, square, 1.0)), 0.0)
 
 
 def in_chunks(evaluate: Callable[[Array], Array], x: Float[Array, "3 n"]) -> Float[Array, "n d"]:
-    """evaluate(x), CHUNK points after CHUNK points where there are more; the backward pass makes their activations again.
+    """Evaluates a function on at most CHUNK points at a time; the backward pass computes their activations again.
 
-    A point of the official field takes a kilobyte of them or more, and half of 512 samples along 256 x 256 rays are 17 million.
+    A point of the official field takes a kilobyte of activations or more, and half of 512 samples along 256 x 256 rays are 17
+    million.
+
+    Args:
+        evaluate: [3 m] -> [m d].
+        x: points by component [3 n].
+
+    Returns:
+        [n d].
     """
     if x.shape[1] <= CHUNK:
         return evaluate(x)
@@ -116,7 +211,14 @@ def in_chunks(evaluate: Callable[[Array], Array], x: Float[Array, "3 n"]) -> Flo
 
 # --- occupancy --------------------------------------------------------------------------------------------------------------
 def centres(field: FieldConfig) -> Float[Array, "3 m"]:
-    """World positions of the middles of the occupancy cells, m = cells^3."""
+    """World positions of the centres of the cells of the occupancy grid.
+
+    Args:
+        field: its sizes.
+
+    Returns:
+        [3 cells^3].
+    """
     line = ((jnp.arange(field.cells) + 0.5) / field.cells - 0.5) * 2 * field.bound
     return jnp.stack(jnp.meshgrid(line, line, line, indexing="ij")).reshape(3, -1)
 
@@ -124,10 +226,21 @@ def centres(field: FieldConfig) -> Float[Array, "3 m"]:
 def update_occupancy_grid(
     key: Key[Array, ""], field: FieldConfig, theta: dict, aux: dict, *, decay: float = 0.5, empty: float = 0.5
 ) -> dict[str, Any]:
-    """aux with the occupancy of theta. A cell is occupied if it, or one of its 26 neighbours, has had a density above `empty`.
+    """Updates the occupancy grid to the field's density (Mueller et al. 2022, appendix E).
 
-    A cell remembers the larger of what it held, times `decay`, and the density at a random point of it now (Mueller et al. 2022,
-    appendix E). Neighbours count so that a surface can grow.
+    A cell holds the larger of what it held times `decay` and the density at a random point of it now. It is occupied if it, or
+    one of its 26 neighbours, exceeds `empty`. Neighbours count so that a surface can grow.
+
+    Args:
+        key: for the random points.
+        field: its sizes.
+        theta: its parameters.
+        aux: of the scene.
+        decay: in one update.
+        empty: density up to which a cell is empty.
+
+    Returns:
+        The new aux.
     """
     x = centres(field)
     cell = 2 * field.bound / field.cells
@@ -137,7 +250,7 @@ def update_occupancy_grid(
 
 
 def grown(cells: Bool[Array, "c c c"]) -> Bool[Array, "c c c"]:
-    """Cells and their 26 neighbours."""
+    """Marks cells [c c c] and their 26 neighbours."""
     return jax.lax.reduce_window(cells, False, jax.lax.bitwise_or, (3, 3, 3), (1, 1, 1), "SAME")
 
 
@@ -154,18 +267,32 @@ def nerf(
     environment: bool = False,
     background: Callable[[Key[Array, ""]], Float[Array, "3"]] = white_or_grey,
 ) -> Scene:
-    """The scene for renders of height x width pixels.
+    """A neural radiance field on a hash grid, rendered at height x width pixels.
 
-    theta: tables, density and color (`init_field`), and `environment` if there is one.
-    aux: density [c c c] and occupied [c c c] bool of the occupancy grid (`refresh`); total: the most samples that a view
-      needed since the last refresh, and last: between the two before.
+    theta: tables, density and color (`init_field`), and `environment` if it is learned. aux: density [c c c] and occupied [c c c]
+    bool of the occupancy grid; total, the most samples that a view needed since the last update of the grid; and last, the same
+    between the two updates before.
 
     Args:
-      capacity: samples per view that are evaluated; the farthest are dropped beyond it (see aux["total"]).
-      samples: per ray through the whole ball. stratified: jittered within their interval, else at its middle.
-      normal_eps: world units between the taps of normals, which come with extras["normal"] and ["orientation"]; None: without.
-      environment: learn a background of the ray's direction, and show it in half of the views (as LODS does).
-      background: key -> rgb, drawn anew for every view.
+        height: of the renders, pixels.
+        width: of the renders, pixels.
+        capacity: samples per view that are evaluated; the farthest beyond it are dropped (see aux["total"]).
+        field: sizes of the field.
+        samples: per ray, through the whole ball.
+        stratified: whether a sample is drawn within its interval, or lies at its middle.
+        normal_eps: distance of the taps of normals, world units; None for no extras["normal"] and extras["orientation"].
+        environment: whether a background that depends on the ray's direction is learned, and shown in half of the views, as in
+            LODS.
+        background: key -> rgb [3], drawn for every view.
+
+    Returns:
+        The scene.
+
+    Raises:
+        ValueError: `samples` or `capacity` is below 1.
+
+    Examples:
+        >>> scene = nerf(height=64, width=64, capacity=2**16)
     """
     if samples < 1 or capacity < 1:
         raise ValueError(f"samples and capacity must be at least 1, got {samples} and {capacity}")
@@ -234,6 +361,13 @@ def nerf(
 
 
 def harmonics(d: Float[Array, "n 3"]) -> Float[Array, "n 9"]:
-    """Real spherical harmonics up to degree 2 of unit vectors, each up to a constant."""
+    """Real spherical harmonics up to degree 2, each up to a constant.
+
+    Args:
+        d: unit vectors [n 3].
+
+    Returns:
+        [n 9].
+    """
     x, y, z = d.T
     return jnp.stack([jnp.ones_like(x), x, y, z, x * y, y * z, z * x, x * x - y * y, 3 * z * z - 1], 1)

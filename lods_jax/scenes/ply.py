@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 
 from lods_jax.core.files import replacing
 from lods_jax.core.images import white_level
-from lods_jax.scenes.ply_format import Table, is_ply, read_ply_tables
+from lods_jax.scenes.ply_format import Table, read_ply_tables
+from lods_jax.scenes.ply_header import is_ply
 from lods_jax.scenes.spherical_harmonics import Y00, rotate_harmonics
 from lods_jax.scenes.splat_formats import PACKED, ROW, decompress, read_splat_columns
 
@@ -29,24 +30,29 @@ Splats = dict[str, Float[np.ndarray, "..."]]
 
 
 class Points(NamedTuple):
-    """What a scene can start from, as a file has it."""
+    """Rows of a file that a scene can start from.
 
-    # means [n 3] float64, and of splats quats, log_scales, opacity_logits and sh, else rgb [n 3] in [0, 1]
+    Attributes:
+        columns: means [n 3] float64; and of splats quats, log_scales, opacity_logits and sh, otherwise rgb [n 3] in [0, 1].
+        notes: for the user, on how the file was read, a line each.
+        total: number of rows of the file.
+    """
+
     columns: Splats
-    notes: list[str]  # what a person should know of how the file was read, a line each
-    total: int  # rows of the file
+    notes: list[str]
+    total: int
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------------
 def write_ply(path: str | Path, splats: Splats) -> int:
-    """Writes n Gaussians, turned to y down: view-dependent colours too.
+    """Writes n Gaussians with y down, view-dependent colours rotated along.
 
     Args:
-      path: the file.
-      splats: means [n 3], quats [n 4] wxyz, log_scales [n 3], opacity_logits [n] and sh [n k 3].
+        path: of the file.
+        splats: means [n 3], quats [n 4] wxyz, log_scales [n 3], opacity_logits [n] and sh [n k 3].
 
     Returns:
-      How many rows were dropped as not finite.
+        The number of rows that were dropped because they are not finite.
     """
     n = len(splats["means"])
     means, quats = splats["means"] @ FLIP.T, _turn(np.array([HALF, HALF, 0, 0]), splats["quats"])
@@ -64,17 +70,17 @@ def write_ply(path: str | Path, splats: Splats) -> int:
 
 
 def write_splat(path: str | Path, splats: Splats) -> int:
-    """Writes the same Gaussians in the same frame as rows of 32 bytes, without a header.
+    """Writes n Gaussians with y down as a .splat file: rows of 32 bytes without a header.
 
-    Standard deviations are linear, colour (of degree 0) and opacity are bytes, and so is the quaternion wxyz, as 128 + 128 q. The
-    largest and most opaque come first: a viewer that has loaded half of the file shows the better half.
+    Standard deviations are linear. Colour (of degree 0), opacity and the quaternion wxyz, as 128 + 128 q, are bytes. The largest
+    and most opaque come first, so that a viewer that has loaded half of the file shows the better half.
 
     Args:
-      path: the file.
-      splats: as for `write_ply`.
+        path: of the file.
+        splats: as for `write_ply`.
 
     Returns:
-      How many rows were dropped as not finite.
+        The number of rows that were dropped because they are not finite.
     """
     means, quats = splats["means"] @ FLIP.T, _turn(np.array([HALF, HALF, 0, 0]), splats["quats"])
     scales, opacity = np.exp(splats["log_scales"]), 1 / (1 + np.exp(-splats["opacity_logits"]))
@@ -96,13 +102,14 @@ def read_ply(path: str | Path) -> Splats:
     """Reads Gaussian splats, the inverse of `write_ply`.
 
     Args:
-      path: a splat PLY of this or another program, plain or compressed by SuperSplat, or a .splat file.
+        path: a splat PLY of any program, plain or compressed by SuperSplat, or a .splat file.
 
     Returns:
-      means, quats, log_scales, opacity_logits and sh in our frame, float32. Rows that cannot be rendered are left out.
+        means, quats, log_scales, opacity_logits and sh in the frame of this library, float32. Rows that cannot be rendered are
+            left out.
 
     Raises:
-      ValueError: in one line, for what is no file of splats.
+        ValueError: the file holds no splats; one line.
     """
     columns = read_points(path).columns
     if "quats" not in columns:
@@ -111,20 +118,20 @@ def read_ply(path: str | Path) -> Splats:
 
 
 def read_points(path: str | Path, most: int | None = None, seed: int = 0) -> Points:
-    """Reads what a scene can start from: Gaussian splats or a point cloud.
+    """Reads Gaussian splats or a point cloud, for a scene to start from.
 
-    A point cloud is taken as z-up, as Shap-E and scanners write it, and grey where it has no colour.
+    A point cloud is taken as z-up, as Shap-E and scanners write it, and as grey without colours.
 
     Args:
-      path: a PLY or a .splat file.
-      most: rows to look at, drawn at random of a larger file: memory is taken for these alone. None for all.
-      seed: of the draw.
+        path: a PLY or a .splat file.
+        most: rows to look at, drawn at random from a larger file, so that memory is taken for these alone; None for all.
+        seed: of the draw.
 
     Returns:
-      The rows that can be rendered. Means are float64: map coordinates keep their decimals until they are centred.
+        The rows that can be rendered. Means are float64: map coordinates keep their decimals until they are centred.
 
     Raises:
-      ValueError: in one line, for what cannot be read.
+        ValueError: the file cannot be read; one line.
     """
     column = read_columns(path)
     total = len(next(iter(column.values()), ()))
@@ -144,7 +151,17 @@ def read_points(path: str | Path, most: int | None = None, seed: int = 0) -> Poi
 
 
 def read_columns(path: str | Path) -> Table:
-    """The properties of the vertices of a PLY file, or what is the same of a packed one."""
+    """The properties of the vertices of a PLY file, those of packed formats unpacked.
+
+    Args:
+        path: a PLY or a .splat file.
+
+    Returns:
+        {property: [n]}.
+
+    Raises:
+        ValueError: the file cannot be read, or has no vertices.
+    """
     if Path(path).suffix.lower() == ".splat" and not is_ply(path):
         return read_splat_columns(path)
     tables = read_ply_tables(path, ("vertex", "chunk", "sh"))
@@ -159,7 +176,14 @@ def read_columns(path: str | Path) -> Table:
 
 
 def renderable(rows: Splats) -> Bool[np.ndarray, "n"]:
-    """Rows whose numbers are all finite, and no larger than float32 can square."""
+    """Tells which rows can be rendered: all numbers are finite, and none is larger than float32 can square.
+
+    Args:
+        rows: {leaf: [n ...]}.
+
+    Returns:
+        A mask [n].
+    """
     flat = [value.reshape(len(value), math.prod(value.shape[1:])) for value in rows.values()]
     bounds = [np.log(MAX_VALUE) if name == "log_scales" else MAX_VALUE for name in rows]
     with np.errstate(invalid="ignore"):
@@ -167,14 +191,32 @@ def renderable(rows: Splats) -> Bool[np.ndarray, "n"]:
 
 
 def take(column: Table, *names: str) -> Float[np.ndarray, "n k"]:
-    """Columns side by side, float64."""
+    """Columns side by side, float64.
+
+    Args:
+        column: {property: [n]}.
+        *names: of k properties.
+
+    Returns:
+        [n k].
+
+    Raises:
+        ValueError: one is missing; worded to follow the name of the file.
+    """
     if missing := [name for name in names if name not in column]:
         raise ValueError(f"has no property {missing[0]}: it holds {'no points' if missing[0] in 'xyz' else 'no Gaussian splats'}")
     return np.stack([column[name].astype(np.float64) for name in names], 1)
 
 
 def splat_rows(column: Table) -> tuple[Splats, list[str]]:
-    """Gaussians in our frame, means in float64, and what there is to say of them."""
+    """Gaussians in the frame of this library, means in float64.
+
+    Args:
+        column: {property: [n]}.
+
+    Returns:
+        {leaf: [n ...]}, and notes for the user.
+    """
     means, logits, notes = take(column, *"xyz"), take(column, "opacity")[:, 0], []
     flat = "scale_2" not in column  # 2DGS
     log_scales = take(column, *(f"scale_{i}" for i in range(2 if flat else 3)))
@@ -200,7 +242,17 @@ def splat_rows(column: Table) -> tuple[Splats, list[str]]:
 
 
 def splat_colors(column: Table) -> tuple[Float[np.ndarray, "n k 3"], list[str]]:
-    """Coefficients of the colours in the file's frame: f_dc_* and f_rest_*, or red, green and blue."""
+    """Coefficients of the colours in the file's frame: f_dc_* and f_rest_*, or red, green and blue.
+
+    Args:
+        column: {property: [n]}.
+
+    Returns:
+        [n k 3], and notes for the user.
+
+    Raises:
+        ValueError: the number of f_rest_* fits no degree; worded to follow the name of the file.
+    """
     rest = [name for name in column if name.startswith("f_rest_")]
     if len(rest) not in REST or set(rest) != {f"f_rest_{i}" for i in range(len(rest))}:
         raise ValueError(f"has {len(rest)} properties f_rest_*: splats have {', '.join(map(str, REST))}, counted from 0")
@@ -216,14 +268,28 @@ def splat_colors(column: Table) -> tuple[Float[np.ndarray, "n k 3"], list[str]]:
 
 
 def cloud_rows(column: Table) -> tuple[Splats, list[str]]:
-    """Means in float64 and colours of a point cloud, and what there is to say of them."""
+    """Means, in float64, and colours of a point cloud.
+
+    Args:
+        column: {property: [n]}.
+
+    Returns:
+        {"means", "rgb"}, and notes for the user.
+    """
     means = take(column, *"xyz")
     rgb, notes = cloud_colors(column)
     return {"means": means, "rgb": rgb}, notes
 
 
 def cloud_colors(column: Table) -> tuple[Float[np.ndarray, "n 3"], list[str]]:
-    """Colours in [0, 1], grey where there are none, and what there is to say of them."""
+    """Colours in [0, 1], grey if there are none.
+
+    Args:
+        column: {property: [n]}.
+
+    Returns:
+        [n 3], and notes for the user.
+    """
     names = color_names(column)
     if not names:
         return np.full((len(column["x"]), 3), 0.5, np.float32), ["it has no colours that this program knows: all is grey"]
@@ -238,14 +304,25 @@ def cloud_colors(column: Table) -> tuple[Float[np.ndarray, "n 3"], list[str]]:
 
 
 def color_names(column: Table) -> list[str]:
-    """The names of red, green and blue, as programs give them: red, r, diffuse_red; none if there are none."""
+    """The names of the properties red, green and blue, as programs write them: red, r, diffuse_red.
+
+    Args:
+        column: {property: [n]}.
+
+    Returns:
+        Three names, or none.
+
+    Examples:
+        >>> color_names(dict.fromkeys(["x", "diffuse_red", "diffuse_green", "diffuse_blue"], np.zeros(1)))
+        ['diffuse_red', 'diffuse_green', 'diffuse_blue']
+    """
     prefixes = [match[1] for name in column if (match := re.fullmatch(r"(.*?)red", name))]
     sets = [[f"{prefix}{color}" for color in ("red", "green", "blue")] for prefix in sorted(prefixes, key=prefix_rank)]
     return next((names for names in [*sets, ["r", "g", "b"]] if set(names) <= set(column)), [])
 
 
 def prefix_rank(prefix: str) -> int:
-    """Plain names before those of a material's diffuse light, and these before others."""
+    """Sorts a prefix of colour names: none before that of a material's diffuse light, and others last."""
     return ("", "diffuse_").index(prefix) if prefix in ("", "diffuse_") else 2
 
 

@@ -1,12 +1,10 @@
 """The PLY format (Turk 1994): elements, which are tables with named columns, as text or as binary of either byte order.
 
 Read as people's files have it: lines that end in LF, CR or both, a byte order mark, blank lines, comments of any text, elements
-in any order, and properties that are lists. Sizes are looked at before anything is read: what is no PLY file, or announces more
-than it holds, costs neither memory nor time.
+in any order, and properties that are lists. `ply_header` reads the header.
 """
 
 import os
-import re
 from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,60 +13,40 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from lods_jax.core.files import open_regular
+from lods_jax.scenes.ply_header import BYTE_ORDER, MAX_HEADER, Element, Header, parse_header
 
-TYPES = {
-    **dict.fromkeys(("char", "int8"), "i1"), **dict.fromkeys(("uchar", "uint8"), "u1"),
-    **dict.fromkeys(("short", "int16"), "i2"), **dict.fromkeys(("ushort", "uint16"), "u2"),
-    **dict.fromkeys(("int", "int32"), "i4"), **dict.fromkeys(("uint", "uint32"), "u4"),
-    **dict.fromkeys(("float", "float32"), "f4"), **dict.fromkeys(("double", "float64"), "f8"),
-}  # fmt: skip
-BYTE_ORDER = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
-MAGIC, BOM = re.compile(rb"\s*ply[ \t]*(\r\n|\n|\r)", re.IGNORECASE), b"\xef\xbb\xbf"  # a byte order mark may come first
-MAX_HEADER = 1 << 20  # bytes
 MAX_LINE = 1 << 20  # bytes of a row of text
 MAX_RAGGED = 1_000_000  # rows whose lists differ in length, which are read one by one: some seconds
 Table = dict[str, np.ndarray]  # a column of n numbers for each property that is no list
 
 
-class Property(NamedTuple):
-    name: str
-    dtype: str  # of the number, or of the items of the list
-    length: str | None = None  # dtype of a list's length; None of a number
-
-
-class Element(NamedTuple):
-    name: str
-    count: int
-    properties: list[Property]
-
-
-class Header(NamedTuple):
-    layout: str  # a key of BYTE_ORDER
-    elements: list[Element]
-    size: int  # bytes
-
-
 class Body(NamedTuple):
-    """What follows a binary header."""
+    """The binary part of a file, after the header.
+
+    Attributes:
+        file: opened.
+        order: "<" or ">".
+        size: of the file, bytes.
+    """
 
     file: BinaryIO
-    order: str  # "<" or ">"
-    size: int  # of the file, bytes
+    order: str
+    size: int
 
 
 def read_ply_tables(path: str | Path, names: Collection[str]) -> dict[str, Table]:
     """Reads elements of a PLY file.
 
     Args:
-      path: the file.
-      names: of the elements to read, such as "vertex"; others are passed over.
+        path: of the file.
+        names: of the elements to read, such as "vertex"; others are skipped.
 
     Returns:
-      {element: {property: [n] numbers}} for those of `names` that are there, without properties that are lists. Numbers of a text
-      file that do not fit the type of their header are float64.
+        {element: {property: [n]}} for those of `names` that are there, without lists. Numbers of a text file that do not fit the
+            type of their header are float64.
 
     Raises:
-      ValueError: in one line, for what is no PLY file, contradicts itself, or is cut short.
+        ValueError: the file is no PLY file, contradicts itself or is cut short; one line.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -80,14 +58,18 @@ def read_ply_tables(path: str | Path, names: Collection[str]) -> dict[str, Table
             raise ValueError(f"{path} {error}") from None
 
 
-def is_ply(path: str | Path) -> bool:
-    """Whether a file begins as a PLY file does, whatever it is named."""
-    with open_regular(path) as file:
-        return MAGIC.match(file.read(256).removeprefix(BOM)) is not None
-
-
 def read_tables(file: BinaryIO, header: Header, size: int, names: Collection[str]) -> dict[str, Table]:
-    """The elements of these names, from a file of so many bytes that stands behind its header."""
+    """Reads elements of a file that is positioned behind its header.
+
+    Args:
+        file: opened.
+        header: of the file.
+        size: of the file, bytes.
+        names: of the elements to read.
+
+    Returns:
+        {element: {property: [n]}}.
+    """
     left, tables = sum(element.name in names for element in header.elements), {}
     lines = text_lines(file)
     for element in header.elements:
@@ -105,55 +87,34 @@ def read_tables(file: BinaryIO, header: Header, size: int, names: Collection[str
     return tables
 
 
-# --- header -----------------------------------------------------------------------------------------------------------------
-def parse_header(data: bytes) -> Header:
-    """The header at the beginning of `data`. A complaint is worded to follow the name of the file."""
-    start = len(BOM) if data.startswith(BOM) else 0
-    if not (magic := MAGIC.match(data[start : start + 256])):
-        raise ValueError("is not a PLY file: it does not begin with the line `ply`; other formats have to be converted")
-    # A file has one kind of line end. Where that is a lone CR, an LF after the header is the first byte of the body.
-    newline = b"\r" if magic[1] == b"\r" else b"\n"
-    layout, elements, at = "", [], start + magic.end()
-    while (end := data.find(newline, at)) >= 0:
-        line, at = data[at:end], end + 1
-        # Escaped and cut, as words of a damaged file end up in messages.
-        match words := [word[:80].decode("latin-1").encode("unicode_escape").decode() for word in line.split()]:
-            case [] | ["comment" | "obj_info", *_]:
-                pass
-            case ["end_header"]:
-                check_header(layout, elements)
-                return Header(layout, elements, at)
-            case ["format", name, *_] if name in BYTE_ORDER:
-                layout = name
-            case ["element", name, count] if re.fullmatch("[0-9]{1,15}", count):
-                elements.append(Element(name.lower(), int(count), []))
-            case ["property", "list", length, dtype, name] if elements and {length, dtype} <= TYPES.keys():
-                elements[-1].properties.append(Property(name.lower(), TYPES[dtype], TYPES[length]))
-            case ["property", dtype, name] if elements and dtype in TYPES:
-                elements[-1].properties.append(Property(name.lower(), TYPES[dtype]))
-            case _:
-                raise ValueError(f"is damaged: its header has the line {' '.join(words)[:80]!r}")
-    raise ValueError("is not a whole PLY file: its header has no end")
-
-
-def check_header(layout: str, elements: list[Element]) -> None:
-    """Raises ValueError for what could only be read by guessing."""
-    if not layout:
-        raise ValueError(f"is damaged: its header names no format, which is {', '.join(BYTE_ORDER)}")
-    for of, names in [("element", [e.name for e in elements]), *((e.name, [p.name for p in e.properties]) for e in elements)]:
-        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-            raise ValueError(f"is damaged: its header has the {'element' if of == 'element' else f'{of} property'} {twice} twice")
-    if bad := next((p.name for e in elements for p in e.properties if p.length and p.length[0] == "f"), None):
-        raise ValueError(f"is damaged: the length of the list {bad} is no whole number")
-
-
 def cut_short(element: Element, there: str) -> ValueError:
+    """The error of an element that has fewer rows than its header says.
+
+    Args:
+        element: of the header.
+        there: what there is instead.
+
+    Returns:
+        The error, to be raised.
+    """
     return ValueError(f"is cut short: its header says {element.count:,} rows of the element {element.name}, and {there}")
 
 
 # --- binary -----------------------------------------------------------------------------------------------------------------
 def read_binary(body: Body, element: Element, keep: bool) -> Table:
-    """The next rows; nothing of them unless they are to be kept."""
+    """Reads the next rows of a binary file.
+
+    Args:
+        body: positioned before them.
+        element: that they belong to.
+        keep: whether the numbers are wanted; otherwise the rows are skipped.
+
+    Returns:
+        {property: [n]}, memory-mapped where possible.
+
+    Raises:
+        ValueError: rows are missing, or lists do not fit.
+    """
     start, ragged = body.file.tell(), any(p.length for p in element.properties)
     lengths = next_lengths(body, element) if ragged else []
     row = row_dtype(element, body.order, lengths)
@@ -174,7 +135,16 @@ def read_binary(body: Body, element: Element, keep: bool) -> Table:
 
 
 def row_dtype(element: Element, order: str, lengths: list[int]) -> np.dtype:
-    """A row whose lists have these lengths."""
+    """The dtype of a row whose lists have given lengths.
+
+    Args:
+        element: of the header.
+        order: "<" or ">".
+        lengths: of the lists.
+
+    Returns:
+        A structured dtype.
+    """
     fields, lists = [], enumerate(lengths)
     for p in element.properties:
         if p.length:
@@ -186,7 +156,15 @@ def row_dtype(element: Element, order: str, lengths: list[int]) -> np.dtype:
 
 
 def next_lengths(body: Body, element: Element) -> list[int]:
-    """The lengths of the lists of the next row, before which the file stays."""
+    """The lengths of the lists of the next row; the file stays before it.
+
+    Args:
+        body: positioned before the row.
+        element: that it belongs to.
+
+    Returns:
+        One number per list.
+    """
     start, lengths = body.file.tell(), []
     read_row(body, element, lengths)
     body.file.seek(start)
@@ -194,7 +172,18 @@ def next_lengths(body: Body, element: Element) -> list[int]:
 
 
 def read_ragged(body: Body, element: Element) -> Table:
-    """The next rows one by one, as their lists have different lengths."""
+    """Reads the next rows one by one, since their lists differ in length.
+
+    Args:
+        body: positioned before them.
+        element: that they belong to.
+
+    Returns:
+        {property: [n]}.
+
+    Raises:
+        ValueError: there are too many such rows.
+    """
     if element.count > MAX_RAGGED:
         raise ValueError(f"has {element.count:,} rows of the element {element.name} with lists of different lengths: too many")
     rows = [read_row(body, element, []) for _ in range(element.count)]
@@ -203,7 +192,19 @@ def read_ragged(body: Body, element: Element) -> Table:
 
 
 def read_row(body: Body, element: Element, lengths: list[int]) -> list[np.generic]:
-    """The numbers of the next row; the lengths of its lists are added to `lengths`."""
+    """The numbers of the next row.
+
+    Args:
+        body: positioned before it.
+        element: that it belongs to.
+        lengths: gets the lengths of the row's lists.
+
+    Returns:
+        One number per property that is no list.
+
+    Raises:
+        ValueError: the file ends within the row, or a list does not fit.
+    """
 
     def number(dtype: str) -> np.generic:
         data = body.file.read(int(dtype[1:]))
@@ -227,7 +228,17 @@ def read_row(body: Body, element: Element, lengths: list[int]) -> list[np.generi
 
 # --- text -------------------------------------------------------------------------------------------------------------------
 def text_lines(file: BinaryIO) -> Iterator[list[bytes]]:
-    """The words of each line that has any."""
+    """Yields the words of each line that has any.
+
+    Args:
+        file: positioned behind the header.
+
+    Yields:
+        Words of one line.
+
+    Raises:
+        ValueError: a line is too long.
+    """
     rest = b""
     while chunk := file.read(MAX_LINE):
         *lines, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
@@ -239,7 +250,20 @@ def text_lines(file: BinaryIO) -> Iterator[list[bytes]]:
 
 
 def read_text(lines: Iterator[list[bytes]], element: Element, size: int, keep: bool) -> Table:
-    """The next rows, from a file of so many bytes; nothing of them unless they are to be kept."""
+    """Reads the next rows of a text file.
+
+    Args:
+        lines: from `text_lines`.
+        element: that they belong to.
+        size: of the file, bytes.
+        keep: whether the numbers are wanted; otherwise the rows are skipped.
+
+    Returns:
+        {property: [n]}.
+
+    Raises:
+        ValueError: rows are missing, or hold something else than numbers.
+    """
     if element.count > size:  # a row takes a byte and more
         raise cut_short(element, f"the file has {size:,} bytes")
     numbers = [p for p in element.properties if not p.length]
@@ -257,7 +281,19 @@ def read_text(lines: Iterator[list[bytes]], element: Element, size: int, keep: b
 
 
 def to_numbers(rows: list[list[bytes]], element: Element, columns: int) -> np.ndarray:
-    """Rows of words as float64 [rows columns]."""
+    """Rows of words as numbers.
+
+    Args:
+        rows: of words.
+        element: that they belong to.
+        columns: words per row.
+
+    Returns:
+        [rows columns] float64.
+
+    Raises:
+        ValueError: a row has another number of words, or a word is no number.
+    """
     if wrong := [len(words) for words in rows if len(words) != columns]:
         raise ValueError(f"is damaged: a row of the element {element.name} has {wrong[0]} numbers, its header says {columns}")
     try:
@@ -267,7 +303,15 @@ def to_numbers(rows: list[list[bytes]], element: Element, columns: int) -> np.nd
 
 
 def without_lists(words: list[bytes], element: Element) -> list[bytes]:
-    """The words of a row that belong to no list."""
+    """The words of a row that belong to no list.
+
+    Args:
+        words: of the row.
+        element: that it belongs to.
+
+    Returns:
+        The other words; words beyond the row's end are kept, so that it is found too long.
+    """
     kept, at = [], 0
     for p in element.properties:
         end = at + 1
@@ -280,7 +324,15 @@ def without_lists(words: list[bytes], element: Element) -> list[bytes]:
 
 
 def as_declared(column: np.ndarray, dtype: str) -> np.ndarray:
-    """The numbers in the type of the header, or as they are where that would change them."""
+    """Converts a column to the dtype of the header, unless that would change numbers.
+
+    Args:
+        column: float64 [n].
+        dtype: of the header.
+
+    Returns:
+        [n].
+    """
     if dtype[0] == "f":
         with np.errstate(over="ignore"):
             return column.astype(dtype)

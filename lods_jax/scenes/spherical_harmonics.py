@@ -8,9 +8,16 @@ Y00 = 0.28209479177387814  # the constant one: rgb = 1/2 + Y00 sh_0
 
 
 def real_harmonics(directions: Float[np.ndarray, "n 3"], degree: int) -> Float[np.ndarray, "n k"]:
-    """Orthonormal real harmonics of unit directions, in float64: by degree l, then m from -l to l, k = (degree + 1)^2.
+    """Orthonormal real spherical harmonics, by degree l and then m from -l to l.
 
     With the Condon-Shortley phase: m < 0 is sqrt(2) Im Y_l^|m|, m > 0 is sqrt(2) Re Y_l^m.
+
+    Args:
+        directions: unit vectors [n 3].
+        degree: the highest.
+
+    Returns:
+        [n k] float64, k = (degree + 1)^2.
     """
     x, y, z = directions.T
     polar, azimuth, columns = np.arccos(np.clip(z, -1, 1)), np.arctan2(y, x), []
@@ -22,10 +29,17 @@ def real_harmonics(directions: Float[np.ndarray, "n 3"], degree: int) -> Float[n
 
 
 def rotation_of_harmonics(rotation: Float[np.ndarray, "3 3"], degree: int) -> Float[np.ndarray, "k k"]:
-    """The matrix D with Y(rotation^T d) = D Y(d) for every direction d: one block for each degree, Wigner's for real harmonics.
+    """The matrix D with Y(rotation^T d) = D Y(d) for every direction d: one block per degree.
 
     D is the integral of Y(rotation^T d) Y(d)^T over the sphere. A product of two harmonics is a polynomial of twice the degree,
-    which Gauss-Legendre in z and equal steps in azimuth integrate without error.
+    which Gauss-Legendre in z and equal steps in azimuth integrate exactly.
+
+    Args:
+        rotation: [3 3].
+        degree: the highest.
+
+    Returns:
+        [k k], k = (degree + 1)^2.
     """
     n = 2 * degree + 1
     (z, weights), azimuth = np.polynomial.legendre.leggauss(degree + 1), 2 * np.pi * np.arange(n) / n
@@ -36,14 +50,14 @@ def rotation_of_harmonics(rotation: Float[np.ndarray, "3 3"], degree: int) -> Fl
 
 
 def rotate_harmonics(sh: Float[np.ndarray, "n k 3"], rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "n k 3"]:
-    """Coefficients of the same colours after space was rotated: what was seen along d is seen along rotation d.
+    """Coefficients of the same colours in a rotated frame: what was seen along d is seen along rotation d.
 
     Args:
-      sh: k = 1, 4, 9, ... coefficients of each channel.
-      rotation: takes a point of the old frame to the new one.
+        sh: coefficients of each channel [n k 3], k = 1, 4, 9, ...
+        rotation: takes a point of the old frame to the new one [3 3].
 
     Returns:
-      Coefficients in the new frame, float32.
+        Coefficients [n k 3] in the new frame, float32.
     """
     degree = int(np.sqrt(sh.shape[1])) - 1
     turned = np.einsum("ab,nac->nbc", rotation_of_harmonics(rotation.astype(np.float64), degree), sh)

@@ -18,17 +18,18 @@ ROW = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("qu
 def decompress(tables: dict[str, Table]) -> Table:
     """The columns of SuperSplat's compressed PLY (PlayCanvas), whose vertices are four words of 32 bits.
 
-    Position and scale are 11, 10 and 11 bits between the ends of their chunk; a rotation is the place of its largest component
-    (2 bits) and the other three (10 bits each); colour and opacity are bytes, in newer files between the ends of the chunk.
+    Position and scale have 11, 10 and 11 bits, between the limits of their chunk. A rotation has the index of its largest
+    component (2 bits) and the other three (10 bits each). Colour and opacity are bytes, in newer files between the limits of the
+    chunk.
 
     Args:
-      tables: the elements vertex, chunk and, of colours that depend on the view, sh.
+        tables: the elements vertex, chunk and, for view-dependent colours, sh.
 
     Returns:
-      x, f_dc_0, f_rest_0, opacity, scale_0, rot_0 and so on, as `scenes.ply` writes them.
+        x, f_dc_0, f_rest_0, opacity, scale_0, rot_0 and so on, as `scenes.ply` writes them.
 
     Raises:
-      ValueError: for missing elements or properties; it is worded to follow the name of the file.
+        ValueError: elements or properties are missing; worded to follow the name of the file.
     """
     vertex, chunk, sh = tables["vertex"], tables.get("chunk", {}), tables.get("sh", {})
     ends = [f"{end}_{axis}" for axis in (*"xyz", "scale_x", "scale_y", "scale_z") for end in ("min", "max")]
@@ -52,13 +53,32 @@ def decompress(tables: dict[str, Table]) -> Table:
 
 
 def unpack(words: UInt[np.ndarray, "n"], bits: tuple[int, ...]) -> list[Float[np.ndarray, "n"]]:
-    """The fields of words of 32 bits, the highest first, each in [0, 1]."""
+    """The bit fields of 32-bit words, the highest first.
+
+    Args:
+        words: [n].
+        bits: width of each field.
+
+    Returns:
+        One array [n] in [0, 1] per field.
+
+    Examples:
+        >>> [field.tolist() for field in unpack(np.array([0xFF000000], np.uint32), (8, 24))]
+        [[1.0], [0.0]]
+    """
     shifts = np.cumsum(bits[::-1])[::-1] - bits
     return [((words >> np.uint32(shift)) & np.uint32(2**b - 1)) / (2**b - 1) for shift, b in zip(shifts, bits, strict=True)]
 
 
 def unpack_quats(words: UInt[np.ndarray, "n"]) -> Float[np.ndarray, "n 4"]:
-    """Unit quaternions wxyz from the place of the largest component and the other three, which lie within sqrt(1/2)."""
+    """Unit quaternions wxyz, from the index of the largest component and the other three, which lie within sqrt(1/2).
+
+    Args:
+        words: [n].
+
+    Returns:
+        [n 4].
+    """
     rest = np.sqrt(2) * (np.stack(unpack(words & np.uint32(2**30 - 1), (10, 10, 10)), 1) - 0.5)
     largest = (words >> np.uint32(30)).astype(int)
     quats = np.zeros((len(words), 4))
@@ -68,10 +88,16 @@ def unpack_quats(words: UInt[np.ndarray, "n"]) -> Float[np.ndarray, "n 4"]:
 
 
 def read_splat_columns(path: str | Path) -> Table:
-    """The columns of a .splat file, rows of 32 bytes without a header (antimatter15), as `scenes.ply` names them.
+    """The columns of a .splat file (antimatter15): rows of 32 bytes without a header.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        {property: [n]}, named as in `scenes.ply`.
 
     Raises:
-      ValueError: in one line, for a file of another size.
+        ValueError: the size of the file is no multiple of 32 bytes.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -87,6 +113,11 @@ def read_splat_columns(path: str | Path) -> Table:
 
 
 def logit(p: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """log(p / (1 - p)); infinite where p is 0 or 1."""
+    """log(p / (1 - p)); infinite where p is 0 or 1.
+
+    Examples:
+        >>> logit(np.array([0.5])).tolist()
+        [0.0]
+    """
     with np.errstate(divide="ignore"):
         return np.log(p) - np.log1p(-p)

@@ -9,15 +9,24 @@ from jaxtyping import Array, Float
 
 
 def before(x: Float[Array, "s n"]) -> Float[Array, "s n"]:
-    """Row i is the sum of the rows before it."""
+    """Running sums that exclude the own row: row i is the sum of the rows of x [s n] before it.
+
+    Examples:
+        >>> before(jnp.array([[1.0], [2.0], [3.0]])).ravel().tolist()
+        [0.0, 1.0, 3.0]
+    """
     return jax.lax.scan(lambda total, row: (total + row, total), jnp.zeros_like(x[0]), x)[1]
 
 
 def absorb(density: Float[Array, "s n"], length: Float[Array, "..."] | float) -> tuple[Float[Array, "s n"], Float[Array, "n"]]:
-    """The share of light that each interval stops, and the share that passes all of them; together they are 1.
+    """The share of light that each interval absorbs, and the share that passes all of them; together they are 1.
 
     Args:
-      density: absorption per world unit, at least 0. length: of the intervals, world units, broadcast against density.
+        density: absorption per world unit [s n], at least 0.
+        length: of the intervals, world units; broadcasts against density.
+
+    Returns:
+        [s n] and [n].
     """
     thickness = density * length
     return jnp.exp(-before(thickness)) * -jnp.expm1(-thickness), jnp.exp(-jnp.sum(thickness, 0))
@@ -26,7 +35,15 @@ def absorb(density: Float[Array, "s n"], length: Float[Array, "..."] | float) ->
 def moments(
     weights: Float[Array, "s n"], at: Float[Array, "s n"]
 ) -> tuple[Float[Array, "n"], Float[Array, "n"], Float[Array, "n"]]:
-    """Opacity, mean and variance of `at` under the weights; the last two are 0 where nothing is seen."""
+    """Opacity, mean and variance under the weights of a ray.
+
+    Args:
+        weights: [s n].
+        at: position of each interval [s n], world units.
+
+    Returns:
+        Opacity, mean and variance, each [n]; the last two are 0 where the opacity is 0.
+    """
     opacity = jnp.sum(weights, 0)
     safe = jnp.maximum(opacity, 1e-6)
     mean = jnp.sum(weights * at, 0) / safe
@@ -34,7 +51,17 @@ def moments(
 
 
 def distortion(weights: Float[Array, "s n"], at: Float[Array, "s n"], length: Float[Array, ""] | float) -> Float[Array, "n"]:
-    """How far the light of a ray is spread out, world units (Barron et al. 2022, eq. 15): sum_ij w_i w_j |t_i - t_j| +
-    sum_i w_i^2 length / 3, in linear time."""
+    """How far the weights of a ray are spread along it, in linear time (Barron et al. 2022, eq. 15).
+
+    sum_ij w_i w_j |t_i - t_j| + sum_i w_i^2 length / 3.
+
+    Args:
+        weights: [s n].
+        at: position of each interval [s n], world units.
+        length: of the intervals, world units.
+
+    Returns:
+        [n] world units.
+    """
     spread = weights * (at * before(weights) - before(weights * at))
     return 2 * jnp.sum(spread, 0) + jnp.sum(weights**2, 0) * length / 3
