@@ -1,4 +1,4 @@
-"""The configuration of a run: `schema` says what there is, `loading` reads and writes it, `validation` refuses what cannot be.
+"""The configuration of a run: `schema` defines it, `loading` reads and writes it, `validation` checks it.
 
 Defaults < YAML < flags. No file here loads jax: `lods --help` answers at once.
 """

@@ -1,4 +1,4 @@
-"""Names that have changed: files of older runs are read under the names of today, and one line says which they are."""
+"""Names that have changed: files of older runs are read under their current names, and one line says which were renamed."""
 
 import sys
 from collections.abc import Mapping
@@ -37,7 +37,18 @@ METRICS = {
 
 
 def current_key(name: str) -> str:
-    """A dotted key under its name of today: `pose.s` is `zero123.guidance_scale`."""
+    """The current name of a dotted key.
+
+    Args:
+        name: old or new.
+
+    Returns:
+        The new name.
+
+    Examples:
+        >>> current_key("pose.s")
+        'zero123.guidance_scale'
+    """
     found = ""
     for part in name.split("."):
         found = f"{found}.{part}" if found else part
@@ -46,7 +57,18 @@ def current_key(name: str) -> str:
 
 
 def current_keys(data: Mapping[Any, Any], source: str) -> dict[Any, Any]:
-    """Nested keys and values under the names of today. Raises UserError where a key is there under both of its names."""
+    """Nested keys and values under their current names. A line on stderr says which were renamed.
+
+    Args:
+        data: nested keys and values.
+        source: names the file in messages.
+
+    Returns:
+        The same values under the current keys.
+
+    Raises:
+        UserError: a key is there under its old and its new name.
+    """
     changed: dict[str, str] = {}
 
     def below(data: Mapping[Any, Any], old_prefix: str, prefix: str) -> dict[Any, Any]:
@@ -68,7 +90,15 @@ def current_keys(data: Mapping[Any, Any], source: str) -> dict[Any, Any]:
 
 
 def current_metrics(rows: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
-    """Rows of metrics under the names of today."""
+    """Rows of metrics under their current names. A line on stderr says which were renamed.
+
+    Args:
+        rows: of a log.
+        source: names the file in messages.
+
+    Returns:
+        The rows under the current names.
+    """
     if changed := sorted({name for row in rows for name in row} & METRICS.keys()):
         tell(f"{source}: read under new names: {', '.join(f'{old} is {METRICS[old]}' for old in changed)}")
     return [{METRICS.get(name, name): value for name, value in row.items()} for row in rows]
@@ -76,4 +106,5 @@ def current_metrics(rows: list[dict[str, Any]], source: str) -> list[dict[str, A
 
 @cache  # once, however often a folder is read
 def tell(line: str) -> None:
+    """Prints a line on stderr, once however often it is called."""
     print(line, file=sys.stderr)

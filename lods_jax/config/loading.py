@@ -1,17 +1,15 @@
 """Configurations from YAML files and shipped presets, and back."""
 
 import difflib
-import math
-import re
 import reprlib
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from lods_jax.config.aliases import current_keys
+from lods_jax.config.conversion import convert, wanted
 from lods_jax.config.schema import Config
 from lods_jax.config.yaml_text import MAX_BYTES, read_yaml, write_yaml
 from lods_jax.core.errors import UserError
@@ -19,14 +17,24 @@ from lods_jax.core.paths import PRESETS
 
 T = TypeVar("T")
 
-TRUTH = {word: word in ("true", "yes", "on") for word in ("true", "yes", "on", "false", "no", "off")}
-REAL = r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.?(?:inf|Inf|INF)|\.?(?:nan|NaN|NAN)"
 # Settings that change no bit of a run's state, by how they begin; of its image a run has a copy.
 RESUME_SAFE_KEYS = ("output.", "checkpoint.", "parallel", "debug_nans", "image.file")
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """The settings in which a run that goes on would be another run, as `name: old -> new`."""
+    """The settings in which a resumed run would differ from the run so far.
+
+    Args:
+        old: the configuration of the run.
+        new: the one to resume with.
+
+    Returns:
+        Lines "name: old -> new".
+
+    Examples:
+        >>> differences(Config(), Config(steps=800))
+        ['steps: 400 -> 800']
+    """
     was = {name: value for name, _, value in leaves(old)}
     now = {name: value for name, _, value in leaves(new)}
     changed = [name for name in now if was[name] != now[name] and not name.startswith(RESUME_SAFE_KEYS)]
@@ -34,26 +42,42 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def load(path: str | Path, kind: type[T] = Config) -> T:
-    """The configuration of a YAML file, or of a shipped preset by its name.
+    """The configuration of a YAML file or of a shipped preset.
 
-    What the file leaves out is as in the preset or file that its key `base` names, if it has one, and else keeps its default.
+    Settings that the file leaves out come from the preset or file that its key `base` names, and otherwise from the defaults.
 
     Args:
-        path: a file, or the name of a preset.
-        kind: the dataclass that the file stands for: that of a run, or the flags of another command.
+        path: of the file, or the name of a preset.
+        kind: the dataclass that the file stands for: `Config`, or the flags of another command.
 
     Returns:
-        The dataclass.
+        An instance of `kind`.
 
     Raises:
         UserError: there is no such file or preset, or one of them is no configuration.
+
+    Examples:
+        >>> load("gaussians-sds").objective.name
+        'sds'
     """
     file = find(path)
     return from_mapping(kind, with_bases(file, (file.resolve(),), kind), str(file))
 
 
 def with_bases(file: Path, chain: tuple[Path, ...], kind: type = Config) -> dict[str, Any]:
-    """The keys and values of a file, laid over those of its base. `chain` holds the files that led here, itself last."""
+    """The keys and values of a file, laid over those of its base.
+
+    Args:
+        file: its path.
+        chain: the files that led here, the file itself last.
+        kind: the dataclass that the file stands for.
+
+    Returns:
+        Nested keys and values.
+
+    Raises:
+        UserError: the base is unknown, is no configuration, or leads back to a file of the chain.
+    """
     with file.open("rb") as stream:
         data = mapping_of(stream.read(MAX_BYTES + 1), str(file))
     name = data.pop("base", None)
@@ -73,7 +97,22 @@ def with_bases(file: Path, chain: tuple[Path, ...], kind: type = Config) -> dict
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any], kind: type = Config) -> dict[str, Any]:
-    """Nested keys and values laid over others. An objective of another name replaces that of the base: options go with a name."""
+    """Nested keys and values laid over others.
+
+    An objective of another name replaces that of the base, since its options belong to the name.
+
+    Args:
+        base: nested keys and values.
+        over: those that win.
+        kind: the dataclass that they stand for.
+
+    Returns:
+        New nested keys and values.
+
+    Examples:
+        >>> merged({"steps": 1, "output": {"fps": 5, "size": 64}}, {"output": {"fps": 9}})
+        {'steps': 1, 'output': {'fps': 9, 'size': 64}}
+    """
     out = dict(base)
     for key, value in over.items():
         old, new = (nested(key, x, kind) for x in (base.get(key), value))
@@ -83,19 +122,58 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any], kind: type = Config
 
 
 def nested(key: str, value: Any, kind: type) -> Any:
-    """`prior: tabletop` is short for `prior: {name: tabletop}` in a dataclass whose prior is one itself."""
+    """A short value in full: `prior: tabletop` stands for `prior: {name: tabletop}`.
+
+    Args:
+        key: of the configuration.
+        value: as the file has it.
+        kind: the dataclass that has the key.
+
+    Returns:
+        {"name": value} where the field is a dataclass with a name; else the value.
+
+    Examples:
+        >>> nested("prior", "tabletop", Config)
+        {'name': 'tabletop'}
+    """
     hint = typing.get_type_hints(kind).get(key)
     named = is_dataclass(hint) and "name" in typing.get_type_hints(hint)
     return {"name": value} if named and isinstance(value, str) else value
 
 
 def parse_yaml(text: str | bytes, source: str) -> Config:
-    """The configuration of a text that stands for itself; `source` names it in errors."""
+    """The configuration of a YAML text without a base.
+
+    Args:
+        text: YAML.
+        source: names the text in errors.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UserError: the text is no configuration.
+
+    Examples:
+        >>> parse_yaml("steps: 800", "my.yaml").steps
+        800
+    """
     return from_mapping(Config, mapping_of(text, source), source)
 
 
 def mapping_of(text: str | bytes, source: str) -> dict[str, Any]:
-    """The keys and values of a text, under the names of today."""
+    """The keys and values of a YAML text, under their current names.
+
+    Args:
+        text: YAML.
+        source: names the text in errors.
+
+    Returns:
+        Nested keys and values.
+
+    Raises:
+        UserError: the text is not YAML, or holds something else.
+    """
     data = read_yaml(text, source)
     if not isinstance(data or {}, dict):
         raise UserError(f"{source} must hold keys and values, got {shown(data)}")
@@ -103,7 +181,17 @@ def mapping_of(text: str | bytes, source: str) -> dict[str, Any]:
 
 
 def find(name: str | Path) -> Path:
-    """A file as it is, or a shipped preset: `gaussians-sds`, say."""
+    """The path of a file or of a shipped preset.
+
+    Args:
+        name: a path, or the name of a preset, such as "gaussians-sds".
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: there is neither.
+    """
     if Path(name).is_file():
         return Path(name)
     presets = {path.stem: path for path in sorted(PRESETS.rglob("*.yaml"))}
@@ -113,7 +201,14 @@ def find(name: str | Path) -> Path:
 
 
 def dump(config: Config) -> str:
-    """The configuration as YAML; `load` gives it back."""
+    """The configuration as YAML, which `load` reads back.
+
+    Args:
+        config: any.
+
+    Returns:
+        The text, whole and flat.
+    """
 
     def plain(x):
         if isinstance(x, dict):
@@ -124,14 +219,20 @@ def dump(config: Config) -> str:
 
 
 def from_mapping(kind: type[T], data: Mapping[Any, Any], source: str, prefix: str = "", root: type | None = None) -> T:
-    """A dataclass from nested keys and values; every unknown key and wrong type is a UserError that names it.
+    """A dataclass from nested keys and values.
 
     Args:
         kind: the dataclass.
-        data: keys and values of a file.
-        source: the file's name, for errors.
-        prefix: of the keys, for errors.
-        root: the dataclass that all of the file stands for; by default `kind`.
+        data: nested keys and values, texts as `read_yaml` gives them.
+        source: names the file in errors.
+        prefix: of the keys in errors.
+        root: the dataclass that the whole file stands for; None for `kind`.
+
+    Returns:
+        An instance; what `data` leaves out keeps its default.
+
+    Raises:
+        UserError: a key is unknown, or a value has the wrong type.
     """
     hints, values, root = typing.get_type_hints(kind), {}, root or kind
     for key, value in data.items():
@@ -152,7 +253,15 @@ def from_mapping(kind: type[T], data: Mapping[Any, Any], source: str, prefix: st
 
 
 def unknown(name: str, known: Sequence[str]) -> str:
-    """What is wrong with a key that there is none of. A dot does not nest in YAML, as it does on the command line."""
+    """An error message for an unknown key, with the nearest one or the way to nest it.
+
+    Args:
+        name: dotted.
+        known: all keys there are.
+
+    Returns:
+        The text.
+    """
     if "." in name and name in known:
         outer, _, inner = name.rpartition(".")
         return f"the key {name} must be written as {': {'.join(outer.split('.'))}: {{{inner}: ...{'}' * name.count('.')}"
@@ -161,84 +270,20 @@ def unknown(name: str, known: Sequence[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of a file as an error shows it: not more than a line of it."""
+    """A value of a file as an error message shows it: at most a line of it."""
     return "nothing" if value is None else reprlib.repr(value)
 
 
-def convert(kind: Any, value: Any) -> Any:
-    """A value of a YAML file, as `read_yaml` gives it, as the type of a field. TypeError or ValueError if it is none."""
-    origin, of = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in of:
-            return None
-        return first_that_fits([x for x in of if x is not type(None)], value)
-    if origin is Literal:
-        return value if value in of else refuse(value)
-    if origin is tuple and of[-1] is Ellipsis:
-        return tuple(convert(of[0], x) for x in (value if isinstance(value, list) else refuse(value)))
-    if origin is tuple:
-        return tuple(convert(k, x) for k, x in zip(of, value if isinstance(value, list) else refuse(value), strict=True))
-    if origin is dict:
-        pairs = value.items() if isinstance(value, dict) else refuse(value)
-        return {convert(of[0], k): convert(of[1], x) for k, x in pairs}
-    if kind is str and value is None:
-        return ""  # `negative_prompt:` and nothing behind it
-    text = value if isinstance(value, str) else refuse(value)
-    if kind is bool:
-        return TRUTH[text.lower()] if text.lower() in TRUTH else refuse(value)
-    return text if kind is str else whole(text) if kind is int else real(text)
-
-
-def refuse(value: Any) -> typing.NoReturn:
-    raise ValueError(value)
-
-
-def real(text: str) -> float:
-    """The number that a text of YAML 1.2 is; underscores may part its digits."""
-    if not re.fullmatch(REAL, text):
-        raise ValueError(text)
-    number = float(re.sub(r"\.(?=inf|nan)", "", text.lower()).replace("_", ""))
-    if math.isinf(number) and "inf" not in text.lower():  # 1e999
-        raise ValueError(text)
-    return number
-
-
-def whole(text: str) -> int:
-    """The whole number that a text is: also 1e3, 3.0, 0o17 and 0x1f, and 010 is ten."""
-    if re.fullmatch(r"0o[0-7]+|0x[0-9a-fA-F]+", text):
-        return int(text, 0)
-    if re.fullmatch(r"[-+]?[0-9][0-9_]*", text):
-        return int(text.replace("_", ""))
-    number = real(text)
-    return int(number) if number.is_integer() else refuse(text)
-
-
-def first_that_fits(kinds: Sequence[Any], value: Any) -> Any:
-    """`value` as the first of several types that it can be read as."""
-    for kind in kinds[:-1]:
-        try:
-            return convert(kind, value)
-        except (TypeError, ValueError):
-            pass
-    return convert(kinds[-1], value)
-
-
-def wanted(kind: Any) -> str:
-    """A type as a person would say it."""
-    origin, of = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return " or ".join(map(str, of))
-    if origin is tuple:
-        return f"a list of {wanted(of[0])} each" if of[-1] is Ellipsis else f"{len(of)} numbers"
-    if origin is dict:
-        return f"names with {wanted(of[1])} each"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join("null" if x is type(None) else wanted(x) for x in of)
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]
-
-
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, field, value) of every key."""
+    """Yields every key of a configuration.
+
+    Args:
+        config: a dataclass of dataclasses and values.
+        prefix: of the names.
+
+    Yields:
+        (dotted name, field, value).
+    """
     for item in fields(config):
         value = getattr(config, item.name)
         if is_dataclass(value):
@@ -248,7 +293,15 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def keys(kind: type, prefix: str = "") -> list[str]:
-    """Every dotted key of a configuration."""
+    """Every dotted key of a dataclass of settings.
+
+    Args:
+        kind: the dataclass.
+        prefix: of the names.
+
+    Returns:
+        Names in their order.
+    """
     hints = typing.get_type_hints(kind)
     below = lambda name, hint: keys(hint, f"{name}.") if is_dataclass(hint) else [name]  # noqa: E731
     return [key for item in fields(kind) for key in below(f"{prefix}{item.name}", hints[item.name])]

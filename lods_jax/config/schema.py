@@ -16,22 +16,53 @@ Schedule = tuple[float, float] | tuple[tuple[float, float], ...]
 
 
 def has_milestones(schedule: Any) -> bool:
-    """Whether a schedule is one of milestones, and no pair."""
+    """Whether a schedule is given by milestones, and not as a pair.
+
+    Examples:
+        >>> has_milestones(((0.0, 1.0), (0.5, 2.0))), has_milestones((1.0, 2.0))
+        (True, False)
+    """
     return isinstance(schedule, tuple) and all(isinstance(x, tuple) for x in schedule)
 
 
 def ever_on(schedule: Schedule) -> bool:
-    """Whether a weight is ever anything but 0."""
+    """Whether a schedule of a weight is ever anything but 0.
+
+    Examples:
+        >>> ever_on((0.0, 0.0)), ever_on((0.0, 1.0))
+        (False, True)
+    """
     return any(value for _, value in schedule) if has_milestones(schedule) else any(schedule)
 
 
 def milestone_step(at: float, steps: int) -> float:
-    """The step of a milestone in a run of so many steps."""
+    """The step of a milestone.
+
+    Args:
+        at: a step, or up to 1 a share of the run.
+        steps: of the run.
+
+    Returns:
+        A step.
+
+    Examples:
+        >>> milestone_step(0.5, 400)
+        200.0
+    """
     return at * steps if at <= 1 else at
 
 
 def bounded(default: Any, low: float | int, high: float | int) -> Any:
-    """A field whose numbers must lie in [low, high]."""
+    """A dataclass field whose numbers must lie in a range (`validation.check_ranges`).
+
+    Args:
+        default: of the field.
+        low: smallest number.
+        high: largest number.
+
+    Returns:
+        The field.
+    """
     return field(default=default, metadata={"range": (low, high)})
 
 
@@ -40,6 +71,8 @@ MOST_GAUSSIANS = 2**20
 
 @dataclass(frozen=True)
 class PriorConfig:
+    """The prior, and how its networks compute."""
+
     name: Annotated[str, arg(aliases=["--prior"])] = "tabletop"
     """`tabletop`, `exact` (posterior mean over renders of the tabletop world), `exact-gaussians` (one Gaussian per caption), a
     Stable Diffusion folder in diffusers layout, or the id of a repository in the local Hugging Face cache."""
@@ -62,6 +95,8 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
+    """The objective, and how its learned branch is trained."""
+
     name: Annotated[str, arg(aliases=["--objective"])] = "lods-embedding"
     """`sds`, `csd`, `lods-embedding`, or `package.module:factory` of your own."""
     guidance_scale: Annotated[float | None, arg(aliases=["--guidance-scale"])] = bounded(None, 0.0, math.inf)
@@ -189,7 +224,7 @@ class RefineConfig:
     """Refinement of Gaussians; `start` and `stop` are fractions of the run, and `every` counts steps."""
 
     kind: Literal["densify", "relocate"] = "densify"
-    """Clone, split and prune (`refine.Rules`), or MCMC-style relocation of dead Gaussians (`refine.relocate`)."""
+    """Clone, split and prune (`densification.densify`), or relocate dead Gaussians as MCMC does (`densification.relocate`)."""
     every: int = bounded(100, 0, 10**7)
     """0 never refines."""
     start: float = bounded(0.2, 0, 1)
@@ -275,6 +310,8 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
+    """Video, stills, previews and log."""
+
     size: int = bounded(256, 16, 2048)
     """Edge of the video and of the stills in pixels, whatever was trained at."""
     elevation: float = bounded(20.0, -90, 90)
@@ -294,6 +331,8 @@ class OutputConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
+    """When checkpoints are saved, and how many are kept."""
+
     every: int = bounded(200, 0, 10**7)
     """Steps between checkpoints; 0 saves at the end alone."""
     keep: int = bounded(2, 1, 1000)
@@ -309,11 +348,11 @@ class Config:
     negative_prompt: str = ""
     """The text of the unconditional branch; LODS's embedding starts from it."""
     source_prompt: str = ""
-    """What the images show now, for objectives that lead away from it: `sds-bridge`."""
+    """What the images show now, for objectives that lead away from it (`sds-bridge`)."""
     view_words: Literal["auto", "on", "off"] = "auto"
     """Whether prompts name the view; auto leaves it out for objects that this prior knows to have no front."""
     perp_neg: bool = False
-    """Perp-Neg: prompts turn with the camera, and away from the views that they are not. Two to three predictions more."""
+    """Perp-Neg: prompts interpolated by azimuth, with the other views as negatives. Two to three predictions more."""
     debias: dict[str, str] = field(default_factory=dict)
     """Words that are left out of the prompts of some views: `--debias smiling "back side"`."""
     seed: int = bounded(0, 0, 2**32 - 1)

@@ -1,4 +1,4 @@
-"""Whether the numbers of a configuration make sense."""
+"""Checks of a configuration: numbers in range, settings that fit each other."""
 
 import importlib.util
 import math
@@ -13,7 +13,17 @@ from lods_jax.core.errors import UserError
 
 
 def check(config: Config) -> Config:
-    """The configuration, if its numbers make sense; else a UserError that names the key, what came and what may."""
+    """Checks that the settings of a configuration are in range and fit each other.
+
+    Args:
+        config: any.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UserError: it names the key, what came and what is allowed.
+    """
     check_ranges(config)
     for name, _, value in leaves(config):
         if has_milestones(value):
@@ -58,11 +68,14 @@ def check(config: Config) -> Config:
 
 
 def check_ranges(settings: Any, called: Callable[[str], str] = str) -> None:
-    """Refuses a number outside the range of its field (`schema.bounded`), and a text that would command a terminal.
+    """Checks that the numbers of a dataclass are in range (`schema.bounded`), and that its texts hold no control characters.
 
     Args:
-      settings: a dataclass, of others too.
-      called: what a person calls a field of a dotted name.
+        settings: a dataclass, perhaps of others.
+        called: from a field's dotted name to the user's name for it.
+
+    Raises:
+        UserError: it names the key, what came and what is allowed.
     """
     for name, item, value in leaves(settings):
         low, high = item.metadata.get("range", (None, None))
@@ -76,7 +89,12 @@ def check_ranges(settings: Any, called: Callable[[str], str] = str) -> None:
 
 
 def number(x: float | int) -> str:
-    """A number as an error shows it; of a whole number of 400 digits their count."""
+    """A number x as an error message shows it; a whole number of 400 digits by their count.
+
+    Examples:
+        >>> number(0.5), number(10**400)
+        ('0.5', 'a number of 400 digits')
+    """
     try:
         return f"{x:g}"
     except OverflowError:
@@ -84,13 +102,27 @@ def number(x: float | int) -> str:
 
 
 def texts(value: Any) -> list[str]:
-    """The texts in the value of a key: itself, or keys and values of a dict."""
+    """The texts in the value of a key: itself, or keys and values of a dict.
+
+    Examples:
+        >>> texts({"face": "back"})
+        ['face', 'back']
+    """
     held = [x for pair in value.items() for x in pair] if isinstance(value, dict) else [value]
     return [x for x in held if isinstance(x, str)]
 
 
 def check_milestones(name: str, milestones: tuple[tuple[float, float], ...], steps: int) -> None:
-    """Refuses milestones that do not begin at 0 or do not go up, in a run of so many steps."""
+    """Checks that milestones start at step 0 and increase.
+
+    Args:
+        name: of the key.
+        milestones: (step, value) pairs.
+        steps: of the run.
+
+    Raises:
+        UserError: they do not.
+    """
     at = [milestone_step(step, steps) for step, _ in milestones]
     if at[:1] != [0] or not all(a < b < math.inf for a, b in pairwise(at)):
         got = [list(pair) for pair in milestones]

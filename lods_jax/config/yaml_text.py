@@ -23,17 +23,21 @@ NULL = ("", "~", "null", "Null", "NULL")
 
 
 def read_yaml(text: str | bytes, source: str) -> Any:
-    """What a YAML text holds.
+    """Parses a YAML text.
 
     Args:
-      text: bytes are UTF-8, or UTF-16 where they begin with its mark.
-      source: names the text in errors.
+        text: bytes are UTF-8, or UTF-16 with a byte order mark.
+        source: names the text in errors.
 
     Returns:
-      None, a text, a list, or a dict with texts as keys, nested as in the text.
+        None, a text, a list, or a dict with texts as keys, nested as in the text. Scalars stay texts.
 
     Raises:
-      UserError: the text is not YAML, is too large, or has a key twice.
+        UserError: the text is not YAML, is too large, or has a key twice.
+
+    Examples:
+        >>> read_yaml("steps: 0400", "my.yaml")
+        {'steps': '0400'}
     """
     if len(text) > MAX_BYTES:
         raise UserError(f"{source} holds more than {MAX_BYTES:,} bytes: it is no configuration")
@@ -47,7 +51,15 @@ def read_yaml(text: str | bytes, source: str) -> Any:
 
 
 def check_size(events: Iterator[Event], source: str) -> None:
-    """Refuses a text that is larger than a configuration can be, before more of it is read."""
+    """Checks the size of a text before it is composed.
+
+    Args:
+        events: of the parser.
+        source: names the text in errors.
+
+    Raises:
+        UserError: it holds more values, or deeper ones, than a configuration.
+    """
     depth = 0
     for i, event in enumerate(events):
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
@@ -57,7 +69,19 @@ def check_size(events: Iterator[Event], source: str) -> None:
 
 
 def value_of(node: Node, source: str, seen: dict[int, Any]) -> Any:
-    """The value of a node; `seen` holds those of nodes that others refer to, so that nine references to nine stay eighteen."""
+    """The value of a node.
+
+    Args:
+        node: of the composed document.
+        source: names the text in errors.
+        seen: {id: value} of nodes that others refer to, so that references do not multiply.
+
+    Returns:
+        None, a text, a list or a dict.
+
+    Raises:
+        UserError: a key is no word or comes twice.
+    """
     if id(node) in seen:
         return seen[id(node)]
     if isinstance(node, ScalarNode):
@@ -80,7 +104,14 @@ def value_of(node: Node, source: str, seen: dict[int, Any]) -> Any:
 
 
 def problem(error: Exception) -> str:
-    """What is wrong, and where, without the excerpts that the library prints."""
+    """What is wrong with a text and in which line, from an error of the library, without its excerpts.
+
+    Args:
+        error: of ruamel.yaml.
+
+    Returns:
+        One line.
+    """
     if isinstance(error, ReaderError):
         return f"it is no UTF-8 text, byte {error.position} ({error.reason})"
     mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
@@ -88,7 +119,18 @@ def problem(error: Exception) -> str:
 
 
 def write_yaml(data: dict[str, Any]) -> str:
-    """The text of nested dicts, lists, texts, numbers and truth values, in their order; `read_yaml` reads it."""
+    r"""The YAML text of nested dicts, lists, texts, numbers and truth values, in their order; `read_yaml` reads it.
+
+    Args:
+        data: nested keys and values.
+
+    Returns:
+        The text.
+
+    Examples:
+        >>> write_yaml({"steps": 800})
+        '{steps: 800}\n'
+    """
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.width, yaml.allow_unicode = None, 130, True
     yaml.sort_base_mapping_type_on_output = False
