@@ -11,7 +11,7 @@ from jax import monitoring
 from lods_jax.cli.flags import parse
 from lods_jax.distillation.parallel import fused_step
 from lods_jax.distillation.train_step import init_state
-from lods_jax.runs import run
+from lods_jax.runs import training_loop
 from lods_jax.scenes.images import pixels
 from lods_jax.training import checkpoint, loop
 from lods_jax.training.build import build
@@ -24,7 +24,9 @@ STATES = {
     "gaussians": [],
     "gaussians with colours by view": ["--gaussians.sh-degree", "2", "--gaussians.init-type", "shell"],
     "two particles": ["--particles", "2"],
-    "nerf with a learned background": ["--scene", "nerf", "--nerf.samples", "8", "--nerf.background", "learned"],
+    "nerf with a learned background": ["--scene", "nerf", "--nerf.samples", "8", "--nerf.background", "learned-or-random"],
+    "colours by the decoder": ["--score-path", "split"],
+    "the decoder after the encoder": ["--particles", "2", "--score-path", "blend", "--score-path.decoder-share", "0", "1"],
     "an adapter": ["--objective", "lods-lora"],
     "nothing learned": ["--objective", "sds"],
 }
@@ -87,7 +89,9 @@ def test_compilation_at_any_step_is_no_optimisation(tmp_path, monkeypatch):
             )
 
     monkeypatch.setattr(checkpoint, "save", lambda *args: None)
-    _, seconds = run.training_loop(config, parts, tmp_path, state, steps(), lambda state: {}, lambda *_: None, [])
+    _, seconds = training_loop.training_loop(
+        config, parts, tmp_path, training_loop.Start(state), steps(), lambda state: {}, lambda *_: None, []
+    )
     assert seconds["compile"] >= 2.0
     assert seconds["optimise"] < 1.0
     assert metrics(tmp_path)[-1]["seconds"] < 1.0
