@@ -32,10 +32,10 @@ import optax
 from jaxtyping import Array, Float
 
 from lods_jax.core.files import replacing
-from lods_jax.core.noise_schedule import add_noise, score_weight
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise, score_weight
 from lods_jax.core.types import Cond, Objective, Query
 from lods_jax.distillation.objectives import OBJECTIVES, lods_lora
-from lods_jax.distillation.scores import denoising_loss
+from lods_jax.distillation.scores import Denoiser, denoising_loss
 from lods_jax.distillation.train_step import apply_gradients
 from lods_jax.priors.captioned_images import caption_gaussians, caption_moments
 from lods_jax.tabletop.captioned import captioned_renders
@@ -76,7 +76,7 @@ def index(text: str) -> int:
 
 def eps(g: Gaussians, text: str, mean: Float[Array, "*d"], z_t: Float[Array, "n d"], t: Array) -> Float[Array, "n d"]:
     """The noise that a Gaussian of this mean and of the text's covariance predicts: -sigma times its score."""
-    weight = score_weight(t[None])[0]  # 1 - alpha_bar
+    weight = score_weight(STABLE_DIFFUSION, t[None])[0]  # 1 - alpha_bar
     signal, sigma = jnp.sqrt(1 - weight), jnp.sqrt(weight)
     variances, axes = g.variances[index(text)][None], g.axes[index(text)]
     return sigma * ((z_t - signal * mean) @ axes / (signal**2 * variances + sigma**2)) @ axes.T
@@ -95,10 +95,10 @@ def moments(objective: Objective, learned: bool, g: Gaussians, z: Float[Array, "
         many = jnp.full(len(z), t)
         lift = lambda x: jnp.broadcast_to(x, z.shape)[:, None, None]  # noqa: E731  objectives see [b h w c]
         latents = {"render": z, "reference": jnp.broadcast_to(reference, z.shape)}
-        noised = {name: add_noise(x, noise, many) for name, x in latents.items()}
+        noised = {name: add_noise(STABLE_DIFFUSION, x, noise, many) for name, x in latents.items()}
         if objective.inversion:
             ask = lambda text, z_t, t: lift(eps(g, text, g.mean[index(text)][None], z_t[:, 0, 0], t[0]))  # noqa: E731
-            z_t, noise_4d = objective.inversion(ask, lift(z), many, lift(noise))
+            z_t, noise_4d = objective.inversion(STABLE_DIFFUSION, ask, lift(z), many, lift(noise))
             noised["render"], noise = z_t[:, 0, 0], noise_4d[:, 0, 0]
 
         def answer(name, query):
@@ -107,7 +107,7 @@ def moments(objective: Objective, learned: bool, g: Gaussians, z: Float[Array, "
             return lift(eps(g, text, mean, noised[query.latents], t))
 
         e = {name: answer(name, query) for name, query in objective.queries.items()}
-        return score_weight(t[None])[0] * objective.residual(e, lift(noise), many)[:, 0, 0]
+        return score_weight(STABLE_DIFFUSION, t[None])[0] * objective.residual(e, lift(noise), many)[:, 0, 0]
 
     mean = residual(z, jnp.zeros_like(z))
     first = jnp.broadcast_to(z[:1], (d, d))
@@ -161,7 +161,7 @@ def dial(g: Gaussians, key: Array) -> Float[np.ndarray, "ranks rates"]:
 
         def step(carry, key):
             gradient = jax.grad(denoising_loss)(
-                carry[0], objective, partial(predict, rank), many, texts, jax.random.split(key, 64)
+                carry[0], objective, Denoiser(partial(predict, rank), STABLE_DIFFUSION), many, texts, jax.random.split(key, 64)
             )
             return apply_gradients(tx, gradient, *carry), None
 
@@ -170,9 +170,9 @@ def dial(g: Gaussians, key: Array) -> Float[np.ndarray, "ranks rates"]:
 
     def mean_residual(image, mean):  # of e[y] - e[a], averaged over t
         def at(t):
-            z_t = jnp.sqrt(1 - score_weight(t[None])[0]) * image[0]
+            z_t = jnp.sqrt(1 - score_weight(STABLE_DIFFUSION, t[None])[0]) * image[0]
             y, a = eps(g, "prompt", g.mean[index("prompt")][None], z_t, t), eps(g, "null", mean[None], z_t, t)
-            return score_weight(t[None])[0] * (y - a)[0]
+            return score_weight(STABLE_DIFFUSION, t[None])[0] * (y - a)[0]
 
         return jnp.mean(jax.vmap(at)(times), 0)
 

@@ -55,7 +55,9 @@ def gap_of(prior, weights, texts, branch: Query):
         def at(t, key):
             noise, t = jax.random.normal(key, z.shape), jnp.full(len(z), t)
             queries = {"y": Query("prompt"), "u": branch}
-            e = predict_noise(partial(prior.predict, weights), psi, queries, {"render": add_noise(z, noise, t)}, rows, t)
+            e = predict_noise(
+                partial(prior.predict, weights), psi, queries, {"render": add_noise(prior.noise_schedule, z, noise, t)}, rows, t
+            )
             error = lambda s: jnp.sqrt(jnp.mean((s * e["y"] + (1 - s) * e["u"] - noise) ** 2))  # noqa: E731
             return jnp.stack([error(s) for s in SCALES])
 

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from lods_jax.core.cameras import sample_orbit
-from lods_jax.core.noise_schedule import ALPHA_BAR, score_weight
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, score_weight
 from lods_jax.core.types import Cond, Objective, Reference
 from lods_jax.distillation.objectives import OBJECTIVES
 from lods_jax.distillation.parallel import compile_train_step
@@ -77,14 +77,16 @@ def expected_residual(objective: Objective, value: float) -> float:
         return prior.predict({}, {}, z_t, t, Cond(jnp.full((len(t), 1, 1), mean)))
 
     def noised(latent):
-        return jnp.sqrt(jnp.asarray(ALPHA_BAR))[t][:, None, None, None] * (latent + zero)
+        return jnp.sqrt(jnp.asarray(STABLE_DIFFUSION.alpha_bar))[t][:, None, None, None] * (latent + zero)
 
     z_t, noise = {"render": noised(value), "reference": noised(REFERENCE)}, zero
     if objective.inversion:
-        z_t["render"], noise = objective.inversion(lambda text, z, t: eps(MEANS[TEXTS[text]], z, t), value + zero, t, zero)
+        z_t["render"], noise = objective.inversion(
+            STABLE_DIFFUSION, lambda text, z, t: eps(MEANS[TEXTS[text]], z, t), value + zero, t, zero
+        )
     mean = lambda name, query: value if name == objective.trained_query else MEANS[TEXTS[query.text]]  # noqa: E731
     e = {name: eps(mean(name, query), z_t[query.latents], t) for name, query in objective.queries.items()}
-    return float(jnp.mean(score_weight(t)[:, None, None, None] * objective.residual(e, noise, t)))
+    return float(jnp.mean(score_weight(STABLE_DIFFUSION, t)[:, None, None, None] * objective.residual(e, noise, t)))
 
 
 def fixed_point(objective: Objective) -> float:

@@ -45,9 +45,9 @@ def measure(folder: Path, parts: int) -> dict:
     @jax.jit
     def errors(weights, exact_weights, z, tokens, logits, t, key):
         t, noise = jnp.full(len(z), t), jax.random.normal(key, z.shape)
-        z_t, v = add_noise(z, noise, t), velocity(z, noise, t)
-        learned = eps_to_v(prior.predict(weights, {}, z_t, t, Cond(tokens)), z_t, t)
-        best = eps_to_v(exact.predict(exact_weights, {}, z_t, t, Cond(logits)), z_t, t)
+        z_t, v = add_noise(prior.noise_schedule, z, noise, t), velocity(prior.noise_schedule, z, noise, t)
+        learned = eps_to_v(prior.noise_schedule, prior.predict(weights, {}, z_t, t, Cond(tokens)), z_t, t)
+        best = eps_to_v(prior.noise_schedule, exact.predict(exact_weights, {}, z_t, t, Cond(logits)), z_t, t)
         top = posterior(exact_weights, {}, z_t, t, Cond(logits)).max(-1).mean()
         return jnp.stack([jnp.mean((learned - v) ** 2), jnp.mean((best - v) ** 2), jnp.mean((learned - best) ** 2), top])
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import jax
 from flax import struct
 
+from lods_jax.core.noise_schedule import NoiseSchedule
+
 
 class Camera(struct.PyTreeNode):
     """b pinhole cameras. World: +z up, +x is the front of an object. Camera: x right, y down, z forward (OpenCV).
@@ -133,6 +135,9 @@ class Prior(NamedTuple):
         encode: (weights, rgb [b h w 3] in [0, 1], key) -> latents [b h w c], float32; it resizes the images itself.
         decode: (weights, latents) -> rgb [b h w 3] in [0, 1], with the slope of what is not clipped yet.
         predict: (weights, psi, z_t, t [b], `Cond`) -> eps like z_t, float32.
+        noise_schedule: the one that the prior was trained on; z_t is mixed by it.
+        predict_x0: (weights, psi, z_t, t [b], `Cond`) -> clean latents like z_t, float32, for a schedule that ends without
+            signal: eps says nothing of them there. None: `noise_schedule.eps_to_x0` of what `predict` says.
         truncate: (text, ending) -> text, cut so that the ending fits behind it.
     """
 
@@ -142,6 +147,8 @@ class Prior(NamedTuple):
     encode: Callable[..., jax.Array]
     decode: Callable[..., jax.Array]
     predict: Callable[..., jax.Array]
+    noise_schedule: NoiseSchedule
+    predict_x0: Callable[..., jax.Array] | None = None
     truncate: Callable[[str, str], str] = lambda text, ending="": text
 
 
@@ -170,8 +177,8 @@ class Objective(NamedTuple):
         queries: {name: query}.
         residual: ({name: eps}, noise, t) -> the array that w(t) multiplies, like eps.
         trained_query: name of the query that is trained to denoise the renders; None if nothing is learned.
-        inversion: (eps_of, z, t, noise) -> (z_t, noise), used in place of random noise (ISM, SDI); eps_of(text, z_t, t) is the
-            frozen network. None for random noise.
+        inversion: (noise_schedule, eps_of, z, t, noise) -> (z_t, noise), used in place of random noise (ISM, SDI);
+            eps_of(text, z_t, t) is the frozen network. None for random noise.
     """
 
     queries: Mapping[str, Query]

@@ -1,7 +1,6 @@
 """Whether the learnable branch of an objective has learned: how far psi moved, and by how much it denoises better."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ from jaxtyping import Array, Int, Key
 
 from lods_jax.core.random import split_named, view_keys
 from lods_jax.core.types import Camera, Objective, Prior, Scene
-from lods_jax.distillation.scores import denoising_loss
+from lods_jax.distillation.scores import bind, denoising_loss
 from lods_jax.distillation.train_step import encode_each, select_view_prompts
 
 
@@ -46,10 +45,10 @@ def make_diagnosis(
         render = scene.render(state.theta, state.aux, camera, k.render, scene.means2d_probe(state.aux, batch))
         z = encode_each(prior, weights, render.rgb, k.encode, vae_slicing)
         rows, _ = select_view_prompts(texts, camera)
-        predict, pose = partial(prior.predict, weights), camera.c2w.reshape(batch, 16)
+        denoiser, pose = bind(prior, weights), camera.c2w.reshape(batch, 16)
         # One after the other, not side by side: a second copy of the network would double the compilation.
         both = jax.tree.map(lambda x_0, x: jnp.stack([x_0, x]), psi_0, state.psi)
-        before, after = jax.lax.map(lambda psi: denoising_loss(psi, objective, predict, {"render": z}, rows, k.fit, pose), both)
+        before, after = jax.lax.map(lambda psi: denoising_loss(psi, objective, denoiser, {"render": z}, rows, k.fit, pose), both)
         moved = [(x - x_0).ravel() for x, x_0 in zip(jax.tree.leaves(state.psi), jax.tree.leaves(psi_0), strict=True)]
         return {"psi_displacement": jnp.sqrt(jnp.mean(jnp.concatenate(moved) ** 2)), "fit_gain": before - after}
 

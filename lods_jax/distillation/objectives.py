@@ -285,9 +285,9 @@ def sdi(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> O
         y, null = eps_of("prompt", z, t), eps_of("null", z, t)
         return null - s * (y - null)
 
-    def inversion(eps_of, z, t, noise):
-        z_t, _ = ddim_inversion(int(steps), backwards)(eps_of, z, t, noise)
-        signal, sigma = signal_and_noise(t, z)
+    def inversion(noise_schedule, eps_of, z, t, noise):
+        z_t, _ = ddim_inversion(int(steps), backwards)(noise_schedule, eps_of, z, t, noise)
+        signal, sigma = signal_and_noise(noise_schedule, t, z)
         return z_t, (z_t - signal * z) / sigma
 
     return sds(s, scale)._replace(inversion=inversion)
@@ -309,11 +309,11 @@ def ddim_inversion(steps: int, eps: Callable[..., jax.Array]) -> Callable[..., t
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
 
-    def inversion(eps_of, z, t, noise):
+    def inversion(noise_schedule, eps_of, z, t, noise):
         def step(i, carry):
             now, then = t * i // steps, t * (i + 1) // steps
             guess = eps(eps_of, carry[0], now)
-            return add_noise(eps_to_x0(guess, carry[0], now), guess, then), guess
+            return add_noise(noise_schedule, eps_to_x0(noise_schedule, guess, carry[0], now), guess, then), guess
 
         return jax.lax.fori_loop(0, steps, step, (z, noise))  # one copy of the network, whatever the number of steps
 

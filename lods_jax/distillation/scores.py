@@ -1,21 +1,47 @@
 """From an objective to numbers: the predictions of its queries, its score, and the loss of its trained query."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from lods_jax.core.noise_schedule import T, add_noise, per_example, score_weight
+from lods_jax.core.noise_schedule import NoiseSchedule, T, add_noise, per_example, score_weight
 from lods_jax.core.random import split_named
-from lods_jax.core.types import Cond, Objective, Query
+from lods_jax.core.types import Cond, Objective, Prior, Query
 
 # (psi, z_t, t, Cond) -> eps: a Prior's `predict` with its weights bound.
 Predict = Callable[..., jax.Array]
 Latents = Mapping[str, Float[Array, "b h w c"]]
 Texts = Mapping[str, Float[Array, "b n d"]]
 PredictNoise = Callable[..., dict[str, jax.Array]]  # `predict_noise`, or one that takes its place: `perp_neg.away_from`
+
+
+class Denoiser(NamedTuple):
+    """A prior with its weights bound, as far as scores need it.
+
+    Attributes:
+        predict: (psi, z_t, t [b], `Cond`) -> eps like z_t.
+        noise_schedule: of the prior.
+    """
+
+    predict: Predict
+    noise_schedule: NoiseSchedule
+
+
+def bind(prior: Prior, weights: Any) -> Denoiser:
+    """The denoiser of a prior.
+
+    Args:
+        prior: its `predict` and its noise schedule are used.
+        weights: its frozen parameters.
+
+    Returns:
+        What `score` and the losses ask.
+    """
+    return Denoiser(partial(prior.predict, weights), prior.noise_schedule)
 
 
 def predict_noise(
@@ -69,7 +95,7 @@ def predict_noise(
 
 def score(
     objective: Objective,
-    predict: Predict,
+    denoiser: Denoiser,
     psi: Any,
     latents: Latents,
     texts: Texts,
@@ -84,7 +110,7 @@ def score(
 
     Args:
         objective: the queries and the residual.
-        predict: (psi, z_t, t, Cond) -> eps, a prior's `predict` with its weights bound.
+        denoiser: the prior with its weights bound.
         psi: the learnable part of the prior.
         latents: {"render": z [b h w c]}, and "reference" for DDS.
         texts: {name: tokens [b n d]}, a row per view.
@@ -98,18 +124,21 @@ def score(
     """
     z = latents["render"]
     t, noise = draw(keys, z, window)
-    noised = {name: add_noise(x, noise, t) for name, x in latents.items()}
+    noised = {name: add_noise(denoiser.noise_schedule, x, noise, t) for name, x in latents.items()}
     if objective.inversion:
-        eps_of = lambda text, z_t, t: predict_noise_fn(predict, psi, {"": Query(text)}, {"render": z_t}, texts, t)[""]  # noqa: E731
-        noised["render"], noise = objective.inversion(eps_of, z, t, noise)
-    eps = predict_noise_fn(predict, psi, objective.queries, noised, texts, t, pose)
-    return per_example(score_weight(t), z) * objective.residual(eps, noise, t)
+
+        def eps_of(text, z_t, t):
+            return predict_noise_fn(denoiser.predict, psi, {"": Query(text)}, {"render": z_t}, texts, t)[""]
+
+        noised["render"], noise = objective.inversion(denoiser.noise_schedule, eps_of, z, t, noise)
+    eps = predict_noise_fn(denoiser.predict, psi, objective.queries, noised, texts, t, pose)
+    return per_example(score_weight(denoiser.noise_schedule, t), z) * objective.residual(eps, noise, t)
 
 
 def denoising_loss(
     psi: Any,
     objective: Objective,
-    predict: Predict,
+    denoiser: Denoiser,
     latents: Latents,
     texts: Texts,
     keys: Key[Array, "b"],
@@ -123,7 +152,7 @@ def denoising_loss(
     Args:
         psi: the learnable part of the prior. Differentiate in it.
         objective: names the trained query.
-        predict: (psi, z_t, t, Cond) -> eps, a prior's `predict` with its weights bound.
+        denoiser: the prior with its weights bound.
         latents: {"render": z [b h w c]}; no gradient flows into them.
         texts: {name: tokens [b n d]}, a row per view.
         keys: one per view.
@@ -137,14 +166,15 @@ def denoising_loss(
     z = jax.lax.stop_gradient(latents["render"])
     t, noise = draw(keys, z, (0, T - 1))
     query = {objective.trained_query: objective.queries[objective.trained_query]}
-    eps = predict_noise(predict, psi, query, {"render": add_noise(z, noise, t)}, texts, t, pose)[objective.trained_query]
+    noised = {"render": add_noise(denoiser.noise_schedule, z, noise, t)}
+    eps = predict_noise(denoiser.predict, psi, query, noised, texts, t, pose)[objective.trained_query]
     return jnp.mean((eps - noise) ** 2)
 
 
 def score_and_denoising_loss(
     psi: Any,
     objective: Objective,
-    predict: Predict,
+    denoiser: Denoiser,
     latents: Latents,
     texts: Texts,
     window: tuple[Array | int, Array | int],
@@ -160,7 +190,7 @@ def score_and_denoising_loss(
     Args:
         psi: the learnable part of the prior.
         objective: must train a query.
-        predict: (psi, z_t, t, Cond) -> eps, a prior's `predict` with its weights bound.
+        denoiser: the prior with its weights bound.
         latents: {"render": z [b h w c]}, and "reference" for DDS; no gradient flows into them.
         texts: {name: tokens [b n d]}, a row per view.
         window: lowest and highest timestep, both included.
@@ -173,15 +203,14 @@ def score_and_denoising_loss(
     """
     z = jax.lax.stop_gradient(latents["render"])
     t, noise = draw(keys, z, window)
-    noised = {name: add_noise(x, noise, t) for name, x in latents.items()}
+    noised = {name: add_noise(denoiser.noise_schedule, x, noise, t) for name, x in latents.items()}
     # Apart from the others: the backward pass is that of this query alone.
     frozen = {name: query for name, query in objective.queries.items() if name != objective.trained_query}
     learned = {objective.trained_query: objective.queries[objective.trained_query]}
-    eps = predict_noise_fn(predict, jax.lax.stop_gradient(psi), frozen, noised, texts, t, pose)
-    eps |= predict_noise(predict, psi, learned, noised, texts, t, pose)
-    return jnp.mean((eps[objective.trained_query] - noise) ** 2), per_example(score_weight(t), z) * objective.residual(
-        eps, noise, t
-    )
+    eps = predict_noise_fn(denoiser.predict, jax.lax.stop_gradient(psi), frozen, noised, texts, t, pose)
+    eps |= predict_noise(denoiser.predict, psi, learned, noised, texts, t, pose)
+    weight = per_example(score_weight(denoiser.noise_schedule, t), z)
+    return jnp.mean((eps[objective.trained_query] - noise) ** 2), weight * objective.residual(eps, noise, t)
 
 
 def draw(

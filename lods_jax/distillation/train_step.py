@@ -17,7 +17,7 @@ from jaxtyping import Array, Int, Key
 from lods_jax.core.random import split_named, view_keys
 from lods_jax.core.types import Camera, Objective, Prior, Reference, Scene, TrainState
 from lods_jax.distillation.score_paths import ScorePath, pull_into_scene, push_forward
-from lods_jax.distillation.scores import PredictNoise, denoising_loss, predict_noise, score, score_and_denoising_loss
+from lods_jax.distillation.scores import PredictNoise, bind, denoising_loss, predict_noise, score, score_and_denoising_loss
 
 Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
@@ -218,7 +218,7 @@ def make_train_step(
         reference = reference or Reference()
         camera, b = cameras(k.camera, views), len(views)
         rows, predict_noise_fn = select_prompts(texts, camera)
-        pose, predict = camera.c2w.reshape(b, 16), partial(prior.predict, weights)
+        pose, denoiser = camera.c2w.reshape(b, 16), bind(prior, weights)
 
         def forward(theta, means2d_probe):
             render = scene.render(theta, state.aux, camera, k.render, means2d_probe)
@@ -249,10 +249,10 @@ def make_train_step(
         at = window(state.step)
         if fit_shares_noise:
             both = jax.value_and_grad(score_and_denoising_loss, has_aux=True)
-            (fit, own), g_psi = both(state.psi, objective, predict, latents, rows, at, k.score, pose, predict_noise_fn)
+            (fit, own), g_psi = both(state.psi, objective, denoiser, latents, rows, at, k.score, pose, predict_noise_fn)
         else:
-            scored = partial(score, objective, predict, state.psi, latents, rows, at, k.score, pose, predict_noise_fn)
-            fitted = partial(jax.value_and_grad(denoising_loss), state.psi, objective, predict, latents, rows, k.fit, pose)
+            scored = partial(score, objective, denoiser, state.psi, latents, rows, at, k.score, pose, predict_noise_fn)
+            fitted = partial(jax.value_and_grad(denoising_loss), state.psi, objective, denoiser, latents, rows, k.fit, pose)
             own, (fit, g_psi) = cond_or_zeros(scene_on, scored), cond_or_zeros(prior_on, fitted)
         scores = {"score_rms": own}
         for i, (g, z, (w, tables)) in enumerate(zip(auxiliary_priors, zs[1:], reference.auxiliary, strict=True), 1):
@@ -310,7 +310,7 @@ def auxiliary_score(
         w(t) residual [b h w c], without the prior's weight.
     """
     rows, predict_noise_fn = asked
-    return score(g.objective, partial(g.prior.predict, weights), {}, {"render": z}, rows, at, keys, pose, predict_noise_fn)
+    return score(g.objective, bind(g.prior, weights), {}, {"render": z}, rows, at, keys, pose, predict_noise_fn)
 
 
 def encode_each(prior: Prior, weights: Any, rgb: Array, keys: Key[Array, "b"], slicing: bool = False) -> Array:

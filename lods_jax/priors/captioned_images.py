@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from lods_jax.core.images import read_rgba, to_uint8
 from lods_jax.core.math import clip_to_unit
-from lods_jax.core.noise_schedule import signal_and_noise, x0_to_eps
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, NoiseSchedule, signal_and_noise, x0_to_eps
 from lods_jax.core.types import Cond, Prior
 from lods_jax.priors.gaussian import adapter_shift, init_psi
 
@@ -110,7 +110,14 @@ def resize(rgb: Float[Array, "b h w 3"], size: tuple[int, int]) -> Float[Array, 
     return jax.image.resize(rgb, (len(rgb), *size, 3), "bilinear")
 
 
-def posterior(weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond) -> Float[Array, "b n"]:
+def posterior(
+    weights: dict,
+    psi: dict,
+    z_t: Float[Array, "b h w c"],
+    t: Int[Array, "b"],
+    cond: Cond,
+    noise_schedule: NoiseSchedule = STABLE_DIFFUSION,
+) -> Float[Array, "b n"]:
     """p(i | z_t, y), the weight of each image in the denoiser of `posterior_mean`.
 
     Args:
@@ -119,12 +126,13 @@ def posterior(weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Arr
         z_t: noised pixels [b h w c].
         t: timesteps [b].
         cond: its tokens are [b 1 k].
+        noise_schedule: of that prior.
 
     Returns:
         [b n], each row with sum 1.
     """
     x, x_t = weights["x"], z_t.reshape(len(z_t), -1)
-    signal, noise_std = signal_and_noise(t, x_t)
+    signal, noise_std = signal_and_noise(noise_schedule, t, x_t)
     # -|z_t - signal x_i|^2 / (2 noise_std^2) without |z_t|^2, which all images share.
     fit = signal * jnp.matmul(x_t, x.T, precision=EXACT) - signal**2 * weights["half_norm2"][None]
     return jax.nn.softmax(fit / noise_std**2 + log_prior(weights["features"], psi, cond))
@@ -135,6 +143,7 @@ def posterior_mean(
     features: Float[np.ndarray, "n k"],
     words: Sequence[str],
     ignored: Collection[str] = IGNORED,
+    noise_schedule: NoiseSchedule = STABLE_DIFFUSION,
 ) -> Prior:
     """The exact denoiser of a set of images: E[x0 | x_t, y] = sum_i p(i | x_t, y) x_i.
 
@@ -145,6 +154,7 @@ def posterior_mean(
         features: [n k], 1 where a word describes an image, else 0.
         words: names of the k columns.
         ignored: words that a caption may hold and that mean nothing.
+        noise_schedule: what z_t is mixed by.
 
     Returns:
         The prior. Its `embed` raises ValueError for captions that no image shows.
@@ -172,10 +182,10 @@ def posterior_mean(
     def predict(
         weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
     ) -> Float[Array, "b h w c"]:
-        x0 = jnp.matmul(posterior(weights, psi, z_t, t, cond), weights["x"], precision=EXACT)
-        return x0_to_eps(x0.reshape(z_t.shape), z_t, t)
+        x0 = jnp.matmul(posterior(weights, psi, z_t, t, cond, noise_schedule), weights["x"], precision=EXACT)
+        return x0_to_eps(noise_schedule, x0.reshape(z_t.shape), z_t, t)
 
-    return Prior(init, embed, init_psi, encode, decode, predict)
+    return Prior(init, embed, init_psi, encode, decode, predict, noise_schedule)
 
 
 def caption_moments(weights: dict, psi: dict, cond: Cond) -> tuple[Float[Array, "b d"], Float[Array, "b d d"]]:
@@ -224,6 +234,7 @@ def caption_gaussians(
     dims: int = 32,
     ridge: float = 1e-2,
     ignored: Collection[str] = IGNORED,
+    noise_schedule: NoiseSchedule = STABLE_DIFFUSION,
 ) -> Prior:
     """A prior with one Gaussian per text: mean and covariance of its images in their first PCA coordinates.
 
@@ -237,6 +248,7 @@ def caption_gaussians(
         dims: number of PCA coordinates.
         ridge: variance that is added to every coordinate, so that a caption of few images has a density; the mean variance is 1.
         ignored: words that a caption may hold and that mean nothing.
+        noise_schedule: what z_t is mixed by.
 
     Returns:
         The prior. Its `embed` raises ValueError for captions that no image shows.
@@ -277,14 +289,14 @@ def caption_gaussians(
         weights: dict, psi: dict, z_t: Float[Array, "b 1 1 d"], t: Int[Array, "b"], cond: Cond
     ) -> Float[Array, "b 1 1 d"]:
         mean, cov = caption_moments(weights, psi, cond)
-        signal, noise_std = signal_and_noise(t, cov)
+        signal, noise_std = signal_and_noise(noise_schedule, t, cov)
         # z_t is N(signal mean, signal^2 cov + noise_std^2), and eps = -noise_std times its score.
         cov_t = signal**2 * cov + noise_std**2 * jnp.eye(cov.shape[-1])[None]
         offset = z_t[:, 0, 0, :, None] - signal * mean[..., None]
         eps = noise_std * jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(cov_t), offset)
         return eps.reshape(z_t.shape)
 
-    return Prior(init, embed, init_psi, encode, decode, predict)
+    return Prior(init, embed, init_psi, encode, decode, predict, noise_schedule)
 
 
 def check_captioned(images: np.ndarray, features: np.ndarray, words: Sequence[str]) -> None:

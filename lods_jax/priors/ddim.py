@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lods_jax.core.noise_schedule import ALPHA_BAR, T, eps_to_x0
+from lods_jax.core.noise_schedule import NoiseSchedule, T, eps_to_x0
 from lods_jax.core.types import Cond
 
 
@@ -15,10 +15,12 @@ def ddim(
     z: Float[Array, "b h w c"],
     tokens: Float[Array, "b n d"],
     null: Float[Array, "b n d"],
+    noise_schedule: NoiseSchedule,
     *,
     s: Float[Array, ""] | float = 3.0,
     steps: int = 25,
     clip: float | None = None,
+    predict_x0: Callable[..., jax.Array] | None = None,
 ) -> Float[Array, "b h w c"]:
     """Samples clean latents from Gaussian noise.
 
@@ -27,9 +29,11 @@ def ddim(
         z: standard normal noise [b h w c].
         tokens: text-encoder output of the prompt [b n d].
         null: text-encoder output of the negative prompt [b n d].
+        noise_schedule: of the prior.
         s: guidance scale; 1 samples p(z | prompt).
         steps: number of evenly spaced timesteps from 999 down, 1 to 1000.
         clip: bound on |x0| in every step, None for no bound. Guidance at high noise can leave the range of the latents for good.
+        predict_x0: a prior's own, if it has one; asked in place of `predict`.
 
     Returns:
         Clean latents [b h w c].
@@ -41,17 +45,22 @@ def ddim(
         raise ValueError(f"steps must be in 1..{T}, got {steps}")
     times = jnp.linspace(T - 1, 0, steps + 1).round().astype(jnp.int32)
     both = jnp.concatenate([tokens, null])
+    alpha_bar, sigma2 = (jnp.asarray(table) for table in noise_schedule)
+
+    def guided_x0(z, t):
+        # Guidance is the same combination of two eps or of two x0: each is linear in the other at one t and z_t.
+        y, unconditional = jnp.split((predict_x0 or predict)(jnp.concatenate([z, z]), jnp.full(2 * len(z), t), Cond(both)), 2)
+        guided = unconditional + s * (y - unconditional)
+        return guided if predict_x0 else eps_to_x0(noise_schedule, guided, z, jnp.full(len(z), t))
 
     def step(i, z):
-        t = jnp.full(2 * len(z), times[i])
-        eps_y, eps_null = jnp.split(predict(jnp.concatenate([z, z]), t, Cond(both)), 2)
-        x0 = eps_to_x0(eps_null + s * (eps_y - eps_null), z, t[: len(z)])
+        now, then = times[i], times[i + 1]
+        x0 = guided_x0(z, now)
         if clip is not None:
             x0 = jnp.clip(x0, -clip, clip)
-        alpha_bar = jnp.asarray(ALPHA_BAR)[times[i]]
-        # The last step lands on alpha_bar = 1: the clean latents themselves.
-        alpha_next = jnp.where(i == steps - 1, 1.0, jnp.asarray(ALPHA_BAR)[times[i + 1]])
-        eps = (z - jnp.sqrt(alpha_bar) * x0) / jnp.sqrt(1 - alpha_bar)
-        return jnp.sqrt(alpha_next) * x0 + jnp.sqrt(1 - alpha_next) * eps
+        eps = (z - jnp.sqrt(alpha_bar[now]) * x0) / jnp.sqrt(sigma2[now])
+        # The last step lands on signal alone: the clean latents themselves.
+        last = i == steps - 1
+        return jnp.sqrt(jnp.where(last, 1.0, alpha_bar[then])) * x0 + jnp.sqrt(jnp.where(last, 0.0, sigma2[then])) * eps
 
     return jax.lax.fori_loop(0, steps, step, z)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from lods_jax.core.math import clip_to_unit
-from lods_jax.core.noise_schedule import per_example, signal_and_noise
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, NoiseSchedule, per_example, signal_and_noise
 from lods_jax.core.types import Cond, Prior, Query
 
 
@@ -54,12 +54,13 @@ def adapter_shift(psi: dict, cond: Cond) -> Float[Array, "b n w"]:
     return per_example(cond.lora, cond.tokens) * psi["lora"][None]
 
 
-def gaussian(means: Mapping[str, float], sigma: float = 0.5) -> Prior:
+def gaussian(means: Mapping[str, float], sigma: float = 0.5, noise_schedule: NoiseSchedule = STABLE_DIFFUSION) -> Prior:
     """A prior with a closed-form score. Latents are the rgb values, and the tokens [k 1 1] of a text hold its mean.
 
     Args:
         means: {text: mean of its images}, with "" for the unconditional.
         sigma: standard deviation of the images of any one text, at least 0.
+        noise_schedule: what z_t is mixed by.
 
     Returns:
         The prior. Its `embed` raises ValueError for texts without a mean.
@@ -91,9 +92,9 @@ def gaussian(means: Mapping[str, float], sigma: float = 0.5) -> Prior:
     def predict(
         weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
     ) -> Float[Array, "b h w c"]:
-        signal, noise_std = signal_and_noise(t, z_t)
+        signal, noise_std = signal_and_noise(noise_schedule, t, z_t)
         mean = (cond.tokens + adapter_shift(psi, cond))[..., None]
         # z_t is N(signal mu, signal^2 sigma^2 + noise_std^2), and eps = -noise_std times its score.
         return noise_std * (z_t - signal * mean) / (signal**2 * sigma**2 + noise_std**2)
 
-    return Prior(init, embed, init_psi, encode, decode, predict)
+    return Prior(init, embed, init_psi, encode, decode, predict, noise_schedule)

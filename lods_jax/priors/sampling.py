@@ -37,7 +37,9 @@ def sample(prior: Prior, weights: Any, tokens: Array, null: Array, keys: Array, 
     """
     shape = latent_shape(prior, weights)
     z = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-    return prior.decode(weights, ddim(partial(prior.predict, weights, {}), z, tokens, null, s=s, steps=steps, clip=CLIP))
+    predict, predict_x0 = (f and partial(f, weights, {}) for f in (prior.predict, prior.predict_x0))
+    z = ddim(predict, z, tokens, null, prior.noise_schedule, s=s, steps=steps, clip=CLIP, predict_x0=predict_x0)
+    return prior.decode(weights, z)
 
 
 def text_to_image(

@@ -16,10 +16,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from lods_jax.core.math import clip_to_unit
-from lods_jax.core.noise_schedule import v_to_eps
+from lods_jax.core.noise_schedule import NoiseSchedule, v_to_eps, v_to_x0
 from lods_jax.core.types import Cond, Prior, Query
 from lods_jax.priors import flax_networks, lora, tokenizer, torch_weights
 from lods_jax.priors.diffusers_folder import PARTS, POSED_PARTS, check_variant, read_config, read_vocabulary
+from lods_jax.priors.scheduler_config import read_scheduler
 
 
 def stable_diffusion(
@@ -95,7 +96,8 @@ def stable_diffusion(
             psi["pose"] = lora.init_pose(k_pose, 4 * base.unet.block_out_channels[0])
         return psi
 
-    return Prior(base.init, embed, init_psi, base.encode, base.decode, base.predict, truncate)
+    own = {"noise_schedule": base.noise_schedule, "predict_x0": base.predict_x0, "truncate": truncate}
+    return Prior(base.init, embed, init_psi, base.encode, base.decode, base.predict, **own)
 
 
 class Backbone(NamedTuple):
@@ -118,6 +120,8 @@ class Backbone(NamedTuple):
     encode: Callable
     decode: Callable
     predict: Callable
+    noise_schedule: NoiseSchedule
+    predict_x0: Callable | None
 
 
 def backbone(
@@ -157,7 +161,7 @@ def backbone(
     folder = Path(folder)
     if not untrained:
         check_variant(folder, ["unet", "vae", *encoders], variant)
-    prediction_type = read_schedule(folder)
+    noise_schedule, prediction_type = read_scheduler(folder)
     unet, vae = network(folder, "unet", flax_networks.unet, dtype), network(folder, "vae", flax_networks.vae, vae_dtype)
     if unet.out_channels != vae.latent_channels:
         channels = f"{unet.out_channels} and {vae.latent_channels}"
@@ -193,9 +197,10 @@ def backbone(
         image = flax_networks.decode_image(vae, weights["vae"], (z / vae.scaling_factor).astype(vae_dtype))
         return clip_to_unit(image.astype(jnp.float32) / 2 + 0.5)
 
-    def predict(
+    def predict_raw(
         weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
     ) -> Float[Array, "b h w c"]:
+        """What the network was trained to say: eps or v."""
         if (cond.image is not None) != pictured:
             what, do = ("an", "give") if pictured else ("no", "leave out")
             raise ValueError(f"this prior has {what} input for an image: {do} Cond.image")
@@ -211,10 +216,21 @@ def backbone(
         out = flax_networks.predict_noise(unet, weights["unet"], seen.astype(dtype), t, cond.tokens.astype(dtype), paths)
         if cond.lora is not None and (missed := sorted(psi["lora"].keys() - hit)):
             raise ValueError(f"the adapter has a layer that this U-Net does not have: {missed[0]}")
-        out = out.astype(jnp.float32)
-        return out if prediction_type == "epsilon" else v_to_eps(out, z_t, t)
+        return out.astype(jnp.float32)
 
-    return Backbone(unet, vae, size, init, encode, decode, predict)
+    def predict(
+        weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
+    ) -> Float[Array, "b h w c"]:
+        out = predict_raw(weights, psi, z_t, t, cond)
+        return out if prediction_type == "epsilon" else v_to_eps(noise_schedule, out, z_t, t)
+
+    def predict_x0(
+        weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
+    ) -> Float[Array, "b h w c"]:
+        return v_to_x0(noise_schedule, predict_raw(weights, psi, z_t, t, cond), z_t, t)
+
+    silent = noise_schedule.alpha_bar[-1] == 0  # of v-predictions alone: `read_scheduler` refuses others
+    return Backbone(unet, vae, size, init, encode, decode, predict, noise_schedule, predict_x0 if silent else None)
 
 
 def network(folder: Path, part: str, make: Callable[..., nn.Module], *args) -> nn.Module:
@@ -319,27 +335,3 @@ def resize(rgb: Float[Array, "b h w 3"], size: int, antialias: bool = False) -> 
     """
     shape = (len(rgb), size, size, 3)
     return rgb if rgb.shape == shape else jax.image.resize(rgb, shape, "bilinear", antialias=antialias)
-
-
-def read_schedule(folder: Path) -> str:
-    """The prediction type of a folder's scheduler.
-
-    Args:
-        folder: in diffusers layout.
-
-    Returns:
-        "epsilon" or "v_prediction".
-
-    Raises:
-        ValueError: the noise schedule is not that of `core.noise_schedule`, or the prediction type is unknown.
-    """
-    file = folder / "scheduler" / "scheduler_config.json"
-    config = read_config(file)
-    for name in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "trained_betas"):
-        if config.get(name, torch_weights.SCHEDULER[name]) != torch_weights.SCHEDULER[name]:
-            raise ValueError(f"{file}: {name} must be {torch_weights.SCHEDULER[name]}, got {config[name]}")
-    prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in torch_weights.PREDICTION_TYPES:
-        allowed = " or ".join(torch_weights.PREDICTION_TYPES)
-        raise ValueError(f"{file}: prediction_type must be {allowed}, got {prediction_type!r}")
-    return prediction_type

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lods_jax.priors.diffusers_folder import PARTS, POSED_PARTS, weight_files
+from lods_jax.priors.scheduler_config import PREDICTION_TYPES
 
 State = dict[str, Shaped[np.ndarray, "..."]]
 
@@ -28,7 +29,6 @@ TOWERS = ("text_model", "vision_model")
 FLOATS = {"F64", "F32", "F16", "BF16"}
 # The Flax VAE, and VAE files until 2023, have the left names; today's files have the right ones.
 ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "_diffusers_version": "0.39.0",

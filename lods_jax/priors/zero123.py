@@ -81,7 +81,10 @@ def zero123(
         join = weights["camera"]["projection"]
         return {"image": mean[0].astype(jnp.float32), "embedding": seen[0], "camera": camera, "join": join}
 
-    return Zero123Prior(Prior(base.init, embed, init_psi, base.encode, base.decode, base.predict), encode_image)
+    return Zero123Prior(
+        Prior(base.init, embed, init_psi, base.encode, base.decode, base.predict, base.noise_schedule, base.predict_x0),
+        encode_image,
+    )
 
 
 def token(join: dict[str, Any], embedding: Float[Array, "b p"], pose: Float[Array, "b 4"]) -> Float[Array, "b 1 w"]:

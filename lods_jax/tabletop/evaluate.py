@@ -82,9 +82,9 @@ def caption_swap(prior: Prior, weights: Any, renders: Renders, draws: int = 4) -
     @jax.jit
     def loss(weights, z, tokens, t, key):
         noise = jax.random.normal(key, z.shape)
-        z_t = add_noise(z, noise, t)
-        v = eps_to_v(prior.predict(weights, {}, z_t, t, Cond(tokens)), z_t, t)
-        return jnp.mean((v - velocity(z, noise, t)) ** 2, (1, 2, 3))
+        z_t = add_noise(prior.noise_schedule, z, noise, t)
+        v = eps_to_v(prior.noise_schedule, prior.predict(weights, {}, z_t, t, Cond(tokens)), z_t, t)
+        return jnp.mean((v - velocity(prior.noise_schedule, z, noise, t)) ** 2, (1, 2, 3))
 
     times = ((np.arange(draws)[:, None] + rng.random((draws, len(rows)))) * 1000 / draws).astype(np.int32)
 

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from lods_jax.core.cameras import VIEWS
 from lods_jax.core.files import replacing
-from lods_jax.core.noise_schedule import add_noise
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise
 from lods_jax.tabletop.dataset import boundary_distance
 from lods_jax.tabletop.fitting import Recipe, optimizer, sit, start
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
@@ -101,7 +101,9 @@ NEGATIVES: dict[str, Callable] = {
 def _half_noised(key, rgb):
     k_t, k_noise = jax.random.split(key)
     t = jax.random.randint(k_t, (1,), 400, 700)
-    return jnp.clip(add_noise(2 * rgb[None] - 1, jax.random.normal(k_noise, (1, *rgb.shape)), t)[0] / 2 + 0.5, 0, 1)
+    return jnp.clip(
+        add_noise(STABLE_DIFFUSION, 2 * rgb[None] - 1, jax.random.normal(k_noise, (1, *rgb.shape)), t)[0] / 2 + 0.5, 0, 1
+    )
 
 
 def negatives(key: Key[Array, ""], rgb: Float[Array, "b h w 3"], which: Int[Array, "b"]) -> Float[Array, "b h w 3"]:

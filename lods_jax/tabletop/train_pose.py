@@ -19,7 +19,7 @@ import optax
 
 from lods_jax.core.cameras import relative_pose
 from lods_jax.core.images import grid, to_uint8, write_png
-from lods_jax.core.noise_schedule import T, add_noise, v_to_eps, velocity
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, T, add_noise, v_to_eps, velocity
 from lods_jax.core.types import Camera
 from lods_jax.priors import flax_networks as modules
 from lods_jax.priors import torch_weights as convert
@@ -77,9 +77,9 @@ def loss(params, batch, key):
     noise = jax.random.normal(k_noise, z.shape)
     sees = (jax.random.uniform(k_null, (len(z),)) > 0.1).astype(jnp.float32)
     context = context_of(params, picture.astype(jnp.float32) / 255, pose) * sees[:, None, None]
-    z_t = jnp.concatenate([add_noise(z, noise, t), image * sees[:, None, None, None]], -1)
+    z_t = jnp.concatenate([add_noise(STABLE_DIFFUSION, z, noise, t), image * sees[:, None, None, None]], -1)
     v = modules.predict_noise(networks().unet, params["unet"], z_t, t, context)
-    mse = jnp.mean((v - velocity(z, noise, t)) ** 2)
+    mse = jnp.mean((v - velocity(STABLE_DIFFUSION, z, noise, t)) ** 2)
     return mse, {"loss": mse}
 
 
@@ -180,10 +180,19 @@ def sample(params: Any, picture: jax.Array, pose: jax.Array, image: jax.Array, k
         # Both halves of the doubled batch: the one with the token sees the picture.
         on = jnp.any(cond.tokens != 0, (1, 2))[:, None, None, None]
         seen = jnp.concatenate([z_t, jnp.where(on, jnp.concatenate([image, image]), 0.0)], -1)
-        return v_to_eps(modules.predict_noise(networks().unet, params["unet"], seen, t, cond.tokens), z_t, t)
+        return v_to_eps(STABLE_DIFFUSION, modules.predict_noise(networks().unet, params["unet"], seen, t, cond.tokens), z_t, t)
 
     context = context_of(params, picture, pose)
-    return ddim(predict, jax.random.normal(key, image.shape), context, jnp.zeros_like(context), s=s, steps=steps, clip=CLIP)
+    return ddim(
+        predict,
+        jax.random.normal(key, image.shape),
+        context,
+        jnp.zeros_like(context),
+        STABLE_DIFFUSION,
+        s=s,
+        steps=steps,
+        clip=CLIP,
+    )
 
 
 # --- looking at it ----------------------------------------------------------------------------------------------------------
@@ -236,9 +245,9 @@ def report(folder: Path, n: int = 96) -> dict[str, float]:
     def losses(picture, pose, image, key):
         t = (jnp.arange(len(z)) * T // len(z)).astype(jnp.int32)
         noise = jax.random.normal(key, z.shape)
-        seen = jnp.concatenate([add_noise(z, noise, t), image], -1)
+        seen = jnp.concatenate([add_noise(STABLE_DIFFUSION, z, noise, t), image], -1)
         v = modules.predict_noise(networks().unet, params["unet"], seen, t, context_of(params, picture, pose))
-        return jnp.mean((v - velocity(z, noise, t)) ** 2)
+        return jnp.mean((v - velocity(STABLE_DIFFUSION, z, noise, t)) ** 2)
 
     mean = lambda *inputs: float(np.mean([losses(*inputs, key) for key in jax.random.split(jax.random.key(0), 4)]))  # noqa: E731
     right = mean(p.picture, p.pose, p.image)

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 from lods_jax.core.images import grid, write_png
-from lods_jax.core.noise_schedule import T, add_noise, v_to_eps, velocity
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, T, add_noise, v_to_eps, velocity
 from lods_jax.priors import flax_networks as modules
 from lods_jax.priors import tokenizer
 from lods_jax.priors import torch_weights as convert
@@ -125,7 +125,9 @@ def unet_loss(params, batch, key):
     u = (jnp.arange(len(z)) + jax.random.uniform(k_t, (len(z),))) / len(z)
     t = jnp.minimum(T * u ** (2 / 3), T - 1).astype(jnp.int32)
     noise = jax.random.normal(k_noise, z.shape)
-    mse = jnp.mean((predict_v(params, add_noise(z, noise, t), t, ids) - velocity(z, noise, t)) ** 2)
+    mse = jnp.mean(
+        (predict_v(params, add_noise(STABLE_DIFFUSION, z, noise, t), t, ids) - velocity(STABLE_DIFFUSION, z, noise, t)) ** 2
+    )
     return mse, {"loss": mse}
 
 
@@ -229,10 +231,12 @@ def sample_latents(
     """DDIM samples [b h w c] of token ids with classifier-free guidance."""
 
     def predict(z_t, t, cond):
-        return v_to_eps(modules.predict_noise(networks().unet, params["unet"], z_t, t, cond.tokens), z_t, t)
+        return v_to_eps(STABLE_DIFFUSION, modules.predict_noise(networks().unet, params["unet"], z_t, t, cond.tokens), z_t, t)
 
     tokens, nothing = (modules.encode_text(networks().text, params["text"], x) for x in (ids, null))
-    return ddim(predict, jax.random.normal(key, (len(ids), *shape)), tokens, nothing, s=s, steps=steps, clip=CLIP)
+    return ddim(
+        predict, jax.random.normal(key, (len(ids), *shape)), tokens, nothing, STABLE_DIFFUSION, s=s, steps=steps, clip=CLIP
+    )
 
 
 def preview(out: Path, part: str, fit: Fit, vae: Any) -> None:

@@ -5,7 +5,6 @@ No renderer stands between prior and parameters, so this is where objectives are
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float
 from lods_jax.core.cameras import sample_orbit
 from lods_jax.core.types import Objective, Prior, Reference, TrainState
 from lods_jax.distillation.parallel import compile_train_step
-from lods_jax.distillation.scores import denoising_loss
+from lods_jax.distillation.scores import bind, denoising_loss
 from lods_jax.distillation.train_step import apply_gradients, encode_each, init_state, make_train_step
 from lods_jax.scenes.images import image_batch
 
@@ -87,7 +86,7 @@ def fit_on(prior, weights, objective, texts, images, psi, tx, key, steps: int) -
     def step(psi, opt, key, weights, images, rows):
         k_encode, k_fit = (jax.random.split(k, len(images)) for k in jax.random.split(key))
         z = encode_each(prior, weights, images, k_encode)
-        gradient = jax.grad(denoising_loss)(psi, objective, partial(prior.predict, weights), {"render": z}, rows, k_fit)
+        gradient = jax.grad(denoising_loss)(psi, objective, bind(prior, weights), {"render": z}, rows, k_fit)
         return apply_gradients(tx, gradient, psi, opt)
 
     opt = tx.init(psi)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lods_jax.core.errors import UserError
-from lods_jax.core.noise_schedule import add_noise
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise, signal_and_noise
 from lods_jax.core.types import Cond
 from lods_jax.distillation.objectives import (
     OBJECTIVES,
@@ -24,7 +24,7 @@ from lods_jax.distillation.objectives import (
     vsd,
 )
 from lods_jax.distillation.registry import make_objective
-from lods_jax.distillation.scores import denoising_loss, predict_noise, score
+from lods_jax.distillation.scores import Denoiser, denoising_loss, predict_noise, score
 from lods_jax.priors.gaussian import gaussian
 
 B, SHAPE = 2, (2, 4, 4, 4)
@@ -37,6 +37,9 @@ def normal(seed, shape=SHAPE):
 def toy_predict(psi, z_t, t, cond):
     """A network of sorts: answers depend on every input, so that a wrong order of queries shows."""
     return jnp.tanh(z_t + cond.tokens.mean((1, 2))[:, None, None, None] + t[:, None, None, None] / 1000)
+
+
+TOY = Denoiser(toy_predict, STABLE_DIFFUSION)
 
 
 # --- laws of every objective ------------------------------------------------------------------------------------------------
@@ -115,9 +118,11 @@ def test_the_fit_moves_its_own_leaf_and_the_score_moves_none(name):
     predict = lambda psi, *rest: prior.predict({}, psi, *rest)  # noqa: E731
     latents, keys = {"render": normal(0), "reference": normal(1)}, jax.random.split(jax.random.key(0), B)
     pose = jnp.ones((B, 16))
-    gradient = jax.grad(lambda psi: denoising_loss(psi, objective, predict, latents, texts, keys, pose))(psi)
+    gradient = jax.grad(
+        lambda psi: denoising_loss(psi, objective, Denoiser(predict, STABLE_DIFFUSION), latents, texts, keys, pose)
+    )(psi)
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient))
-    force = score(objective, predict, psi, latents, texts, (20, 980), keys, pose)
+    force = score(objective, Denoiser(predict, STABLE_DIFFUSION), psi, latents, texts, (20, 980), keys, pose)
     assert force.shape == SHAPE
     assert bool(jnp.isfinite(force).all())
 
@@ -167,7 +172,7 @@ def test_an_identical_pair_exerts_no_force_in_dds():
     texts = {name: normal(3, (B, 5, 8)) for name in ("prompt", "source")} | {"null": normal(4, (B, 5, 8))}
     latents = {"render": normal(0), "reference": normal(0)}
     keys = jax.random.split(jax.random.key(0), B)
-    np.testing.assert_allclose(score(dds(), toy_predict, {}, latents, texts, (20, 980), keys), 0, atol=1e-6)
+    np.testing.assert_allclose(score(dds(), TOY, {}, latents, texts, (20, 980), keys), 0, atol=1e-6)
 
 
 def test_nfsd_without_a_negative_prompt_is_csd_above_200():
@@ -194,24 +199,23 @@ def exact(text, z_t, t, sigma=0.5):
 def test_a_fine_inversion_follows_the_exact_flow():
     """For a Gaussian the probability flow is affine: (z_t - signal mu) keeps its ratio to the marginal's standard deviation."""
     z, t = 0.2 + 0.5 * normal(0), jnp.array([300, 900])
-    z_t, _ = ism(steps=250).inversion(exact, z, t, jnp.zeros_like(z))
-    from lods_jax.core.noise_schedule import signal_and_noise
+    z_t, _ = ism(steps=250).inversion(STABLE_DIFFUSION, exact, z, t, jnp.zeros_like(z))
 
-    signal, noise = signal_and_noise(t, z)
+    signal, noise = signal_and_noise(STABLE_DIFFUSION, t, z)
     expected = signal * 0.2 + jnp.sqrt(signal**2 * 0.25 + noise**2) * (z - 0.2) / 0.5
     np.testing.assert_allclose(z_t, expected, atol=0.05)
 
 
 def test_the_noise_of_sdi_leads_to_its_latents_in_one_step():
     z, t = normal(0), jnp.array([300, 900])
-    z_t, noise = sdi().inversion(exact, z, t, jnp.zeros_like(z))
-    np.testing.assert_allclose(add_noise(z, noise, t), z_t, atol=1e-5)
+    z_t, noise = sdi().inversion(STABLE_DIFFUSION, exact, z, t, jnp.zeros_like(z))
+    np.testing.assert_allclose(add_noise(STABLE_DIFFUSION, z, noise, t), z_t, atol=1e-5)
 
 
 def test_inversions_draw_no_noise():
     z, t = normal(0), jnp.array([300, 900])
     for objective in (ism(), sdi()):
-        a, b = (objective.inversion(exact, z, t, normal(seed)) for seed in (1, 2))
+        a, b = (objective.inversion(STABLE_DIFFUSION, exact, z, t, normal(seed)) for seed in (1, 2))
         np.testing.assert_array_equal(a[0], b[0])
         np.testing.assert_array_equal(a[1], b[1])
 
@@ -233,7 +237,7 @@ def test_asking_together_equals_asking_apart():
     queries = lods_embedding().queries | sds().queries
     texts = {"prompt": normal(3, (B, 5, 8)), "null": normal(4, (B, 5, 8))}
     psi, latents, t, noise = {"embedding": normal(5, (5, 8))}, {"render": normal(0)}, jnp.array([10, 900]), normal(1)
-    noised = {"render": add_noise(latents["render"], noise, t)}
+    noised = {"render": add_noise(STABLE_DIFFUSION, latents["render"], noise, t)}
     together = predict_noise(toy_predict, psi, queries, noised, texts, t)
     for name, query in queries.items():
         apart = predict_noise(toy_predict, psi, {name: query}, noised, texts, t)[name]
@@ -245,7 +249,13 @@ def test_each_view_draws_its_own_timestep_and_noise():
     keys, texts = jax.random.split(jax.random.key(0), 4), {"prompt": normal(3, (4, 5, 8)), "null": normal(4, (4, 5, 8))}
     z = normal(0, (4, 4, 4, 4))
     force = lambda i: score(  # noqa: E731
-        sds(), toy_predict, {}, {"render": z[i]}, {k: v[i] for k, v in texts.items()}, (20, 980), keys[i]
+        sds(),
+        TOY,
+        {},
+        {"render": z[i]},
+        {k: v[i] for k, v in texts.items()},
+        (20, 980),
+        keys[i],
     )
     np.testing.assert_allclose(force(np.arange(4))[2:], force(np.array([2, 3])), atol=1e-6)
 
@@ -260,17 +270,17 @@ def test_timesteps_fill_the_window_and_no_more():
     texts = {name: jnp.zeros((64, 1, 1)) for name in ("prompt", "null")}
     for seed in range(4):
         keys = jax.random.split(jax.random.key(seed), 64)
-        score(csd(), predict, {}, {"render": jnp.zeros((64, 1, 1, 1))}, texts, (5, 9), keys)
+        score(csd(), Denoiser(predict, STABLE_DIFFUSION), {}, {"render": jnp.zeros((64, 1, 1, 1))}, texts, (5, 9), keys)
     assert set(np.concatenate(seen)) == {5, 6, 7, 8, 9}
 
 
 def test_nothing_to_learn_costs_nothing():
-    assert denoising_loss({}, sds(), toy_predict, {"render": normal(0)}, {}, jax.random.split(jax.random.key(0), B)) == 0.0
+    assert denoising_loss({}, sds(), TOY, {"render": normal(0)}, {}, jax.random.split(jax.random.key(0), B)) == 0.0
 
 
 def test_the_fit_teaches_psi_and_not_the_scene():
     texts, keys = {"prompt": jnp.zeros((B, 5, 8))}, jax.random.split(jax.random.key(0), B)
-    loss = lambda psi, z: denoising_loss(psi, lods_embedding(), toy_predict, {"render": z}, texts, keys)  # noqa: E731
+    loss = lambda psi, z: denoising_loss(psi, lods_embedding(), TOY, {"render": z}, texts, keys)  # noqa: E731
     g_psi, g_z = jax.grad(loss, (0, 1))({"embedding": normal(5, (5, 8))}, normal(0))
     assert float(jnp.abs(g_psi["embedding"]).max()) > 0
     np.testing.assert_array_equal(g_z, 0.0)
@@ -285,13 +295,15 @@ def test_with_shared_noise_score_and_fit_are_those_of_the_same_draw(objective):
     psi = PRIOR.init_psi({}, jax.random.key(0), texts["null"][0], [objective.queries[objective.trained_query]])
     latents, keys, pose = {"render": normal(0)}, jax.random.split(jax.random.key(0), B), jnp.ones((B, 16))
     both = jax.value_and_grad(score_and_denoising_loss, has_aux=True)
-    (loss, force), gradient = both(psi, objective, PREDICT, latents, texts, (20, 980), keys, pose)
-    np.testing.assert_allclose(force, score(objective, PREDICT, psi, latents, texts, (20, 980), keys, pose), atol=1e-5)
+    (loss, force), gradient = both(psi, objective, Denoiser(PREDICT, STABLE_DIFFUSION), latents, texts, (20, 980), keys, pose)
+    np.testing.assert_allclose(
+        force, score(objective, Denoiser(PREDICT, STABLE_DIFFUSION), psi, latents, texts, (20, 980), keys, pose), atol=1e-5
+    )
     t, noise = draw(keys, normal(0), (20, 980))
     query = {"a": objective.queries[objective.trained_query]}
 
     def expected(psi):
-        noised = {"render": add_noise(normal(0), noise, t)}
+        noised = {"render": add_noise(STABLE_DIFFUSION, normal(0), noise, t)}
         return jnp.mean((predict_noise(PREDICT, psi, query, noised, texts, t, pose)["a"] - noise) ** 2)
 
     value, g = jax.value_and_grad(expected)(psi)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from lods_jax.core.noise_schedule import add_noise, per_example, score_weight
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise, per_example, score_weight
 from lods_jax.distillation.objectives import csd, dds, lods_embedding, lods_lora, sds, vsd
 from lods_jax.distillation.scores import predict_noise
 from lods_jax.priors.adapter_files import load_lora
@@ -98,7 +98,7 @@ def asked(prior, weights):
 def answers(arrays, psi, texts, asked):
     """Every prediction that an objective of TABLE asks for: one call per objective, whatever s."""
     latents = {"render": arrays["latents"], "reference": arrays["latents_src"]}
-    noised = {name: add_noise(z, arrays["noise"], arrays["t"]) for name, z in latents.items()}
+    noised = {name: add_noise(STABLE_DIFFUSION, z, arrays["noise"], arrays["t"]) for name, z in latents.items()}
     pose = arrays["camera"].reshape(2, 16)
     return {name: asked(make(7.5).queries, psi, noised, texts, arrays["t"], pose) for name, make in TABLE.items()}
 
@@ -108,14 +108,14 @@ def answers(arrays, psi, texts, asked):
 def test_latent_gradients_equal_the_official_code(arrays, answers, name, s):
     """Relative to the largest entry: SDS, VSD and DDS grow with s."""
     objective, t = TABLE[name](SCALES[s]), arrays["t"]
-    ours = per_example(score_weight(t), arrays["noise"]) * objective.residual(answers[name], arrays["noise"], t)
+    ours = per_example(score_weight(STABLE_DIFFUSION, t), arrays["noise"]) * objective.residual(answers[name], arrays["noise"], t)
     expected = arrays[name + s]
     assert float(jnp.abs(ours - expected).max() / jnp.abs(expected).max()) < 1e-4
 
 
 def test_csd_equals_the_official_code(arrays, answers):
     noise, t = arrays["noise"], arrays["t"]
-    ours = per_example(score_weight(t), noise) * csd().residual(answers["sds_grad_"], noise, t)
+    ours = per_example(score_weight(STABLE_DIFFUSION, t), noise) * csd().residual(answers["sds_grad_"], noise, t)
     np.testing.assert_allclose(ours, arrays["csd_grad"], atol=2e-5)
 
 
@@ -125,7 +125,7 @@ def fit(prior, weights, query, arrays, texts, pose):
     def loss(psi):
         predict = lambda psi, *rest: prior.predict(weights, psi, *rest)  # noqa: E731
         t, noise = arrays["t_train"], arrays["noise_train"]
-        noised = {"render": add_noise(arrays["latents"], noise, t)}
+        noised = {"render": add_noise(STABLE_DIFFUSION, arrays["latents"], noise, t)}
         return jnp.mean((predict_noise(predict, psi, {"a": query}, noised, texts, t, pose)["a"] - noise) ** 2)
 
     return loss
@@ -157,7 +157,9 @@ def test_the_fit_of_vsd_equals_the_official_code(prior, weights, arrays, texts, 
 
 
 def test_noising_uses_the_same_schedule_as_the_official_code(arrays):
-    np.testing.assert_allclose(add_noise(arrays["latents"], arrays["noise"], arrays["t"]), arrays["latents_noisy"], atol=1e-6)
+    np.testing.assert_allclose(
+        add_noise(STABLE_DIFFUSION, arrays["latents"], arrays["noise"], arrays["t"]), arrays["latents_noisy"], atol=1e-6
+    )
 
 
 def test_the_lora_of_the_file_is_that_of_the_arrays(weights, psi):
@@ -177,11 +179,11 @@ def test_six_steps_of_lods_lora_follow_the_official_trajectory(prior, weights, a
 
     @jax.jit
     def step(z, psi, opt, t, noise, t_train, noise_train):
-        answers = predict_noise(predict, psi, objective.queries, {"render": add_noise(z, noise, t)}, texts, t)
-        force = per_example(score_weight(t), z) * objective.residual(answers, noise, t) / len(z)
+        answers = predict_noise(predict, psi, objective.queries, {"render": add_noise(STABLE_DIFFUSION, z, noise, t)}, texts, t)
+        force = per_example(score_weight(STABLE_DIFFUSION, t), z) * objective.residual(answers, noise, t) / len(z)
 
         def fit(psi):
-            query, noised = {"a": objective.queries["a"]}, {"render": add_noise(z, noise_train, t_train)}
+            query, noised = {"a": objective.queries["a"]}, {"render": add_noise(STABLE_DIFFUSION, z, noise_train, t_train)}
             return jnp.mean((predict_noise(predict, psi, query, noised, texts, t_train)["a"] - noise_train) ** 2)
 
         value, gradient = jax.value_and_grad(fit)(psi)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from lods_jax.core.cameras import VIEWS, orbit_camera
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION
 from lods_jax.core.types import Query
 from lods_jax.distillation.objectives import OBJECTIVES, csd, sds
 from lods_jax.distillation.perp_neg import away_from, interpolate_view_prompts, perpendicular
-from lods_jax.distillation.scores import predict_noise, score
+from lods_jax.distillation.scores import Denoiser, predict_noise, score
 
 B, SHAPE = 3, (3, 4, 4, 4)
 NOT = ("not front", "not side")
@@ -79,7 +80,17 @@ def test_it_stands_before_every_objective(name):
     objective = objective._replace(queries={k: q._replace(pose=False) for k, q in objective.queries.items()})
     psi, latents = {"embedding": normal(7, (4, 4))}, {"render": normal(0), "reference": normal(1)}
     forces = [
-        score(objective, predict, psi, latents, TEXTS, (20, 980), jax.random.split(jax.random.key(0), B), None, predict_noise_fn)
+        score(
+            objective,
+            Denoiser(predict, STABLE_DIFFUSION),
+            psi,
+            latents,
+            TEXTS,
+            (20, 980),
+            jax.random.split(jax.random.key(0), B),
+            None,
+            predict_noise_fn,
+        )
         for predict_noise_fn in (predict_noise, away_from(WEIGHTS))
     ]
     assert bool(jnp.isfinite(forces[1]).all())
@@ -129,7 +140,7 @@ def test_a_thing_without_a_front_is_left_alone():
     texts = dict(rows)
     keys = jax.random.split(jax.random.key(0), B)
     forces = [
-        score(sds(), predict, {}, {"render": normal(0)}, texts, (20, 980), keys, None, a)
+        score(sds(), Denoiser(predict, STABLE_DIFFUSION), {}, {"render": normal(0)}, texts, (20, 980), keys, None, a)
         for a in (predict_noise, predict_noise_fn)
     ]
     np.testing.assert_allclose(forces[1], forces[0], atol=1e-4)

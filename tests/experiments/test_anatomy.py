@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.core.noise_schedule import add_noise, score_weight
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise, score_weight
 from lods_jax.distillation.objectives import OBJECTIVES, csd, dds, lods_lora, sds
 
 D, N = 3, 4000
@@ -33,13 +33,13 @@ def test_moments_are_those_of_many_draws(module, gaussians, objective):
     noise = jax.random.normal(jax.random.key(0), (N, D))
     many = jnp.full(N, 400)
     latents = {"render": jnp.tile(z, (N, 1)), "reference": jnp.tile(reference[None], (N, 1))}
-    weight = score_weight(jnp.array([400]))[0]
+    weight = score_weight(STABLE_DIFFUSION, jnp.array([400]))[0]
 
     def eps(text, latent):
         i = module.index(text)
         cov = (gaussians.axes[i] * gaussians.variances[i][None]) @ gaussians.axes[i].T
         signal, sigma = jnp.sqrt(1 - weight), jnp.sqrt(weight)
-        offset = add_noise(latents[latent], noise, many) - signal * gaussians.mean[i][None]
+        offset = add_noise(STABLE_DIFFUSION, latents[latent], noise, many) - signal * gaussians.mean[i][None]
         return sigma * jnp.linalg.solve(signal**2 * cov + sigma**2 * jnp.eye(D), offset.T).T
 
     e = {name: eps(query.text, query.latents)[:, None, None] for name, query in objective.queries.items()}

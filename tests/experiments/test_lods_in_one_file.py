@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from lods_jax.core.cameras import VIEWS, orbit_camera
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION
 from lods_jax.core.types import Prior, Render, Scene
 from lods_jax.distillation.objectives import lods_embedding, sds
 from lods_jax.distillation.parallel import compile_train_step
@@ -43,6 +44,7 @@ PRIOR = Prior(
     encode=lambda weights, rgb, key: 2 * rgb - 1,
     decode=lambda weights, z: (z + 1) / 2,
     predict=lambda weights, psi, z_t, t, cond: one.predict(weights, z_t, t, cond.tokens[:, 0]),
+    noise_schedule=STABLE_DIFFUSION,
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 from jax.scipy.stats import multivariate_normal
 from PIL import Image
 
-from lods_jax.core.noise_schedule import ALPHA_BAR, eps_to_x0
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, eps_to_x0
 from lods_jax.core.types import Cond, Query
 from lods_jax.priors.captioned_images import (
     caption_gaussians,
@@ -58,7 +58,7 @@ def matching(caption):
 
 def test_the_denoiser_is_the_posterior_mean_over_the_matching_images():
     """E[x0 | x_t, y] in float64, image by image."""
-    alpha_bar = np.asarray(ALPHA_BAR[TIMESTEPS], np.float64)
+    alpha_bar = np.asarray(STABLE_DIFFUSION.alpha_bar[TIMESTEPS], np.float64)
     z_t = np.sqrt(alpha_bar)[:, None, None, None] * X + np.sqrt(1 - alpha_bar)[:, None, None, None] * Z
     eps = jax.jit(PIXELS.predict)(PIXEL_WEIGHTS, {}, z_t, TIMESTEPS, Cond(PIXELS.embed(PIXEL_WEIGHTS, CAPTIONS)))
     for row, (caption, ab) in enumerate(zip(CAPTIONS, alpha_bar, strict=True)):
@@ -90,7 +90,7 @@ def test_the_denoiser_of_one_image_is_that_image():
     prior = posterior_mean(IMAGES[:1], FEATURES[:1], WORDS)
     weights = prior.init(KEY)
     eps = prior.predict(weights, {}, Z, TIMESTEPS, Cond(prior.embed(weights, [""] * 7)))
-    np.testing.assert_allclose(eps_to_x0(eps, Z, TIMESTEPS), jnp.repeat(X[:1], 7, 0), atol=1e-5)
+    np.testing.assert_allclose(eps_to_x0(STABLE_DIFFUSION, eps, Z, TIMESTEPS), jnp.repeat(X[:1], 7, 0), atol=1e-5)
 
 
 def test_eps_of_a_caption_is_minus_the_noise_level_times_the_score_of_its_gaussian():
@@ -98,7 +98,7 @@ def test_eps_of_a_caption_is_minus_the_noise_level_times_the_score_of_its_gaussi
     tokens = GAUSSIANS.embed(GAUSSIAN_WEIGHTS, CAPTIONS)
     eps = jax.jit(GAUSSIANS.predict)(GAUSSIAN_WEIGHTS, {}, z_t, TIMESTEPS, Cond(tokens))
     for row, caption in enumerate(CAPTIONS):
-        coords, ab = np.asarray(GAUSSIAN_WEIGHTS["coords"])[matching(caption)], ALPHA_BAR[TIMESTEPS[row]]
+        coords, ab = np.asarray(GAUSSIAN_WEIGHTS["coords"])[matching(caption)], STABLE_DIFFUSION.alpha_bar[TIMESTEPS[row]]
         cov = ab * (np.cov(coords.T, bias=True) + 0.01 * np.eye(8)) + (1 - ab) * np.eye(8)
         log_density = partial(multivariate_normal.logpdf, mean=np.sqrt(ab) * coords.mean(0), cov=jnp.asarray(cov))
         expected = -np.sqrt(1 - ab) * jax.grad(log_density)(z_t[row, 0, 0])
@@ -141,7 +141,7 @@ def test_a_learned_embedding_can_leave_the_unconditional_one(prior, weights):
     rgb = jnp.asarray(IMAGES)[matching("red mug")]
     z, t = prior.encode(weights, rgb, KEY), jnp.full(len(rgb), 700)
     noise = jax.random.normal(KEY, z.shape)
-    z_t = jnp.sqrt(ALPHA_BAR[700]) * z + jnp.sqrt(1 - ALPHA_BAR[700]) * noise
+    z_t = jnp.sqrt(STABLE_DIFFUSION.alpha_bar[700]) * z + jnp.sqrt(1 - STABLE_DIFFUSION.alpha_bar[700]) * noise
     psi = prior.init_psi(weights, KEY, prior.embed(weights, [""])[0], [Query("learned")])
 
     def denoising_loss(psi):
@@ -257,7 +257,7 @@ def test_a_folder_of_captioned_images_becomes_a_prior(folder):
     weights = prior.init(KEY)
     z = jax.random.normal(KEY, (1, 8, 8, 3))
     t = jnp.array([999])
-    x0 = eps_to_x0(prior.predict(weights, {}, z, t, Cond(prior.embed(weights, ["a red mug"]))), z, t)
+    x0 = eps_to_x0(STABLE_DIFFUSION, prior.predict(weights, {}, z, t, Cond(prior.embed(weights, ["a red mug"]))), z, t)
     np.testing.assert_allclose(prior.decode(weights, x0)[0], images[0], atol=1e-4)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.core.noise_schedule import ALPHA_BAR
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, from_betas, scaled_linear_betas, signal_and_noise
 from lods_jax.priors.ddim import ddim
 from lods_jax.priors.gaussian import gaussian
 
@@ -20,12 +20,12 @@ Z = jax.random.normal(jax.random.key(0), (512, 2, 2, 1))
 @partial(jax.jit, static_argnames=("steps", "clip"))
 def sample(tokens, null, s, steps=100, clip=None):
     rows = [jnp.broadcast_to(row[None], (len(Z), 1, 1)) for row in (tokens, null)]
-    return ddim(partial(PRIOR.predict, {}, {}), Z, *rows, s=s, steps=steps, clip=clip)
+    return ddim(partial(PRIOR.predict, {}, {}), Z, *rows, PRIOR.noise_schedule, s=s, steps=steps, clip=clip)
 
 
 def flow(mean):
     """Where the probability flow of N(mean, sigma^2) takes Z: as many standard deviations from the mean as it was."""
-    alpha_bar = ALPHA_BAR[-1]
+    alpha_bar = STABLE_DIFFUSION.alpha_bar[-1]
     return mean + SIGMA * (Z - np.sqrt(alpha_bar) * mean) / np.sqrt(alpha_bar * SIGMA**2 + 1 - alpha_bar)
 
 
@@ -41,6 +41,22 @@ def test_ddim_follows_the_probability_flow_and_its_error_falls_with_the_step():
     coarse, fine = (np.abs(sample(Y, NULL, 1.0, steps) - flow(0.8)).max() for steps in (50, 500))
     assert coarse < 0.15
     assert fine < 0.2 * coarse
+
+
+def test_without_terminal_signal_the_sampler_starts_where_the_process_ends():
+    """No error of the mean is left, as there is with Stable Diffusion's own schedule: N(0, 1) is what z_t is at t = 999."""
+    schedule = from_betas(scaled_linear_betas(0.00085, 0.012), zero_terminal_snr=True)
+    prior = gaussian({"": -0.3, "y": 0.8}, SIGMA, schedule)
+    rows = [jnp.broadcast_to(row[None], (len(Z), 1, 1)) for row in (Y, NULL)]
+
+    def predict_x0(z_t, t, cond):  # the mean of z given z_t = signal z + noise_std noise
+        signal, noise_std = signal_and_noise(schedule, t, z_t)
+        mean = cond.tokens[..., None]
+        return mean + signal * SIGMA**2 * (z_t - signal * mean) / (signal**2 * SIGMA**2 + noise_std**2)
+
+    predict = partial(prior.predict, {}, {})
+    samples = jax.jit(lambda: ddim(predict, Z, *rows, schedule, s=1.0, steps=500, predict_x0=predict_x0))()
+    np.testing.assert_allclose(samples, 0.8 + SIGMA * Z, atol=0.02)  # the probability flow; 0.02 as above in 500 steps
 
 
 def test_guidance_by_one_is_no_guidance():

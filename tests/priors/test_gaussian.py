@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.scipy.stats import norm
 
-from lods_jax.core.noise_schedule import ALPHA_BAR
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION
 from lods_jax.core.types import Cond, Query
 from lods_jax.priors.gaussian import gaussian
 
@@ -25,7 +25,7 @@ def test_eps_is_minus_the_noise_level_times_the_score_of_the_density():
     def log_density(z, alpha_bar):
         return norm.logpdf(z, jnp.sqrt(alpha_bar) * 1.0, jnp.sqrt(alpha_bar * SIGMA**2 + 1 - alpha_bar)).sum()
 
-    alpha_bar = jnp.asarray(ALPHA_BAR)[T]
+    alpha_bar = jnp.asarray(STABLE_DIFFUSION.alpha_bar)[T]
     score = jax.vmap(jax.grad(log_density))(Z, alpha_bar)
     expected = -jnp.sqrt(1 - alpha_bar)[:, None, None, None] * score
     np.testing.assert_allclose(predict({}, {}, Z, T, Cond(Y)), expected, rtol=1e-5, atol=1e-6)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from lods_jax.core.cameras import orbit_camera, relative_pose
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION
 from lods_jax.core.types import Cond, Query
 from lods_jax.distillation.objectives import sds
-from lods_jax.distillation.scores import score
+from lods_jax.distillation.scores import Denoiser, score
 from lods_jax.priors import flax_networks
 from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.priors.zero123 import zero123
@@ -83,7 +84,15 @@ def test_null_is_zeros_and_the_prompt_sees_the_picture(posed, arrays):
         return jax.jit(prior.predict)(weights, psi, z_t, t, cond)
 
     force = score(
-        objective, watch, {}, {"render": arrays["latents"]}, rows, (20, 980), jax.random.split(KEY, 2), None, predict_noise_fn
+        objective,
+        Denoiser(watch, STABLE_DIFFUSION),
+        {},
+        {"render": arrays["latents"]},
+        rows,
+        (20, 980),
+        jax.random.split(KEY, 2),
+        None,
+        predict_noise_fn,
     )
     (cond,) = seen
     assert force.shape == arrays["latents"].shape

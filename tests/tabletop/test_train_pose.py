@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lods_jax.core.cameras import orbit_camera
-from lods_jax.core.noise_schedule import v_to_eps
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, v_to_eps
 from lods_jax.core.paths import TABLETOP
 from lods_jax.core.types import Cond, Query
 from lods_jax.priors import flax_networks, torch_weights
@@ -70,7 +70,7 @@ def test_its_folder_says_to_a_run_what_training_says(fit, batch, tmp_path):
     context = train_pose.context_of(params, jnp.stack([picture, picture]), pose)
     seen = jnp.concatenate([z, jnp.stack([tables["image"]] * 2)], -1)
     v = jax.jit(partial(flax_networks.predict_noise, train_pose.networks().unet))(params["unet"], seen, t, context)
-    np.testing.assert_allclose(said, v_to_eps(v, z, t), atol=2e-4)
+    np.testing.assert_allclose(said, v_to_eps(STABLE_DIFFUSION, v, z, t), atol=2e-4)
     blind = predict(weights, {}, z, t, Cond(rows["prompt"], image=0 * seen[..., :4]))
     assert float(jnp.abs(blind - said).max()) > 1e-2
 

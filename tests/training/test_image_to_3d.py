@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,7 +19,7 @@ from lods_jax.core.cutouts import unmultiplied
 from lods_jax.core.errors import UserError
 from lods_jax.core.images import read_rgba, write_png, write_tiff
 from lods_jax.distillation.objectives import lods_embedding
-from lods_jax.distillation.scores import denoising_loss
+from lods_jax.distillation.scores import bind, denoising_loss
 from lods_jax.priors.adapter_files import load_embedding
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.zero123 import zero123
@@ -221,9 +220,7 @@ def test_an_inversion_moves_all_views_alike_and_denoises_the_picture_better(pict
     row = VIEWS.index("back")
 
     def loss(embedding):
-        return denoising_loss(
-            {"embedding": embedding}, lods_embedding(), partial(prior.predict, weights), {"render": z}, {}, keys
-        )
+        return denoising_loss({"embedding": embedding}, lods_embedding(), bind(prior, weights), {"render": z}, {}, keys)
 
     assert loss(moved[row]) < loss(table[row])
 
