@@ -39,7 +39,7 @@ from lods_jax.distillation.scores import Denoiser, denoising_loss
 from lods_jax.distillation.train_step import apply_gradients
 from lods_jax.priors.captioned_images import caption_gaussians, caption_moments
 from lods_jax.tabletop.captioned import captioned_renders
-from lods_jax.training.build import EXACT_PARTS
+from lods_jax.tabletop.entry import PARTS
 from lods_jax.training.distributed import start_jax
 
 PROMPTS = {  # and what the images show now, for objectives with a source text
@@ -208,7 +208,7 @@ def main() -> None:
     args = parser.parse_args()
     start_jax()
     args.out.mkdir(parents=True, exist_ok=True)
-    prior = caption_gaussians(*captioned_renders(EXACT_PARTS, 32))
+    prior = caption_gaussians(*captioned_renders(PARTS, 32))
     weights = prior.init(jax.random.key(0))
     worlds = [gaussian_of(weights, prior, (prompt, source, "")) for prompt, source in PROMPTS.items()]
     many, keys = jax.tree.map(lambda *x: jnp.stack(x), *worlds), jax.random.split(jax.random.key(0), len(worlds))

@@ -31,6 +31,7 @@ from lods_jax.core.cameras import VIEWS, sample_orbit
 from lods_jax.core.files import replacing
 from lods_jax.core.images import grid, write_png
 from lods_jax.core.paths import TABLETOP
+from lods_jax.core.statistics import bootstrap, interquartile_mean
 from lods_jax.distillation.objectives import OBJECTIVES
 from lods_jax.priors.sampling import prior_with_texts
 from lods_jax.runs.evaluate import format_number
@@ -38,7 +39,6 @@ from lods_jax.runs.generate import edited
 from lods_jax.runs.run_directory import append, truncate_log
 from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
 from lods_jax.tabletop.judge import judge, load_judge
-from lods_jax.tabletop.metrics import bootstrap, interquartile_mean
 from lods_jax.tabletop.objects import COLORS, KINDS, PATTERNS
 from lods_jax.training.distill_2d import DistillConfig
 from lods_jax.training.distributed import start_jax

@@ -26,7 +26,7 @@ import numpy as np
 from lods_jax import config as configs
 from lods_jax.config import Config, ObjectiveConfig
 from lods_jax.core.cameras import TABLETOP, orbit_camera, sample_orbit
-from lods_jax.core.cutouts import unmultiplied
+from lods_jax.core.cutouts import over, unmultiplied
 from lods_jax.core.files import replacing
 from lods_jax.core.images import grid, read_rgba, write_png
 from lods_jax.core.types import Camera
@@ -85,7 +85,7 @@ def figures(folder: Path, i: int) -> dict[str, float]:
     ours, true = seen.opacity[..., 0] > 0.5, truth[..., 3] > 0.5
     kept = read_rgba(folder / image_to_3d.COPY)
     return {
-        "picture": psnr(own.rgb[0], image_to_3d.on(kept, 1.0)),
+        "picture": psnr(own.rgb[0], over(kept, 1.0)),
         "psnr": float(np.mean([psnr(a, b) for a, b in zip(seen.rgb, truth[..., :3], strict=True)])),
         "iou": float(np.mean((ours & true).sum((1, 2)) / np.maximum((ours | true).sum((1, 2)), 1))),
         "kind": float(np.mean(read.kind == KINDS.index(caption.kind))),
@@ -176,7 +176,7 @@ def show(rows: list[dict], out: Path) -> None:
             ran = runs[name, i]
             scene, kept = restore_scene(ran), read_rgba(ran.path / image_to_3d.COPY)
             seen = shared_renderer(ran)(scene["theta"], scene["aux"], four)
-            lines[name].append(np.concatenate([image_to_3d.on(kept, 1.0)[None], seen.rgb]))
+            lines[name].append(np.concatenate([over(kept, 1.0)[None], seen.rgb]))
     tiles = np.concatenate([np.concatenate(line) for line in lines.values()])
     write_png(out / "grid.png", grid(tiles, len(tiles) // len(lines)), scale=1)
 

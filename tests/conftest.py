@@ -22,12 +22,10 @@ hypothesis.settings.load_profile("lods_jax")
 @pytest.fixture(scope="module")
 def toy():
     """A prior of the name "toy" for the tests of a module (see tests/toy.py)."""
-    from lods_jax.cli import commands
-    from lods_jax.training import build
+    from lods_jax.priors import registry
     from tests.toy import TOY
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "PRIORS", build.PRIORS)
-        patch.setattr(commands, "CLOSED_FORM", commands.CLOSED_FORM)
+        patch.setattr(registry, "PRIORS", dict(registry.PRIORS))
         exec(TOY, {})
         yield

@@ -35,11 +35,10 @@ def same(a, b):
 
 TOY = """
 from lods_jax import cli
-from lods_jax.cli import commands
 from lods_jax.distillation.prompts import view_prompts
 from lods_jax.priors.gaussian import gaussian
-from lods_jax.training import build
+from lods_jax.priors import registry
 means = {text: 0.3 + 0.2 * i for i, text in enumerate([*view_prompts("a thing"), "a thing", ""])}
-build.PRIORS = {**build.PRIORS, "toy": lambda config: gaussian(means, 0.5)}
-commands.CLOSED_FORM = (*commands.CLOSED_FORM, "toy")
+toy = registry.RegisteredPrior(lambda **options: gaussian(means, 0.5), "a Gaussian for each prompt")
+registry.register_prior("toy", lambda: toy)
 """

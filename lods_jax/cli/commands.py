@@ -14,9 +14,8 @@ from lods_jax.config import Config, PriorConfig
 from lods_jax.core.errors import UserError, tell
 from lods_jax.core.files import check_place, check_suffix
 from lods_jax.core.paths import TABLETOP
+from lods_jax.priors.registry import PRIORS, embedded_world, registered
 from lods_jax.runs import batch, prompt_files
-
-CLOSED_FORM = ("exact", "exact-gaussians")  # priors of the tabletop world without a folder
 
 
 def text_to_3d(args: flags.TextTo3D) -> int:
@@ -35,8 +34,8 @@ def text_to_3d(args: flags.TextTo3D) -> int:
     if args.dry_run:
         dry_run(config, args.topology)
         return 0
-    closed = config.prior.name in CLOSED_FORM
-    folder = TABLETOP if closed else prior_folder(config.prior.name, config.prior.download)
+    entry = registered(config.prior.name)
+    folder = entry.vocabulary if entry else prior_folder(config.prior.name, config.prior.download)
     if not prompts:
         check_prompt(config.prompt, folder, args.anyway)
     out = args.out or Path("outputs/text-to-3d", Path(args.prompts).stem if prompts else batch.slug(config.prompt))
@@ -61,7 +60,8 @@ def image_to_3d(args: flags.ImageTo3D) -> int:
     if not args.image.is_file():
         raise UserError(f"there is no image {args.image}: lods image-to-3d IMAGE takes a PNG, say")
     check_place(args.out or Path("outputs/image-to-3d"), folder=True)
-    if config.prior.name in CLOSED_FORM:
+    entry = registered(config.prior.name)
+    if entry and entry.folder is None:
         raise UserError(f"image-to-3d needs a prior that encodes images, got {config.prior.name}: pass tabletop or a folder")
     folder = prior_folder(config.prior.name, config.prior.download)
     if config.prompt:
@@ -94,7 +94,7 @@ def dry_run(config: Config, topology: str | None) -> None:
     from lods_jax.priors.architectures import CONFIGS
 
     sketched = config.prior.name in CONFIGS and not Path(config.prior.name).is_dir()
-    if not sketched and config.prior.name not in CLOSED_FORM:
+    if not sketched and not registered(config.prior.name):
         prior_folder(config.prior.name)
     from lods_jax.training.distributed import start_jax
 
@@ -196,8 +196,10 @@ def info(args: flags.Info) -> None:
     if hidden := provenance.hidden_gpu():
         print(f"{'GPU':<17}{hidden}")
     print(f"{'ffmpeg':<17}{ffmpeg_path()}")
-    print(f"{'prior':<17}tabletop: {hub.family(TABLETOP)}, SHA-256 of the U-Net {hub.unet_hash(TABLETOP)[:16]}")
-    print(f"{'prior':<17}{', '.join(CLOSED_FORM)}: closed forms over renders of the tabletop world")
+    for name in PRIORS:
+        entry = registered(name)
+        network = f", {hub.family(entry.folder)}, SHA-256 of the U-Net {hub.unet_hash(entry.folder)[:16]}" if entry.folder else ""
+        print(f"{'prior':<17}{name}: {entry.about}{network}")
 
 
 def text_to_image(args: flags.TextToImage) -> None:
@@ -277,20 +279,15 @@ def train_prior(args: flags.TrainPrior) -> None:
     from lods_jax.training.distributed import start_jax
 
     start_jax()
-    from lods_jax.tabletop import evaluate, judge, train_pose, train_prior
-
-    if minutes:
-        if args.part == "judge":
-            judge.train_judge(out / "judge.safetensors", minutes, resume=args.resume, seed=args.seed)
-        elif args.part == "pose":
-            prior = out if (out / "model_index.json").is_file() else TABLETOP
-            train_pose.train(out / "pose", minutes, prior, resume=args.resume, name=args.optimizer, seed=args.seed)
-        else:
-            train_prior.train(out, minutes, resume=args.resume, part=args.part, name=args.optimizer, seed=args.seed)
-    if args.evaluate and args.part == "pose":
-        train_pose.report(out / "pose")
-    elif args.evaluate:
-        evaluate.report(out, Path("outputs/prior") if out == TABLETOP else out)
+    embedded_world().train(
+        out,
+        minutes,
+        part=args.part,
+        resume=args.resume,
+        optimizer=args.optimizer,
+        seed=args.seed,
+        measure_gates=args.evaluate,
+    )
 
 
 def prior_folder(name: str, download: bool = False) -> Path:
@@ -300,19 +297,19 @@ def prior_folder(name: str, download: bool = False) -> Path:
     folder = local(name, download)
     if not (folder / "model_index.json").is_file():
         raise UserError(
-            f"no prior at {folder}: --prior takes tabletop, {', '.join(CLOSED_FORM)}, a Stable Diffusion folder in diffusers "
+            f"no prior at {folder}: --prior takes {', '.join(PRIORS)}, a Stable Diffusion folder in diffusers "
             "layout with safetensors, or the id of a repository in the local Hugging Face cache (text-to-3d fetches it with "
             "--prior.download)"
         )
     return folder
 
 
-def check_prompt(prompt: str, folder: Path, anyway: bool, place: str = "") -> None:
+def check_prompt(prompt: str, folder: Path | None, anyway: bool, place: str = "") -> None:
     """Refuses an empty prompt, and words that the prior has never seen; names the nearest prompts that it knows.
 
     Args:
       prompt: of a person.
-      folder: of the prior.
+      folder: of the prior; None for one without a vocabulary.
       anyway: let words pass that the prior has never seen.
       place: where the prompt stands, as an error begins: "prompts.txt, line 3: ".
     """
@@ -321,7 +318,7 @@ def check_prompt(prompt: str, folder: Path, anyway: bool, place: str = "") -> No
     from lods_jax.priors.diffusers_folder import read_vocabulary
     from lods_jax.priors.tokenizer import unknown_words
 
-    known = None if anyway else read_vocabulary(folder)
+    known = None if anyway or folder is None else read_vocabulary(folder)
     if known is not None and (unknown := unknown_words(prompt, known.words)):
         nearest = difflib.get_close_matches(prompt.lower(), known.prompts, n=3, cutoff=0.0)
         knows = f"the nearest prompts that it knows are {'; '.join(map(repr, nearest))}"

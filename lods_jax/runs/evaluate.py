@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from lods_jax.core.errors import tell
+from lods_jax.core.statistics import bootstrap, interquartile_mean
 from lods_jax.distillation.registry import is_code
+from lods_jax.priors.registry import embedded_world
 from lods_jax.runs.artifacts import SceneRenderer, scene_renderer
 from lods_jax.runs.restore import restore_scene
 from lods_jax.runs.run_directory import Run, is_figure, read_run, write_json
-from lods_jax.tabletop.judge import SIZE
-from lods_jax.tabletop.measure import FIGURES, measure
-from lods_jax.tabletop.metrics import bootstrap, interquartile_mean
 from lods_jax.training.build import objective_of, predictions_per_view
 from lods_jax.training.scene_setups import scene_setup, unstack_particles
 
@@ -44,16 +43,16 @@ def evaluate(run: Run, newest: int | None = None) -> dict[str, Any]:
         return row | {"missing": f"no checkpoint to measure: {error}"}
     theta, aux = scene["theta"], scene["aux"]
     row["step"] = int(scene["step"])
-    kind, render_fn = scene_setup(run.config), shared_renderer(run)
+    kind, render_fn, world = scene_setup(run.config), shared_renderer(run), embedded_world()
     row |= kind.count(aux)
     try:
         figures = [
-            measure(run.config.prompt, partial(render_fn, theta, aux), *kind.mass(theta, aux))
+            world.measure(run.config.prompt, partial(render_fn, theta, aux), *kind.mass(theta, aux))
             for theta, aux in zip(unstack_particles(run.config, theta), unstack_particles(run.config, aux), strict=True)
         ]
     except ValueError as error:  # a prompt of another world: there is no truth to compare with
         return row | {"missing": f"no figures against the truth: {error}"}
-    return row | {name: float(np.mean([one[name] for one in figures])) for name in FIGURES}
+    return row | {name: float(np.mean([one[name] for one in figures])) for name in world.figures}
 
 
 _RENDERERS: dict[tuple[str, str], SceneRenderer] = {}  # by what a compiled render depends on
@@ -63,7 +62,7 @@ def shared_renderer(run: Run) -> SceneRenderer:
     """The viewer of 64 px for a run; runs whose scenes have the same settings share its compilation."""
     key = run.config.scene, repr((run.config.gaussians, run.config.nerf))
     if key not in _RENDERERS:
-        _RENDERERS[key] = scene_renderer(run.config, SIZE)
+        _RENDERERS[key] = scene_renderer(run.config, embedded_world().measured_size)
     return _RENDERERS[key]
 
 
@@ -81,10 +80,10 @@ def costs(run: Run) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of `evaluate` as aligned text: one line a figure, one column a run, and what the figure says."""
-    names = [name for name in (*FIGURES, *COSTS) if any(is_number(row.get(name)) for row in rows)]
+    about = dict(embedded_world().figures) | COSTS
+    names = [name for name in about if any(is_number(row.get(name)) for row in rows)]
     heads = [Path(row["run"]).name for row in rows]
     body = [["objective", *(label(row) for row in rows)], ["prompt", *(row["prompt"] for row in rows)]]
-    about = FIGURES | COSTS
     body += [[name, *(format_number(row.get(name)) for row in rows), about[name]] for name in names]
     lines = [[*line, ""] if len(line) == len(rows) + 1 else line for line in [["", *heads], *body]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -124,7 +123,7 @@ def report(paths: Sequence[Path], out: Path | None) -> None:
             tell(f"{row['run']}: {row['missing']} ({row['end']})")
     if out:
         write_json(out, plain(rows))
-        tell(f"{out}: {len(rows)} runs, {len(FIGURES)} figures")
+        tell(f"{out}: {len(rows)} runs, {len(embedded_world().figures)} figures")
 
 
 def plain(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

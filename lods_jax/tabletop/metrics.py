@@ -1,7 +1,7 @@
 """Figures for a generated object against the true one: what the judge reads around it, its colours, its shape.
 
 Image metrics take what `judge.judge` read in renders of an orbit; shape metrics take points in world units and the object's
-signed distance field. Tables report the interquartile mean with a bootstrap interval (Agarwal et al. 2021).
+signed distance field.
 """
 
 from functools import partial
@@ -112,18 +112,3 @@ def floaters(points: Float[np.ndarray, "n 3"], mass: Float[np.ndarray, "n"], cel
     i, j = cKDTree(cells).query_pairs(1.5, p=np.inf, output_type="ndarray").T  # the 26 cells around each
     _, part = connected_components(coo_array((np.ones(len(i)), (i, j)), (n, n)), directed=False)
     return float(1 - np.bincount(part, held[occupied]).max() / held.sum())
-
-
-def interquartile_mean(x: Float[np.ndarray, "n"]) -> float:
-    """Mean of the middle half; the two outermost of the kept values count by the fraction that makes it exactly half."""
-    x = np.sort(np.asarray(x, np.float64))
-    edges = np.linspace(0, 1, len(x) + 1)
-    weight = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
-    return float((x * weight).sum() / weight.sum())
-
-
-def bootstrap(x: Float[np.ndarray, "n"], level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the interquartile mean."""
-    rng = np.random.default_rng(seed)
-    means = [interquartile_mean(rng.choice(x, len(x))) for _ in range(draws)]
-    return tuple(float(q) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))

@@ -1,4 +1,4 @@
-"""Where names meet code: registries of priors and objectives, and a configuration turned into the parts of a run."""
+"""Where names meet code: a configuration turned into the components of a run."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from lods_jax.config import Config, OptimizerConfig, ever_on
+from lods_jax.config import Config, OptimizerConfig, PriorConfig, ever_on
 from lods_jax.core.cameras import Orbit, sample_orbit
 from lods_jax.core.errors import UserError, tell
-from lods_jax.core.paths import TABLETOP
 from lods_jax.core.types import Objective, Prior
 from lods_jax.distillation import prompts
 from lods_jax.distillation.perp_neg import interpolate_view_prompts
@@ -23,19 +22,14 @@ from lods_jax.distillation.regularizers import IMAGE_ERRORS, image_errors, weigh
 from lods_jax.distillation.score_paths import ScorePath, blend, split
 from lods_jax.distillation.train_step import ReferenceView, select_view_prompts
 from lods_jax.priors.architectures import write_configs
-from lods_jax.priors.captioned_images import caption_gaussians, posterior_mean
 from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.priors.hub import local, unet_hash
+from lods_jax.priors.registry import registered, world_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.tokenizer import left_out
-from lods_jax.tabletop.captioned import captioned_renders
-from lods_jax.tabletop.dataset import parse_caption
-from lods_jax.tabletop.objects import COMPOSITE
-from lods_jax.training.image_to_3d import ImageInputs, image_inputs, reads_tabletop
+from lods_jax.training.image_to_3d import ImageInputs, image_inputs
 from lods_jax.training.scene_setups import SceneSetup, StaticShapes, scene_setup
 from lods_jax.training.schedules import phase, window
-
-EXACT_PARTS = 12  # of 672 renders: 8,064 images, about 16 of each seen caption
 
 
 class Components(NamedTuple):
@@ -65,7 +59,7 @@ def build(config: Config, folder: Path | None = None) -> Components:
       folder: of a run that goes on, which holds what was made of its image.
     """
     objective, _ = checked(config)
-    prior = make_prior(config)
+    prior = make_prior(config.prior)
     table = prompt_table_of(config, prior.truncate)
     named = {"prompt": config.prompt, "negative prompt": config.negative_prompt, "source prompt": config.source_prompt}
     if cut := left_out(prior.truncate, named, prompts.view_endings(names_views(config))):
@@ -86,7 +80,7 @@ def build_abstract(config: Config) -> Components:
     with tempfile.TemporaryDirectory() as folder:
         root = write_configs(Path(folder), config.prior.name)
         text = read_config(root / "text_encoder" / "config.json")
-        prior = from_folder(config, root, untrained=True)
+        prior = from_folder(config.prior, root, untrained=True)
     weights = jax.eval_shape(prior.init, jax.random.key(0))
     row = jax.ShapeDtypeStruct((text["max_position_embeddings"], text["hidden_size"]), jnp.float32)
     texts = {name: jax.ShapeDtypeStruct((len(rows), *row.shape), row.dtype) for name, rows in table.items()}
@@ -190,36 +184,24 @@ def check_queries(config: Config, objective: Objective, texts: Mapping[str, Any]
 
 
 # --- priors ---------------------------------------------------------------------------------------------------------------
-def make_prior(config: Config) -> Prior:
-    if config.prior.name in PRIORS:
-        return PRIORS[config.prior.name](config)
-    return from_folder(config, local(config.prior.name, config.prior.download))
+def make_prior(p: PriorConfig) -> Prior:
+    """The prior of a registered name, or of a folder."""
+    entry = registered(p.name)
+    return from_folder(p, local(p.name, p.download)) if entry is None else entry.make(**prior_options(p))
 
 
-def from_folder(config: Config, folder: str | Path, untrained: bool = False) -> Prior:
-    p = config.prior
-    options = {"rank": p.rank, "attention": p.attention, "remat": p.remat, "untrained": untrained}
-    return stable_diffusion(folder, jnp.dtype(p.dtype), variant=p.variant, strict=False, **options)
+def prior_options(p: PriorConfig) -> dict[str, Any]:
+    return {"dtype": jnp.dtype(p.dtype), "rank": p.rank, "attention": p.attention, "remat": p.remat, "variant": p.variant}
 
 
-def exact(config: Config, make: Callable[..., Prior], size: int) -> Prior:
-    return make(*captioned_renders(EXACT_PARTS, size))
-
-
-PRIORS: Mapping[str, Callable[[Config], Prior]] = {
-    "tabletop": partial(from_folder, folder=TABLETOP),
-    "exact": partial(exact, make=posterior_mean, size=64),
-    "exact-gaussians": partial(exact, make=caption_gaussians, size=32),
-}
+def from_folder(p: PriorConfig, folder: Path, untrained: bool = False) -> Prior:
+    """A Stable Diffusion folder; `untrained` takes the architecture alone."""
+    return stable_diffusion(folder, strict=False, untrained=untrained, **prior_options(p))
 
 
 def names_views(config: Config) -> bool:
-    """Whether the prompts of a run name the view: not for an object of the tabletop world that looks alike from all sides."""
+    """Whether the prompts of a run name the view: not where the prior's own world knows an object that looks alike all around."""
     if config.view_words != "auto":
         return config.view_words == "on"
-    if config.prior.name not in PRIORS and not reads_tabletop(config):
-        return True  # a prior of the whole world
-    try:
-        return parse_caption(config.prompt).kind in COMPOSITE
-    except ValueError:
-        return True
+    world = world_of(config.prior.name)
+    return world is None or world.names_views(config.prompt)

@@ -21,8 +21,8 @@ from safetensors.numpy import save_file
 from scipy import ndimage
 
 from lods_jax.config import Config
-from lods_jax.core.cameras import VIEWS, Orbit, orbit_camera, relative_pose
-from lods_jax.core.cutouts import centre, cut_out, framed, is_seen
+from lods_jax.core.cameras import Orbit, orbit_camera, relative_pose
+from lods_jax.core.cutouts import centre, cut_out, framed, is_seen, over
 from lods_jax.core.errors import UserError
 from lods_jax.core.files import replacing
 from lods_jax.core.images import read_depth, read_rgba, to_uint8, white_of_file, write_png, write_tiff
@@ -33,11 +33,9 @@ from lods_jax.distillation.objectives import lods_embedding, sds
 from lods_jax.distillation.scores import PredictNoise, predict_noise
 from lods_jax.distillation.train_step import AuxiliaryPrior
 from lods_jax.priors.hub import local, unet_hash
+from lods_jax.priors.registry import world_of
 from lods_jax.priors.zero123 import token, zero123
 from lods_jax.scenes.gaussians import white_or_grey
-from lods_jax.tabletop.dataset import Caption
-from lods_jax.tabletop.judge import NONE, SIZE, judge, load_judge
-from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
 from lods_jax.training.checkpoint import digest
 from lods_jax.training.distill_2d import fit_on
 from lods_jax.training.schedules import phase, window
@@ -66,7 +64,7 @@ def image_inputs(config: Config, folder: Path | None, prior: Prior, weights: Any
     rgba = object_image(config, folder)
     depth, normal = depth_of(config, folder, len(rgba)), normal_of(config, folder, len(rgba))
     image = ReferenceImage(
-        on(rgba, 1.0),
+        over(rgba, 1.0),
         rgba[..., 3:],
         camera_of(config),
         depth=None if depth is None else in_unit_range(depth, rgba)[..., None],
@@ -104,11 +102,6 @@ def object_image(config: Config, folder: Path | None = None) -> Float[np.ndarray
     if np.mean(is_seen(framed_rgba[..., 3])) < 1e-3:
         raise UserError(f"{config.image.file} shows nothing in its centre square: pass --image.frame fit to crop to the object")
     return framed_rgba
-
-
-def on(rgba: Float[np.ndarray, "h w 4"], background: float) -> Float[np.ndarray, "h w 3"]:
-    """The image on an even background."""
-    return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * np.float32(background)
 
 
 def depth_of(config: Config, folder: Path | None, edge: int) -> Float[np.ndarray, "n n"] | None:
@@ -179,37 +172,23 @@ def camera_of(config: Config) -> Camera:
 
 
 def resolve_image_config(config: Config) -> tuple[Config, str]:
-    """The configuration with prompt and camera, which the tabletop judge reads where they are not given; and what it read.
+    """The configuration with prompt and camera, which the prior's world reads where they are not given; and what it read.
 
     A prompt that is not given is also fitted to the image.
     """
-    p, said = config.image, ""
-    caption, view = read(object_image(config)) if reads_tabletop(config) else (None, None)
+    p, said, world = config.image, "", world_of(config.prior.name)
+    caption, view = world.read_image(object_image(config)) if world else (None, None)
     if caption:
-        said = f"reads as {str(caption)!r}" + (f", {view} view" if view else "")
+        said = f"reads as {caption!r}" + (f", {view} view" if view else "")
     azimuth = p.azimuth if p.azimuth is not None else AZIMUTHS.get(view, 0.0)
     elevation = p.elevation if p.elevation is not None else ELEVATIONS.get(view, ELEVATION)
     p = replace(p, azimuth=azimuth, elevation=elevation)
     if config.prompt:
         return replace(config, image=replace(p, invert=p.invert or 0)), said
-    if caption is None and reads_tabletop(config):
+    if caption is None and world:
         raise UserError(f"{p.file} shows no object that this prior knows: pass --prompt, or a prior of the whole world")
     p = replace(p, invert=INVERT if p.invert is None else p.invert)
-    return replace(config, prompt=str(caption or GENERIC), image=p), said
-
-
-def reads_tabletop(config: Config) -> bool:
-    """Whether the prior of a configuration is of the tabletop world, whose judge can read pictures."""
-    return (local(config.prior.name) / "vocabulary.json").exists()
-
-
-def read(rgba: Float[np.ndarray, "n n 4"]) -> tuple[Caption | None, str | None]:
-    """Caption and view that the tabletop judge reads in an image; the view of kinds that have a front."""
-    seen = judge(load_judge(), on(framed(rgba, SIZE), 1.0)[None].astype(np.float32))
-    if seen.kind[0] == NONE:
-        return None, None
-    caption = Caption(KINDS[seen.kind[0]], list(COLORS)[seen.color[0]], PATTERNS[seen.pattern[0]])
-    return caption, VIEWS[seen.view[0]] if caption.kind in COMPOSITE else None
+    return replace(config, prompt=caption or GENERIC, image=p), said
 
 
 # --- the prompt, fitted to the image ----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from scipy import ndimage
 from lods_jax.cli import main
 from lods_jax.config import Config, ImageConfig, Zero123Config, load
 from lods_jax.core.cameras import TABLETOP, VIEWS, turntable
-from lods_jax.core.cutouts import unmultiplied
+from lods_jax.core.cutouts import over, unmultiplied
 from lods_jax.core.errors import UserError
 from lods_jax.core.images import read_rgba, write_png, write_tiff
 from lods_jax.distillation.objectives import lods_embedding
@@ -94,9 +94,7 @@ def test_priors_share_latents_only_where_both_encode_alike(picture):
     """The pose prior beside itself, and beside one of another size of image: Stable Diffusion beside Zero-1-to-3."""
     config = Config(prompt="a thing", image=ImageConfig(file=str(picture)), zero123=Zero123Config(name=str(POSED)))
     rgba = image_to_3d.object_image(config)
-    known = image_to_3d.ReferenceImage(
-        jnp.asarray(image_to_3d.on(rgba, 1.0)), jnp.asarray(rgba[..., 3:]), image_to_3d.camera_of(config)
-    )
+    known = image_to_3d.ReferenceImage(jnp.asarray(over(rgba, 1.0)), jnp.asarray(rgba[..., 3:]), image_to_3d.camera_of(config))
     for size, shares in ((None, True), (32, False)):
         prior = zero123(POSED, image_size=size).prior
         auxiliary_prior, (own, tables) = image_to_3d.zero123_auxiliary(config, prior, prior.init(jax.random.key(0)), known)
@@ -208,7 +206,7 @@ def test_an_inversion_moves_all_views_alike_and_denoises_the_picture_better(pict
     table = prior.embed(weights, [f"an object, {view} view" for view in VIEWS])
     config = Config(image=ImageConfig(file=str(picture), azimuth=180.0, invert=60, invert_lr=0.03))
     rgba = image_to_3d.object_image(config)
-    known = image_to_3d.ReferenceImage(image_to_3d.on(rgba, 1.0), rgba[..., 3:], image_to_3d.camera_of(config))
+    known = image_to_3d.ReferenceImage(over(rgba, 1.0), rgba[..., 3:], image_to_3d.camera_of(config))
     by = image_to_3d.textual_inversion(config, prior, weights, table, known)
     texts = image_to_3d.shift_embeddings({"prompt": table, "plain": table[:1], "null": table[:1]}, by)
     moved = texts["prompt"]

@@ -1,0 +1,19 @@
+"""How tables sum up some runs: the interquartile mean with a bootstrap interval (Agarwal et al. 2021)."""
+
+import numpy as np
+from jaxtyping import Float
+
+
+def interquartile_mean(x: Float[np.ndarray, "n"]) -> float:
+    """Mean of the middle half; the two outermost of the kept values count by the fraction that makes it exactly half."""
+    x = np.sort(np.asarray(x, np.float64))
+    edges = np.linspace(0, 1, len(x) + 1)
+    weight = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
+    return float((x * weight).sum() / weight.sum())
+
+
+def bootstrap(x: Float[np.ndarray, "n"], level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the interquartile mean."""
+    rng = np.random.default_rng(seed)
+    means = [interquartile_mean(rng.choice(x, len(x))) for _ in range(draws)]
+    return tuple(float(q) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))

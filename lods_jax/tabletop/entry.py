@@ -1,0 +1,49 @@
+"""The tabletop world in the registry of priors (`priors.registry`). Loads no jax before a prior is made."""
+
+from functools import partial
+from typing import Any
+
+from lods_jax.core.paths import TABLETOP
+from lods_jax.priors.registry import RegisteredPrior, World
+
+PARTS = 12  # of 672 renders: 8,064 images, about 16 of each seen caption
+
+
+def tabletop() -> RegisteredPrior:
+    """The shipped diffusion prior."""
+
+    def make(**options) -> Any:
+        from lods_jax.priors.stable_diffusion import stable_diffusion
+
+        return stable_diffusion(TABLETOP, strict=False, **options)
+
+    return RegisteredPrior(make, "the shipped prior of the tabletop world", TABLETOP, TABLETOP, world)
+
+
+def exact() -> RegisteredPrior:
+    """The posterior mean over renders."""
+    return closed_form("posterior_mean", 64, "posterior mean over renders of the tabletop world")
+
+
+def exact_gaussians() -> RegisteredPrior:
+    """One Gaussian per caption over renders."""
+    return closed_form("caption_gaussians", 32, "one Gaussian per caption, over renders of the tabletop world")
+
+
+def closed_form(factory: str, size: int, about: str) -> RegisteredPrior:
+    return RegisteredPrior(partial(over_renders, factory, size), about, vocabulary=TABLETOP, world=world)
+
+
+def over_renders(factory: str, size: int, **options) -> Any:
+    """A prior of `priors.captioned_images`; it has no network, so there is nothing to choose."""
+    del options
+    from lods_jax.priors import captioned_images
+    from lods_jax.tabletop.captioned import captioned_renders
+
+    return getattr(captioned_images, factory)(*captioned_renders(PARTS, size))
+
+
+def world() -> World:
+    from lods_jax.tabletop.world import WORLD
+
+    return WORLD

@@ -1,0 +1,72 @@
+"""What is known of the tabletop world, as `priors.registry.World` asks for it."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from lods_jax.core.cameras import TABLETOP as ORBIT
+from lods_jax.core.cameras import VIEWS, turntable
+from lods_jax.core.cutouts import framed, over
+from lods_jax.core.paths import TABLETOP
+from lods_jax.priors.registry import World
+from lods_jax.tabletop import evaluate, judge, train_pose, train_prior
+from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
+from lods_jax.tabletop.judge import NONE, SIZE
+from lods_jax.tabletop.measure import FIGURES, measure
+from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
+
+
+def names_views(prompt: str) -> bool:
+    """Whether a prompt is to name the view: not for an object that looks alike from all sides."""
+    try:
+        return parse_caption(prompt).kind in COMPOSITE
+    except ValueError:
+        return True
+
+
+def read_image(rgba: Float[np.ndarray, "n n 4"]) -> tuple[str | None, str | None]:
+    """Caption and view that the judge reads in an image; the view of kinds that have a front. None for what it cannot tell."""
+    seen = judge.judge(judge.load_judge(), over(framed(rgba, SIZE), 1.0)[None].astype(np.float32))
+    if seen.kind[0] == NONE:
+        return None, None
+    caption = Caption(KINDS[seen.kind[0]], list(COLORS)[seen.color[0]], PATTERNS[seen.pattern[0]])
+    return str(caption), VIEWS[seen.view[0]] if caption.kind in COMPOSITE else None
+
+
+def true_renders(prompt: str, n: int, size: int) -> Float[np.ndarray, "n size size 3"] | None:
+    """The true object of a caption from n equal azimuths, from the front on; None for a prompt of another world."""
+    try:
+        caption = parse_caption(prompt)
+    except ValueError:
+        return None
+    farthest = ORBIT._replace(extent=(ORBIT.extent[1],) * 2)
+    return np.asarray(render_caption(caption._replace(view=None), turntable(n, orbit=farthest), size))[..., :3]
+
+
+def train(
+    out: Path,
+    minutes: float,
+    *,
+    part: str = "all",
+    resume: bool = False,
+    optimizer: str = "muon",
+    seed: int = 0,
+    measure_gates: bool = False,
+) -> None:
+    """What `lods train-prior` does: trains a part of the prior, measures its gates, or both."""
+    if minutes:
+        if part == "judge":
+            judge.train_judge(out / "judge.safetensors", minutes, resume=resume, seed=seed)
+        elif part == "pose":
+            prior = out if (out / "model_index.json").is_file() else TABLETOP
+            train_pose.train(out / "pose", minutes, prior, resume=resume, name=optimizer, seed=seed)
+        else:
+            train_prior.train(out, minutes, resume=resume, part=part, name=optimizer, seed=seed)
+    if measure_gates and part == "pose":
+        train_pose.report(out / "pose")
+    elif measure_gates:
+        evaluate.report(out, Path("outputs/prior") if out == TABLETOP else out)
+
+
+WORLD = World(names_views, read_image, FIGURES, measure, SIZE, true_renders, train)
