@@ -114,14 +114,15 @@ class Scene(NamedTuple):
         render: (theta, aux, camera, keys [b], means2d_probe) -> `Render`.
         means2d_probe: (aux, b) -> zeros that are added to the projected means [b n 2]; their cotangent is the screen-space
             gradient that densification needs. An empty tree for a scene without it.
-        update_stats: (aux, means2d_grad, render) -> aux, with the statistics of this step.
+        update_stats: (aux, means2d_grad, render) -> aux, with the statistics of this step. A scene without a probe or statistics
+            leaves these two out.
         colors: names of theta's leaves that change what is seen in colour alone.
     """
 
     init: Callable[..., Any]
     render: Callable[..., Render]
-    means2d_probe: Callable[..., Any]
-    update_stats: Callable[..., Any]
+    means2d_probe: Callable[..., Any] = lambda aux, b: {}
+    update_stats: Callable[..., Any] = lambda aux, means2d_grad, render: aux
     colors: tuple[str, ...] = ()
 
 

@@ -24,7 +24,8 @@ from lods_jax.distillation.train_step import ReferenceView, select_view_prompts
 from lods_jax.priors.architectures import write_configs
 from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.priors.hub import local, unet_hash
-from lods_jax.priors.registry import registered, world_of
+from lods_jax.priors.loading import load_prior
+from lods_jax.priors.registry import world_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.tokenizer import left_out
 from lods_jax.training.image_to_3d import ImageInputs, image_inputs
@@ -59,7 +60,7 @@ def build(config: Config, folder: Path | None = None) -> Components:
       folder: of a run that goes on, which holds what was made of its image.
     """
     objective, _ = checked(config)
-    prior = make_prior(config.prior)
+    prior = load_prior(config.prior.name, download=config.prior.download, **prior_options(config.prior))
     table = prompt_table_of(config, prior.truncate)
     named = {"prompt": config.prompt, "negative prompt": config.negative_prompt, "source prompt": config.source_prompt}
     if cut := left_out(prior.truncate, named, prompts.view_endings(names_views(config))):
@@ -80,7 +81,7 @@ def build_abstract(config: Config) -> Components:
     with tempfile.TemporaryDirectory() as folder:
         root = write_configs(Path(folder), config.prior.name)
         text = read_config(root / "text_encoder" / "config.json")
-        prior = from_folder(config.prior, root, untrained=True)
+        prior = stable_diffusion(root, strict=False, untrained=True, **prior_options(config.prior))
     weights = jax.eval_shape(prior.init, jax.random.key(0))
     row = jax.ShapeDtypeStruct((text["max_position_embeddings"], text["hidden_size"]), jnp.float32)
     texts = {name: jax.ShapeDtypeStruct((len(rows), *row.shape), row.dtype) for name, rows in table.items()}
@@ -184,19 +185,9 @@ def check_queries(config: Config, objective: Objective, texts: Mapping[str, Any]
 
 
 # --- priors ---------------------------------------------------------------------------------------------------------------
-def make_prior(p: PriorConfig) -> Prior:
-    """The prior of a registered name, or of a folder."""
-    entry = registered(p.name)
-    return from_folder(p, local(p.name, p.download)) if entry is None else entry.make(**prior_options(p))
-
-
 def prior_options(p: PriorConfig) -> dict[str, Any]:
-    return {"dtype": jnp.dtype(p.dtype), "rank": p.rank, "attention": p.attention, "remat": p.remat, "variant": p.variant}
-
-
-def from_folder(p: PriorConfig, folder: Path, untrained: bool = False) -> Prior:
-    """A Stable Diffusion folder; `untrained` takes the architecture alone."""
-    return stable_diffusion(folder, strict=False, untrained=untrained, **prior_options(p))
+    """The options of `load_prior` that a configuration names."""
+    return {name: getattr(p, name) for name in ("dtype", "rank", "attention", "remat", "variant")}
 
 
 def names_views(config: Config) -> bool:
