@@ -83,14 +83,24 @@ def faults(node: ast.FunctionDef) -> list[str]:
     return wrong
 
 
+def class_faults(node: ast.ClassDef) -> list[str]:
+    """What the docstring of a class lacks. A named tuple or a node of a pytree says under `Attributes:` what its fields hold."""
+    text, fields = ast.get_docstring(node), [n.target.id for n in node.body if isinstance(n, ast.AnnAssign)]
+    if not text:
+        return ["has no docstring"]
+    told = [p.arg_name for p in parse(text, style=DocstringStyle.GOOGLE).params if p.args[0] == "attribute"]
+    plain = {ast.unparse(base) for base in node.bases} & {"NamedTuple", "struct.PyTreeNode"}
+    return [f"Attributes: {', '.join(told) or 'none'}; the fields are {', '.join(fields)}"] if plain and told != fields else []
+
+
 @pytest.mark.parametrize("package", PACKAGES)
-def test_every_public_function_says_what_it_takes_gives_and_raises(package):
+def test_everything_public_says_what_it_takes_gives_and_raises(package):
     wrong = []
     for file in MODULES:
         if file.is_relative_to(ROOT / "lods_jax" / package):
             for name, node in public(ast.parse(file.read_text(encoding="utf-8")).body):
-                if isinstance(node, ast.FunctionDef):
-                    wrong += [f"{file.relative_to(ROOT)}:{node.lineno} {name}: {fault}" for fault in faults(node)]
+                lacks = faults(node) if isinstance(node, ast.FunctionDef) else class_faults(node)
+                wrong += [f"{file.relative_to(ROOT)}:{node.lineno} {name}: {fault}" for fault in lacks]
     assert not wrong, "\n".join(wrong)
 
 
@@ -111,7 +121,9 @@ def test_every_example_gives_what_it_says(file):
         ("def f(a, b):\n  'Sum.\\n\\nArgs:\\n    b: one.\\n    a: other.\\n'", "Args: b, a; the function takes a, b"),
         ("def f(a):\n  'Sum.\\n\\nArgs:\\n    a: one.\\n'\n  return a", "no Returns:"),
         ("def f(a):\n  'a.'\n  raise ValueError(a)", "no Raises: ValueError"),
+        ("class C(NamedTuple):\n  'Numbers.'\n  a: int\n  b: int", "Attributes: none; the fields are a, b"),
     ],
 )
 def test_a_fault_of_a_docstring_is_found(source, fault):
-    assert faults(ast.parse(source).body[0]) == [fault]
+    node = ast.parse(source).body[0]
+    assert (faults(node) if isinstance(node, ast.FunctionDef) else class_faults(node)) == [fault]

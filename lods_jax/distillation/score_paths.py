@@ -27,10 +27,15 @@ Share = Callable[[Array], Array | float]  # step -> the decoder's share of the d
 
 
 class ScorePath(NamedTuple):
-    """Which share of a score comes through the decoder; the rest comes through the encoder."""
+    """Which share of a score comes through the decoder; the rest comes through the encoder.
 
-    geometry: Share  # for all of a scene but its colours
-    colors: Share  # for the leaves that `Scene.colors` names
+    Attributes:
+        geometry: for all of a scene but its colours.
+        colors: for the leaves that `Scene.colors` names.
+    """
+
+    geometry: Share
+    colors: Share
 
 
 def blend(share: Share) -> ScorePath:

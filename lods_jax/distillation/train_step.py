@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from lods_jax.core.random import split_named, view_keys
+from lods_jax.core.trees import not_finite, strongly_typed
 from lods_jax.core.types import Camera, Objective, Prior, Reference, Scene, TrainState
 from lods_jax.distillation.score_paths import ScorePath, pull_into_scene, push_forward
 from lods_jax.distillation.scores import PredictNoise, bind, denoising_loss, predict_noise, score, score_and_denoising_loss
@@ -125,11 +126,6 @@ def init_state(
     psi, zero = strongly_typed(psi), jnp.zeros((), jnp.int32)
     # Copies: the step donates its state, and a buffer that is shared (psi with a text table, say) can't be given away twice.
     return strongly_typed(TrainState(zero, theta, aux, psi, tx_theta.init(theta), tx_psi.init(psi), zero))
-
-
-def strongly_typed(tree: Any) -> Any:
-    """A copy of a tree of arrays whose leaves have a strong dtype, as the outputs of a compiled function do."""
-    return jax.tree.map(lambda x: jnp.array(x, x.dtype), tree)
 
 
 def select_view_prompts(tables: dict[str, Array], camera: Camera) -> tuple[dict[str, Array], PredictNoise]:
@@ -380,36 +376,3 @@ def apply_gradients(tx: optax.GradientTransformation, grads: Any, params: Any, o
     """
     updates, opt = tx.update(grads, opt, params)
     return optax.apply_updates(params, updates), opt
-
-
-def not_finite(tree: Any) -> jax.Array:
-    """Index of the first leaf that holds a NaN or an infinity; -1 if there is none.
-
-    Args:
-        tree: of arrays. `leaf_names` gives the name that belongs to an index.
-
-    Returns:
-        An integer scalar.
-
-    Examples:
-        >>> int(not_finite({"a": jnp.ones(2), "b": jnp.array([1.0, jnp.nan])}))
-        1
-    """
-    bad = jnp.asarray([~jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] + [False])
-    return jnp.where(jnp.any(bad), jnp.argmax(bad), -1)
-
-
-def leaf_names(tree: Any) -> list[str]:
-    """Names of the leaves of a tree, in the order of `jax.tree.leaves`.
-
-    Args:
-        tree: of nested containers.
-
-    Returns:
-        Paths with dots, as "theta.means".
-
-    Examples:
-        >>> leaf_names({"theta": {"means": 0, "quats": 1}})
-        ['theta.means', 'theta.quats']
-    """
-    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(tree)]

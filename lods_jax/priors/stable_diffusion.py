@@ -111,6 +111,8 @@ class Backbone(NamedTuple):
         encode: (weights, rgb [b h w 3] in [0, 1], key) -> latents.
         decode: (weights, latents) -> rgb.
         predict: (weights, psi, z_t, t, `Cond`) -> eps.
+        noise_schedule: that the U-Net was trained on.
+        predict_x0: (weights, psi, z_t, t, `Cond`) -> clean latents.
     """
 
     unet: nn.Module

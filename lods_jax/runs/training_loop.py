@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from lods_jax.config import Config, dump
 from lods_jax.core.errors import UserError, escaped, one_line
+from lods_jax.core.trees import leaf_names
 from lods_jax.core.types import TrainState
 from lods_jax.distillation.diagnosis import make_diagnosis
-from lods_jax.distillation.train_step import leaf_names
 from lods_jax.runs.artifacts import SceneRenderer, write_preview
 from lods_jax.runs.log_window import INDEX, Window
 from lods_jax.runs.run_directory import append, event_log, truncate_metrics

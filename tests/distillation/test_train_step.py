@@ -13,10 +13,11 @@ import optax
 import pytest
 
 from lods_jax.core.cameras import sample_orbit
+from lods_jax.core.trees import leaf_names, not_finite
 from lods_jax.core.types import Objective, Reference
 from lods_jax.distillation.objectives import lods_embedding, sds
 from lods_jax.distillation.parallel import compile_train_step
-from lods_jax.distillation.train_step import init_state, leaf_names, make_train_step, not_finite
+from lods_jax.distillation.train_step import init_state, make_train_step
 from lods_jax.priors.gaussian import gaussian
 from lods_jax.scenes.images import pixels
 
