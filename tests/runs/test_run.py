@@ -173,7 +173,7 @@ def test_renders_grow_at_the_switch_and_the_room_for_them(monkeypatch):
     monkeypatch.setattr(scene_setups, "INTERSECTIONS_PER_GAUSSIAN", 1)
     config = parse([*TINY, "--resolution-after", "32", "--steps", "4"]).settings
     components = build(config)
-    first = components.setup.plan(config, 16, None)
+    first = components.setup.choose_shapes(config, 16, None)
     with compilations() as spans:
         statics = [
             p.shapes for p in loop.train(config, components, loop.first_state(config, components))
@@ -181,7 +181,7 @@ def test_renders_grow_at_the_switch_and_the_room_for_them(monkeypatch):
     assert [shapes.resolution for shapes in statics] == [16, 32, 32, 32]
     assert statics[1].capacity >= statics[0].capacity
     names = [span.name for span in spans if span.stage == "backend_compile"]
-    assert names.count("jit(train_step)") == len({first, *statics[:-1]})  # once a static shape
+    assert names.count("jit(step)") == len({first, *statics[:-1]})  # once a static shape
     assert names.count("jit(gaussian_refine)") == 1
 
 
