@@ -106,7 +106,7 @@ def test_everything_public_says_what_it_takes_gives_and_raises(package):
 
 @pytest.mark.parametrize("file", WITH_EXAMPLES, ids=lambda file: str(file.relative_to(ROOT / "lods_jax")))
 def test_every_example_gives_what_it_says(file):
-    module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
     result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.attempted
     assert not result.failed

@@ -208,5 +208,13 @@ def unmultiplied(flat: Float[np.ndarray, "*b 4"]) -> Float[np.ndarray, "*b 4"]:
 
 
 def over(rgba: Float[np.ndarray, "h w 4"], background: float) -> Float[np.ndarray, "h w 3"]:
-    """The image on an even background."""
+    """The image composited on an even background.
+
+    Args:
+        rgba: [h w 4] in [0, 1], colours not multiplied by alpha.
+        background: grey in [0, 1].
+
+    Returns:
+        [h w 3].
+    """
     return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * np.float32(background)

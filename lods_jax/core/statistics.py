@@ -5,7 +5,18 @@ from jaxtyping import Float
 
 
 def interquartile_mean(x: Float[np.ndarray, "n"]) -> float:
-    """Mean of the middle half; the two outermost of the kept values count by the fraction that makes it exactly half."""
+    """Mean of the middle half of the numbers; the two outermost count by the fraction that makes it exactly half.
+
+    Args:
+        x: [n].
+
+    Returns:
+        The mean.
+
+    Examples:
+        >>> interquartile_mean(np.array([0.0, 1.0, 2.0, 100.0]))
+        1.5
+    """
     x = np.sort(np.asarray(x, np.float64))
     edges = np.linspace(0, 1, len(x) + 1)
     weight = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
@@ -13,7 +24,17 @@ def interquartile_mean(x: Float[np.ndarray, "n"]) -> float:
 
 
 def bootstrap(x: Float[np.ndarray, "n"], level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the interquartile mean."""
+    """Percentile bootstrap interval of the interquartile mean (Agarwal et al. 2021).
+
+    Args:
+        x: [n].
+        level: of the interval.
+        draws: number of resamples.
+        seed: of the resamples.
+
+    Returns:
+        Lower and upper end.
+    """
     rng = np.random.default_rng(seed)
     means = [interquartile_mean(rng.choice(x, len(x))) for _ in range(draws)]
     return tuple(float(q) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))

@@ -12,27 +12,45 @@ from lods_jax.priors.hub import local
 
 
 class World(NamedTuple):
-    """What is known of the small world of a prior: its captions, what its images show, and the truth to compare a scene with."""
+    """A small world that a prior was trained on: its captions, what its images show, and true objects to compare a scene with.
 
-    names_views: Callable[[str], bool]  # whether the prompts of such an object name the view
-    read_image: Callable[..., tuple[str | None, str | None]]  # rgba [n n 4] -> caption and view; None for what it cannot tell
-    figures: Mapping[str, str]  # by name, what each figure of `measure` says
-    measure: Callable[
-        ..., dict[str, float]
-    ]  # (prompt, cameras -> renders, points [n 3], mass [n]) -> figures; ValueError: no caption
-    measured_size: int  # edge of the renders that `measure` takes, pixels
-    true_renders: Callable[..., Any]  # (prompt, n, size) -> rgb [n size size 3] of the true object all around, or None
-    train: Callable[..., None]  # trains or measures the prior itself: `lods train-prior`
+    Attributes:
+        names_views: prompt -> whether its prompts name the view, as for an object with a front.
+        read_image: rgba [n n 4] -> (caption, view), each None if it cannot be told.
+        figures: {name: meaning} of the figures of `measure`.
+        measure: (prompt, cameras -> renders, points [n 3], mass [n]) -> {figure: value}; it raises ValueError for a prompt of
+            another world.
+        measured_size: edge of the renders that `measure` takes, pixels.
+        true_renders: (prompt, n, size) -> rgb [n size size 3] of the true object at n equal azimuths; None for a prompt of
+            another world.
+        train: trains or measures the prior (`lods train-prior`).
+    """
+
+    names_views: Callable[[str], bool]
+    read_image: Callable[..., tuple[str | None, str | None]]
+    figures: Mapping[str, str]
+    measure: Callable[..., dict[str, float]]
+    measured_size: int
+    true_renders: Callable[..., Any]
+    train: Callable[..., None]
 
 
 class RegisteredPrior(NamedTuple):
-    """What a name stands for."""
+    """A prior that has a name.
 
-    make: Callable[..., Any]  # (dtype, rank, attention, remat, variant) -> Prior; a closed form takes them and needs none
-    about: str  # one line for `lods info`
-    folder: Path | None = None  # in diffusers layout; None for a closed form
-    vocabulary: Path | None = None  # the folder whose vocabulary.json lists the words that it has seen
-    world: Callable[[], World] | None = None  # called late, since it loads jax
+    Attributes:
+        make: (dtype, rank, attention, remat, variant) -> `Prior`; a closed form ignores these options.
+        about: one line for `lods info`.
+        folder: in diffusers layout; None for a closed form.
+        vocabulary: folder whose vocabulary.json lists the words of its training; None for any words.
+        world: gives its `World`, and is called late, since it loads jax; None without one.
+    """
+
+    make: Callable[..., Any]
+    about: str
+    folder: Path | None = None
+    vocabulary: Path | None = None
+    world: Callable[[], World] | None = None
 
 
 # name -> factory without arguments, or "module:factory".
@@ -45,17 +63,17 @@ EMBEDDED = "tabletop"  # the prior whose world has a truth for every caption
 
 
 def register_prior(name: str, factory: str | Callable[[], RegisteredPrior]) -> None:
-    """Makes a name one that `--prior` and `PriorConfig.name` take.
+    """Gives a prior a name, for `--prior` and `PriorConfig.name`.
 
     Args:
-      name: replaces what it stood for before.
-      factory: gives a `RegisteredPrior` without arguments; or "module:factory", which is imported when the prior is asked for.
+        name: replaces a former meaning.
+        factory: gives a `RegisteredPrior` without arguments; or "module:factory", which is imported when the prior is used.
     """
     PRIORS[name] = factory
 
 
 def registered(name: str) -> RegisteredPrior | None:
-    """What a name stands for; None if it is none of the registered ones."""
+    """The registered prior of a name; None if the name is not registered."""
     factory = PRIORS.get(name)
     if isinstance(factory, str):
         module, _, attribute = factory.partition(":")
@@ -64,7 +82,14 @@ def registered(name: str) -> RegisteredPrior | None:
 
 
 def world_of(name: str) -> World | None:
-    """The world of a registered prior, or of a folder with a vocabulary, which knows the embedded one; else None."""
+    """The world of a prior.
+
+    Args:
+        name: registered, or a folder; a folder with a vocabulary belongs to the embedded world.
+
+    Returns:
+        The world; None for a prior without one.
+    """
     found = registered(name)
     if found is None and (local(name) / "vocabulary.json").exists():
         return embedded_world()
@@ -72,5 +97,5 @@ def world_of(name: str) -> World | None:
 
 
 def embedded_world() -> World:
-    """The world that has a truth to compare with, whichever prior a scene was distilled from."""
+    """The world of the shipped prior, which has a true object for every caption, whichever prior a scene was distilled from."""
     return registered(EMBEDDED).world()

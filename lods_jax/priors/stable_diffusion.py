@@ -112,7 +112,7 @@ class Backbone(NamedTuple):
         decode: (weights, latents) -> rgb.
         predict: (weights, psi, z_t, t, `Cond`) -> eps.
         noise_schedule: that the U-Net was trained on.
-        predict_x0: (weights, psi, z_t, t, `Cond`) -> clean latents.
+        predict_x0: (weights, psi, z_t, t, `Cond`) -> clean latents; None unless the schedule ends without signal.
     """
 
     unet: nn.Module
