@@ -55,7 +55,13 @@ MORE = (
     ("a red snowman, front view", "a red checkered snowman, front view"),
     ("a yellow rocket, side view", "a yellow mug, side view"),
 )
-FIGURES, RUNS = ("attribute", "rest", "outside", "truth"), 2
+FIGURES = {
+    "attribute": "asked attribute",
+    "rest": "the rest",
+    "outside": "PSNR outside the object, dB",
+    "truth": "PSNR to the true result, dB",
+}
+RUNS = 2
 
 
 class Setting(NamedTuple):
@@ -120,6 +126,17 @@ def cell(x: np.ndarray) -> str:
     return f"{format_number(interquartile_mean(x))} ({format_number(low)} to {format_number(high)})"
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Interquartile means with 95 % bootstrap intervals over edits and images, as Markdown."""
+    lines = ["| | n | " + " | ".join(FIGURES.values()) + " |", "|---" * (len(FIGURES) + 2) + "|"]
+    for setting in SETTINGS:
+        own = [row for row in rows if row["label"] == setting.label]
+        # What has no true result is NaN, which JSON has as null.
+        cells = [cell(np.array([row[name] for row in own], float)) for name in FIGURES]
+        lines.append(f"| {setting.label} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
@@ -147,19 +164,14 @@ def main() -> None:
             rows.append(row | figures(params, rgb, plain, source, target, number))
             append(out / "rows.jsonl", rows[-1])
             print(setting.label, source, number, {k: format_number(rows[-1][k]) for k in FIGURES}, flush=True)
-    lines = ["| | n | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 2) + "|"]
-    for setting in SETTINGS:
-        own = [row for row in rows if row["label"] == setting.label]
-        cells = [cell(np.array([row[name] for row in own])) for name in FIGURES]
-        lines.append(f"| {setting.label} | {len(own)} | {' | '.join(cells)} |")
     with replacing(out / "table.md") as partial:
-        partial.write_text("\n".join(lines) + "\n")
+        partial.write_text(table(rows) + "\n")
     pictures = []
     for source, target in edits:
         files = [out / "images" / f"{setting.label}, {source}, 0.npy" for setting in SETTINGS]
         pictures += [scene(source, 0)[1][..., :3], *(np.load(file) for file in files), scene(target, 0)[1][..., :3]]
     write_png(out / "grid.png", grid(np.stack(pictures).astype(np.float32), len(SETTINGS) + 2), scale=2)
-    print("\n".join(lines))
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,16 @@ N = 8
 PROMPTS = ("a red mug, front view", "a green robot, front view")
 MORE = ("a blue chair, side view", "a yellow car, side view", "an orange house, front view", "a purple mushroom, back view")
 MORE += ("a pink snowman, front view", "a white rocket, side view")
-FIGURES = ("kind", "color", "view", "kid", "saturation", "diversity", "predictions", "seconds")
+FIGURES = {
+    "kid": "KID",
+    "kind": "judge reads the kind",
+    "color": "the colour",
+    "view": "the view",
+    "saturation": "saturation minus renders'",
+    "diversity": "diversity",
+    "predictions": "predictions per image",
+    "seconds": "seconds",
+}
 
 
 class Setting(NamedTuple):
@@ -149,15 +158,22 @@ def predictions(setting: Setting, steps: int) -> float:
 
 
 def table(settings: Sequence[Setting], rows: list[dict[str, Any]]) -> str:
-    """Means and ranges over the jobs of each setting."""
-    lines = ["| | n | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 2) + "|"]
+    """Means and ranges over the jobs of each setting; KID by prompt too, since prompts differ more than settings."""
+    prompts = [prompt for prompt in PROMPTS + MORE if any(row["prompt"] == prompt for row in rows)]
+    heads = [f"KID, {prompt.partition(',')[0]}" for prompt in prompts] + list(FIGURES.values())
+    lines = ["| | n | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
     for setting in settings:
         own = [row for row in rows if row["label"] == setting.label]
-        columns = [np.array([row.get(name, np.nan) for row in own]) for name in FIGURES]
-        summary = [[format_number(float(f(x))) for f in (np.nanmean, np.nanmin, np.nanmax)] for x in columns]
-        cells = [f"{mean} ({low} to {high})" for mean, low, high in summary]
-        lines.append(f"| {setting.label} | {len(own)} | {' | '.join(cells)} |")
+        columns = [[row["kid"] for row in own if row["prompt"] == prompt] for prompt in prompts]
+        columns += [[row.get(name, np.nan) for row in own] for name in FIGURES]
+        lines.append(f"| {setting.label} | {len(own)} | {' | '.join(map(mean_and_range, columns))} |")
     return "\n".join(lines)
+
+
+def mean_and_range(x: Sequence[float]) -> str:
+    """ "1.2 (1.1 to 1.3)"; the value alone where all are alike."""
+    mean, low, high = (format_number(float(f(x))) for f in (np.nanmean, np.nanmin, np.nanmax))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def main() -> None:

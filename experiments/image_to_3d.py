@@ -44,7 +44,16 @@ from lods_jax.training.distributed import start_jax
 from lods_jax.training.scene_setups import StaticShapes
 
 SIZE = 64
-FIGURES = ("picture", "psnr", "iou", "kind", "color", "view", "janus", "seconds")
+FIGURES = {
+    "picture": "PSNR in the picture's view, dB",
+    "psnr": "PSNR in other views, dB",
+    "iou": "silhouette IoU",
+    "kind": "judge reads the kind",
+    "color": "judge reads the colour",
+    "view": "judge reads the view",
+    "janus": "Janus: sides and backs read as a front",
+    "seconds": "seconds of optimisation",
+}
 OBJECTIVES = {"SDS": ObjectiveConfig("sds", 7.5), "LODS": ObjectiveConfig("lods-embedding", 100.0)}
 EXAMPLES = {"mug": ("a red mug", 35.0, 20.0), "house": ("a yellow house", 20.0, 15.0)}
 
@@ -152,9 +161,9 @@ def table(rows: list[dict]) -> str:
     """Interquartile means with 95 % bootstrap intervals over pictures and seeds, as Markdown."""
     names = [name for name in ROWS if any(row["row"] == name for row in rows)]
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for figure in FIGURES:
+    for figure, label in FIGURES.items():
         values = [np.array([row[figure] for row in rows if row["row"] == name]) for name in names]
-        lines.append(f"| {figure} | " + " | ".join(cell(x) for x in values) + " |")
+        lines.append(f"| {label} | " + " | ".join(cell(x) for x in values) + " |")
     n = [str(sum(row["row"] == name for row in rows)) for name in names]
     return "\n".join([*lines, "| n | " + " | ".join(n) + " |"]) + "\n"
 

@@ -1,4 +1,4 @@
-"""The presets that behave as the release of LODS: they differ from ours in what docs/release.md tells, and in nothing else."""
+"""The presets that behave as the release of LODS: they differ from ours in what docs/dev/release.md tells, and in nothing else."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_every_key_in_which_an_official_preset_differs_is_in_the_table(setting):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_official_presets_hold_what_the_release_does(setting):
-    """The facts of docs/release.md that are numbers."""
+    """The facts of docs/dev/release.md that are numbers."""
     config = C.check(C.load(f"{setting}-official"))
     assert not config.perp_neg
     assert (config.output.fov_y, config.output.elevation, config.output.frames) == (70, 15, 120)

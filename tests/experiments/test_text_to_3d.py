@@ -87,5 +87,5 @@ def test_the_table_pairs_runs_of_the_same_prompt_and_seed(module):
         for method, shift in (("SDS", 0.0), ("CSD", 0.25))
     ]
     text = module.table(rows, ["SDS", "CSD"])
-    assert "| kid minus SDS's, paired | 0 (0 to 0) | 0.25 (0.25 to 0.25) |" in text
+    assert "| KID minus that of SDS, paired | 0 (0 to 0) | 0.25 (0.25 to 0.25) |" in text
     assert "| n | 4 | 4 |" in text

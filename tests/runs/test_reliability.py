@@ -1,4 +1,4 @@
-"""What docs/reliability.md promises: runs that are killed, that find the disk full, that meet NaNs or another process."""
+"""What docs/dev/reliability.md promises: runs that are killed, that find the disk full, that meet NaNs or another process."""
 
 import json
 import os

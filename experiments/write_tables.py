@@ -1,0 +1,107 @@
+"""Writes the tables of the documentation from the rows of experiments/results: no figure can differ from its row.
+
+    python -m experiments.write_tables          # rewrites what stands between `<!-- table: NAME -->` and `<!-- end -->`
+
+A new or longer file of rows is copied from the `--out` folder of its experiment to experiments/results first. The suite runs the
+same and fails where a page would change.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from experiments import editing_2d, generation_2d, image_to_3d, text_to_3d
+from experiments.benchmarks import slices
+from lods_jax.core.paths import TABLETOP
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.S)
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """The rows of experiments/results/NAME.jsonl."""
+    lines = (ROOT / "experiments" / "results" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def objectives_in_2d() -> str:
+    """Of the seeds that every setting has."""
+    return generation_2d.table(generation_2d.SETTINGS, [row for row in rows("generation_2d") if row["seed"] < 2])
+
+
+def prior_gates(folder: Path) -> str:
+    """What a tabletop prior was asked to pass before it shipped, and what it reaches."""
+    figures = json.loads((folder / "gates.json").read_text(encoding="utf-8"))
+    gates = figures["gates"]
+    lines = ["| figure | value | gate | |", "|---|---|---|---|"]
+    for name, label in GATES.items():
+        show = (lambda x: f"{x:.1f} dB") if "psnr" in name else (lambda x: f"{x:.1%}")
+        error = f" ± {figures[f'{name} +-']:.1%}" if f"{name} +-" in figures else ""
+        gate, verdict = (
+            ("", "") if name not in gates else (show(gates[name]), "pass" if figures[name] >= gates[name] else "missed")
+        )
+        lines.append(f"| {label} | {show(figures[name])}{error} | {gate} | {verdict} |")
+    return "\n".join(lines)
+
+
+GATES = {
+    "vae psnr [dB]": "VAE on unseen renders, PSNR",
+    "caption swap: color": "loss rises with a wrong colour",
+    "caption swap: kind": "loss rises with a wrong kind",
+    "caption swap: view": "loss rises with a wrong view (kinds with a front)",
+    **{
+        f"{split}: {name}": f"judge reads the asked {label} in samples{of}"
+        for name, label in (("kind", "kind"), ("color", "colour"), ("view", "view"), ("pattern", "pattern"))
+        for split, of in (("samples", ""), ("samples, unseen triples", " of held-out captions"))
+    },
+    "judge: kind": "judge on unseen renders, kind",
+    "judge: color": "judge on unseen renders, colour",
+    "judge: view": "judge on unseen renders, view",
+    "judge: none": "judge reads none in blobs, floaters, smears and half-noised images (worst of them)",
+}
+
+HEADLINES = ("kid", "view", "janus", "chamfer", "floaters", "saturation")  # of the README
+
+
+def short(table: str, labels: Collection[str]) -> str:
+    """Only these rows of a table."""
+    head, body = table.splitlines()[:2], table.splitlines()[2:]
+    return "\n".join(head + [line for line in body if line.split("|")[1].strip() in labels])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "prior-gates": lambda: prior_gates(TABLETOP),
+    "text-to-3d": lambda: text_to_3d.table(rows("text_to_3d-tabletop"), list(text_to_3d.TRIALS)),
+    "text-to-3d-short": lambda: short(TABLES["text-to-3d"](), [text_to_3d.COLUMNS[name] for name in HEADLINES]),
+    "text-to-3d-exact": lambda: text_to_3d.table(rows("text_to_3d-exact-gaussians"), list(text_to_3d.TRIALS)),
+    "objectives-in-2d": objectives_in_2d,
+    "lods-configurations": lambda: generation_2d.table(generation_2d.CONFIGURATIONS, rows("generation_2d")),
+    "edits": lambda: editing_2d.table(rows("editing_2d")),
+    "image-to-3d": lambda: image_to_3d.table(rows("image_to_3d")),
+    "tpu": lambda: slices.table(rows("slices")),
+}
+
+
+def with_tables(page: str) -> str:
+    """A page whose tables are made anew from their rows. Intervals do not break: "(0.1 to", "0.2)" is hard to read."""
+    whole = lambda table: re.sub(r"\([^()|]* to [^()|]*\)", lambda found: found[0].replace(" ", "\u00a0"), table)  # noqa: E731
+    return TABLE.sub(lambda found: f"{found[1]}\n{whole(TABLES[found[2]]()).strip()}\n\n{found[3]}", page)
+
+
+def pages() -> list[Path]:
+    """Where tables may stand."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def main() -> None:
+    for path in pages():
+        page = path.read_text(encoding="utf-8")
+        if (new := with_tables(page)) != page:
+            path.write_text(new, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)}: rewritten")
+
+
+if __name__ == "__main__":
+    main()
