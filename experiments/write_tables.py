@@ -9,6 +9,7 @@ same and fails where a page would change.
 import json
 import re
 from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,16 @@ GATES = {
 HEADLINES = ("kid", "view", "janus", "chamfer", "floaters", "saturation")  # of the README
 
 
-def short(table: str, labels: Collection[str]) -> str:
+def short(whole: str, labels: Collection[str]) -> str:
     """Only these rows of a table."""
-    head, body = table.splitlines()[:2], table.splitlines()[2:]
+    head, body = whole.splitlines()[:2], whole.splitlines()[2:]
     return "\n".join(head + [line for line in body if line.split("|")[1].strip() in labels])
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "prior-gates": lambda: prior_gates(TABLETOP),
     "text-to-3d": lambda: text_to_3d.table(rows("text_to_3d-tabletop"), list(text_to_3d.TRIALS)),
-    "text-to-3d-short": lambda: short(TABLES["text-to-3d"](), [text_to_3d.COLUMNS[name] for name in HEADLINES]),
+    "text-to-3d-short": lambda: short(table("text-to-3d"), [text_to_3d.COLUMNS[name] for name in HEADLINES]),
     "text-to-3d-exact": lambda: text_to_3d.table(rows("text_to_3d-exact-gaussians"), list(text_to_3d.TRIALS)),
     "objectives-in-2d": objectives_in_2d,
     "lods-configurations": lambda: generation_2d.table(generation_2d.CONFIGURATIONS, rows("generation_2d")),
@@ -84,10 +85,15 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
+@cache  # a thousand bootstrap draws a cell; the README shows rows of another page's table
+def table(name: str) -> str:
+    """One of TABLES. Intervals do not break: "(0.1 to" on one line and "0.2)" on the next is hard to read."""
+    return re.sub(r"\([^()|]* to [^()|]*\)", lambda found: found[0].replace(" ", "\u00a0"), TABLES[name]().strip())
+
+
 def with_tables(page: str) -> str:
-    """A page whose tables are made anew from their rows. Intervals do not break: "(0.1 to", "0.2)" is hard to read."""
-    whole = lambda table: re.sub(r"\([^()|]* to [^()|]*\)", lambda found: found[0].replace(" ", "\u00a0"), table)  # noqa: E731
-    return TABLE.sub(lambda found: f"{found[1]}\n{whole(TABLES[found[2]]()).strip()}\n\n{found[3]}", page)
+    """A page whose tables are made anew from their rows."""
+    return TABLE.sub(lambda found: f"{found[1]}\n{table(found[2])}\n\n{found[3]}", page)
 
 
 def pages() -> list[Path]:
