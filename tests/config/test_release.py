@@ -1,4 +1,4 @@
-"""The presets that behave as the release of LODS: they differ from ours in what docs/dev/release.md tells, and in nothing else."""
+"""The presets that behave as the release of LODS: they differ from ours in what docs/dev/release.md says, and in nothing else."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from lods_jax import config as C
 
-TABLE = (Path(__file__).parents[2] / "docs" / "release.md").read_text(encoding="utf-8")
+TABLE = (Path(__file__).parents[2] / "docs" / "dev" / "release.md").read_text(encoding="utf-8")
 SETTINGS = ("sd21-gaussians-lods-embedding", "sd21-nerf-lods-embedding", "sd21-nerf-lods-lora")
 
 
