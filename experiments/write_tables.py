@@ -11,8 +11,10 @@ import re
 from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import lods_jax
 from experiments import editing_2d, generation_2d, image_to_3d, text_to_3d
 from experiments.benchmarks import slices
 from lods_jax.core.paths import TABLETOP
@@ -44,6 +46,16 @@ def prior_gates(folder: Path) -> str:
             ("", "") if name not in gates else (show(gates[name]), "pass" if figures[name] >= gates[name] else "missed")
         )
         lines.append(f"| {label} | {show(figures[name])}{error} | {gate} | {verdict} |")
+    return "\n".join(lines)
+
+
+def public_api() -> str:
+    """The names of `import lods_jax` with their first sentences, each a link to where it is defined."""
+    lines = ["| name | what it is |", "|---|---|"]
+    for name in lods_jax.__all__:
+        found = getattr(lods_jax, name)
+        place = found.__name__ if isinstance(found, ModuleType) else f"{found.__module__}.{found.__name__}"
+        lines.append(f"| [`{name}`][{place}] | {found.__doc__.strip().splitlines()[0]} |")
     return "\n".join(lines)
 
 
@@ -81,6 +93,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lods-configurations": lambda: generation_2d.table(generation_2d.CONFIGURATIONS, rows("generation_2d")),
     "edits": lambda: editing_2d.table(rows("editing_2d")),
     "image-to-3d": lambda: image_to_3d.table(rows("image_to_3d")),
+    "public-api": public_api,
     "tpu": lambda: slices.table(rows("slices")),
 }
 

@@ -26,7 +26,7 @@ class Ellipses(NamedTuple):
     Attributes:
         x: mean, px from the left edge.
         y: mean, px from the upper edge.
-        xx: px^-2, the inverse covariance is [[xx xy] [xy yy]].
+        xx: px^-2; the inverse covariance is `[[xx, xy], [xy, yy]]`.
         xy: px^-2.
         yy: px^-2.
         depth: along the optical axis, world units; 1 where hidden.
