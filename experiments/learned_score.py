@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lods_jax.cli.commands import prior_folder
+from lods_jax.cli.checks import prior_folder
 from lods_jax.core.noise_schedule import add_noise, eps_to_v, velocity
 from lods_jax.core.types import Cond
 from lods_jax.priors.captioned_images import posterior, posterior_mean

@@ -13,7 +13,7 @@ from docstring_parser import DocstringStyle, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(ROOT.joinpath("lods_jax").rglob("*.py"))
-PACKAGES = ("config", "core", "distillation", "priors", "scenes")
+PACKAGES = ("cli", "config", "core", "distillation", "priors", "scenes")
 WITH_EXAMPLES = [file for file in MODULES if ">>> " in file.read_text(encoding="utf-8")]
 SHORT = 2  # parameters that a summary may name by itself, without `Args:`
 
@@ -55,7 +55,7 @@ def raised(node: ast.FunctionDef) -> set[str]:
     for block in (n for n in own(node) if isinstance(n, ast.Try)):
         caught = named(handler.type for handler in block.handlers if handler.type)
         within = errors(m for statement in block.body for m in [statement, *own(statement)])
-        found -= {(n, name) for n, name in within if name in caught}
+        found -= {(n, name) for n, name in within if caught & {name, "Exception", "BaseException"}}
     return {name for _, name in found if name[0].isupper()}  # what a helper returns names its class itself
 
 

@@ -16,11 +16,11 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-      argv: the words after `lods`; by default those of this process.
+        argv: the words after `lods`; None for those of this process.
 
     Returns:
-      The exit code: 0; 2 after bad input or a place that cannot be read or written, which is told in one line; 1 after a batch in
-      which a prompt failed; 130 or 143 after a signal, 141 where nobody reads what is printed.
+        The exit code: 0; 2 after bad input or a place that cannot be read or written, with one line on stderr; 1 after a batch in
+            which a prompt failed; 130 or 143 after a signal; 141 if nobody reads what is printed.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:

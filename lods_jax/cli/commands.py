@@ -2,15 +2,15 @@
 refusals come at once.
 """
 
-import difflib
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from lods_jax import config as configs
 from lods_jax.cli import flags
-from lods_jax.config import Config, PriorConfig
+from lods_jax.cli.checks import check_prompt, prior_folder, some
+from lods_jax.cli.image_commands import edit_image, text_to_image
+from lods_jax.config import Config
 from lods_jax.core.errors import UserError, tell
 from lods_jax.core.files import check_place, check_suffix
 from lods_jax.core.paths import TABLETOP
@@ -19,6 +19,17 @@ from lods_jax.runs import batch, prompt_files
 
 
 def text_to_3d(args: flags.TextTo3D) -> int:
+    """`lods text-to-3d`: distils a prompt, or a file of prompts.
+
+    Args:
+        args: its flags.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: flags contradict each other, or an argument is invalid.
+    """
     config, prompts = configs.check(args.settings), prompt_files.read_prompts(args.prompts) if args.prompts else {}
     if prompts and config.prompt.startswith("lib:"):
         config, prompts = replace(config, prompt=prompt_files.pick(prompts, config.prompt)), {}
@@ -53,6 +64,17 @@ def text_to_3d(args: flags.TextTo3D) -> int:
 
 
 def image_to_3d(args: flags.ImageTo3D) -> int:
+    """`lods image-to-3d`: distils the object of an image.
+
+    Args:
+        args: its flags.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: there is no image, or an argument is invalid.
+    """
     config = Config(**vars(args.settings))
     files = {f"{name}_file": getattr(config.image, f"{name}_file") for name in ("depth", "normal")}
     files = {name: str(Path(file).absolute()) for name, file in files.items() if file} | {"file": str(args.image.absolute())}
@@ -90,7 +112,12 @@ def image_to_3d(args: flags.ImageTo3D) -> int:
 
 
 def dry_run(config: Config, topology: str | None) -> None:
-    """What a step would take, for a folder, the tabletop prior, or a published architecture by its name."""
+    """Prints what a step would take: with a folder, the tabletop prior, or the name of a published architecture.
+
+    Args:
+        config: of the run.
+        topology: a TPU slice, or None for the devices here.
+    """
     from lods_jax.priors.architectures import CONFIGS
 
     sketched = config.prior.name in CONFIGS and not Path(config.prior.name).is_dir()
@@ -108,6 +135,17 @@ def dry_run(config: Config, topology: str | None) -> None:
 
 
 def resume(args: flags.Resume) -> int:
+    """`lods resume`: continues a run.
+
+    Args:
+        args: its flags.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: the folder holds no run, or its objective is code that `--objective` does not name.
+    """
     file = args.run / "config.yaml"
     if not file.is_file():
         raise UserError(f"{args.run} holds no run: {file} is missing")
@@ -124,7 +162,15 @@ def resume(args: flags.Resume) -> int:
 
 
 def start_run(config: Config, distributed: bool) -> None:
-    """`start_jax` for a run; refuses what only one process can do where there are several."""
+    """Starts JAX for a run.
+
+    Args:
+        config: of the run.
+        distributed: whether this is one of several processes.
+
+    Raises:
+        UserError: the configuration needs a single process.
+    """
     if distributed and config.parallel in ("jit", "pmap"):
         raise UserError(f"--distributed needs --parallel shard_map or auto, got {config.parallel}")
     if distributed and config.reduce == "ordered":
@@ -135,12 +181,14 @@ def start_run(config: Config, distributed: bool) -> None:
 
 
 def view(args: flags.View) -> None:
+    """`lods view` with the flags `args`: shows the splats of a run in a browser."""
     from lods_jax.runs import view
 
     view.view(args.run, args.port)
 
 
 def compare(args: flags.Compare) -> None:
+    """`lods compare` with the flags `args`: writes a page with runs side by side."""
     check_suffix(args.out, (".html", ".htm"))
     check_place(args.out)
     from lods_jax.training.distributed import start_jax
@@ -154,6 +202,7 @@ def compare(args: flags.Compare) -> None:
 
 
 def evaluate(args: flags.Evaluate) -> None:
+    """`lods evaluate` with the flags `args`: measures runs against the true objects."""
     if args.json:
         check_place(args.json)
     from lods_jax.training.distributed import start_jax
@@ -165,6 +214,7 @@ def evaluate(args: flags.Evaluate) -> None:
 
 
 def export(args: flags.Export) -> None:
+    """`lods export` with the flags `args`: writes the scene of a run for other programs."""
     check_place(args.out or args.run, folder=True)
     from lods_jax.training.distributed import start_jax
 
@@ -175,14 +225,8 @@ def export(args: flags.Export) -> None:
     tell(export.export(read_run(args.run), args.to, args.out, args.faces, args.texture, args.particle))
 
 
-def some(runs: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The runs of a command, if there are any."""
-    if not runs:
-        raise UserError("name at least one run folder: outputs/latest, say")
-    return runs
-
-
 def info(args: flags.Info) -> None:
+    """`lods info`: prints versions, devices, ffmpeg and priors; `args` are empty."""
     import jax
 
     from lods_jax.core.videos import ffmpeg_path
@@ -202,77 +246,8 @@ def info(args: flags.Info) -> None:
         print(f"{'prior':<17}{name}: {entry.about}{network}")
 
 
-def text_to_image(args: flags.TextToImage) -> None:
-    folder = images_folder(args.prior, args.out, args.seed + args.n - 1)
-    check_prompt(args.prompt, folder, args.anyway)
-    steps = args.steps if args.steps is not None else 500 if args.objective else 30
-    s = 4.0 if args.guidance_scale is None else args.guidance_scale
-    if not args.objective and (steps > 1000 or s > 1e6):
-        raise UserError(f"samples take --steps in 1..1000 and --guidance-scale in 0..1e6, got {steps} and {s:g}")
-    from lods_jax.training.distributed import start_jax
-
-    start_jax()
-    from lods_jax.distillation.registry import make_objective
-    from lods_jax.priors import sampling
-    from lods_jax.runs import generate
-    from lods_jax.training import distill_2d
-
-    options = {"strict": not args.anyway, "batch": args.batch} | network(args.prior)
-    if args.objective:
-        recipe = distill_2d.DistillConfig(steps, args.lr, args.decay, args.b2, args.psi_lr)
-        adapter = {} if args.adapter_text is None else {"adapter_text": "adapter"}
-        objective = make_objective(args.objective, args.guidance_scale, adapter)
-        table = generate.image_prompts(args.prompt, args.negative_prompt, args.view, args.adapter_text)
-        frames = generate.distilled(folder, objective, table, args.n, recipe, args.seed, args.space, args.start, **options)
-        generate.write_film(args.out, frames)
-        tell(f"{args.out}: {args.n} images of {args.prompt!r} under {args.objective}, seed {args.seed}")
-        return
-    rgb = sampling.text_to_image(folder, args.prompt, args.n, args.seed, s, steps, args.negative_prompt, **options)
-    generate.write_images(args.out, rgb)
-    tell(f"{args.out}: {args.n} samples of {args.prompt!r}, seeds {args.seed} to {args.seed + args.n - 1}")
-
-
-def edit_image(args: flags.EditImage) -> None:
-    folder = images_folder(args.prior, args.out, args.seed)
-    for prompt in (args.source, args.target):
-        check_prompt(prompt, folder, args.anyway)
-    if not args.image.is_file():
-        raise UserError(f"there is no image {args.image}")
-    from lods_jax.training.distributed import start_jax
-
-    start_jax()
-    from lods_jax.distillation.registry import make_objective
-    from lods_jax.priors import sampling
-    from lods_jax.priors.captioned_images import read_image
-    from lods_jax.runs import generate
-    from lods_jax.training import distill_2d
-
-    image = read_image(args.image, sampling.image_size(folder))
-    recipe = distill_2d.DistillConfig(args.steps, args.lr, psi_lr=args.psi_lr, fit_first=args.fit_first)
-    objective, texts = make_objective(args.objective, args.guidance_scale), (args.source, args.target)
-    options = {"strict": not args.anyway, "batch": args.batch} | network(args.prior)
-    frames = generate.edited(folder, objective, image, *texts, args.n, recipe, args.seed, args.negative_prompt, **options)
-    generate.write_film(args.out, frames, image)
-    tell(f"{args.out}: {args.image}, then {args.n} edits to {args.target!r} under {args.objective}, seed {args.seed}")
-
-
-def images_folder(prior: PriorConfig, out: Path, last_seed: int) -> Path:
-    """The folder of the prior of a command that makes images, after a look at where they go."""
-    from lods_jax.core.images import WRITTEN_FORMATS
-
-    if last_seed >= 2**32:
-        raise UserError(f"the last of the seeds must lie below 2^32, got {last_seed}: pass a smaller --seed")
-    check_suffix(out, tuple(WRITTEN_FORMATS))
-    check_place(out)
-    return prior_folder(prior.name, prior.download)
-
-
-def network(prior: PriorConfig) -> dict[str, Any]:
-    """The options of `stable_diffusion` that a person may choose."""
-    return {name: getattr(prior, name) for name in ("dtype", "variant", "attention", "remat", "rank")}
-
-
 def train_prior(args: flags.TrainPrior) -> None:
+    """`lods train-prior` with the flags `args`: trains the tabletop prior or its classifier, or measures them."""
     minutes = (0 if args.evaluate else 60) if args.minutes is None else args.minutes
     out = args.out or (Path("outputs/prior") if minutes else TABLETOP)
     check_place(out if minutes or args.out else Path("outputs/prior"), folder=True)
@@ -288,44 +263,6 @@ def train_prior(args: flags.TrainPrior) -> None:
         seed=args.seed,
         measure_gates=args.evaluate,
     )
-
-
-def prior_folder(name: str, download: bool = False) -> Path:
-    """The folder of --prior; refuses what is not there."""
-    from lods_jax.priors.hub import local
-
-    folder = local(name, download)
-    if not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"no prior at {folder}: --prior takes {', '.join(PRIORS)}, a Stable Diffusion folder in diffusers "
-            "layout with safetensors, or the id of a repository in the local Hugging Face cache (text-to-3d fetches it with "
-            "--prior.download)"
-        )
-    return folder
-
-
-def check_prompt(prompt: str, folder: Path | None, anyway: bool, place: str = "") -> None:
-    """Refuses an empty prompt, and words that the prior has never seen; names the nearest prompts that it knows.
-
-    Args:
-      prompt: of a person.
-      folder: of the prior; None for one without a vocabulary.
-      anyway: let words pass that the prior has never seen.
-      place: where the prompt stands, as an error begins: "prompts.txt, line 3: ".
-    """
-    if not prompt.strip() or "\0" in prompt or len(prompt) > 2000:
-        raise UserError(f"{place}the prompt must be 1 to 2000 characters of text, got {len(prompt)}")
-    from lods_jax.priors.diffusers_folder import read_vocabulary
-    from lods_jax.priors.tokenizer import unknown_words
-
-    known = None if anyway or folder is None else read_vocabulary(folder)
-    if known is not None and (unknown := unknown_words(prompt, known.words)):
-        nearest = difflib.get_close_matches(prompt.lower(), known.prompts, n=3, cutoff=0.0)
-        knows = f"the nearest prompts that it knows are {'; '.join(map(repr, nearest))}"
-        if not nearest:
-            knows = f"it knows {', '.join(sorted(known.words)[:40])}"
-        do = "Pass --prior DIR with a Stable Diffusion folder for free text, or --anyway"
-        raise UserError(f"{place}this prior has never seen the words {', '.join(unknown)}; {knows}. {do}")
 
 
 RUN = {

@@ -50,6 +50,8 @@ class TextTo3D:
 
 @dataclass(frozen=True)
 class PictureRun(Config):
+    """The configuration of an `image-to-3d` run."""
+
     prompt: str = ""  # type: ignore[assignment]
     """What the image shows. Without it the tabletop judge reads it, and the prompt's embedding is fitted to it."""
 
@@ -243,7 +245,17 @@ DEFAULT_PRESETS = {"gaussians": "gaussians-lods-embedding", "nerf": "nerf-lods-e
 
 
 def parse(argv: list[str]) -> Any:
-    """The command of a command line. Defaults < --config < flags. Raises UserError for what is none."""
+    """The command of a command line. Defaults < --config < flags.
+
+    Args:
+        argv: the words after `lods`.
+
+    Returns:
+        An instance of one of the classes of this module.
+
+    Raises:
+        UserError: the words are no command.
+    """
     check_command(argv)
     argv = current_flags(argv)
     check_flags(argv)
@@ -270,7 +282,14 @@ def parse(argv: list[str]) -> Any:
 
 
 def unboxed(text: str) -> str:
-    """What tyro says in a box of several lines, as one: what stands between its first two rules."""
+    """The message that tyro prints in a box, as one line.
+
+    Args:
+        text: with the box.
+
+    Returns:
+        What stands between its first two rules.
+    """
     lines = [line.strip(" │") for line in text.splitlines()]
     rules = [i for i, line in enumerate(lines) if line and not line.strip("╭╮╰╯─-")]
     said = lines[rules[0] + 1 : rules[1]] if len(rules) > 1 else lines
@@ -278,7 +297,17 @@ def unboxed(text: str) -> str:
 
 
 def preset(argv: list[str], task: str = "") -> Config:
-    """What flags start from: the file of --config, with an objective that is named by a flag in place of the file's, whole."""
+    """The configuration that flags start from: the file of --config, or the preset of the scene.
+
+    An objective that a flag names replaces the file's as a whole.
+
+    Args:
+        argv: the words after `lods`.
+        task: prefix of the preset's name, "image-" for image-to-3d.
+
+    Returns:
+        The configuration.
+    """
     by_scene = DEFAULT_PRESETS.get(given(argv, "--scene") or "gaussians", "gaussians-lods-embedding")
     start = configs.load(given(argv, "--config") or task + by_scene)
     name = given(argv, "--objective") or given(argv, "--objective.name") or start.objective.name
@@ -286,7 +315,19 @@ def preset(argv: list[str], task: str = "") -> Config:
 
 
 def given(argv: list[str], flag: str) -> str | None:
-    """The value of a flag: `--flag VALUE` or `--flag=VALUE`."""
+    """The value of a flag, written `--flag VALUE` or `--flag=VALUE`.
+
+    Args:
+        argv: the words after `lods`.
+        flag: with its dashes.
+
+    Returns:
+        The value; None without the flag.
+
+    Examples:
+        >>> given(["text-to-3d", "--seed=3"], "--seed")
+        '3'
+    """
     for word, following in zip(argv, [*argv[1:], None], strict=True):
         if word == flag:
             return following
@@ -296,7 +337,14 @@ def given(argv: list[str], flag: str) -> str | None:
 
 
 def check_command(argv: list[str]) -> None:
-    """Refuses a command that there is none of, and names the nearest."""
+    """Checks that the first word is a command.
+
+    Args:
+        argv: the words after `lods`.
+
+    Raises:
+        UserError: it is none; the message names the nearest.
+    """
     if not argv:
         raise UserError(f"name a command: {', '.join(COMMANDS)}; see lods --help")
     if argv[0] not in COMMANDS and argv[0] not in ("-h", "--help"):
@@ -305,7 +353,7 @@ def check_command(argv: list[str]) -> None:
 
 
 def current_flags(argv: list[str]) -> list[str]:
-    """The same words with old names of settings under those of today; one line says which."""
+    """The words of argv with old names of settings under their current ones; a line on stderr says which."""
     words, changed = [], []
     for word in argv:
         flag, equals, value = word.partition("=")
@@ -321,7 +369,14 @@ def current_flags(argv: list[str]) -> list[str]:
 
 
 def check_flags(argv: list[str]) -> None:
-    """Refuses a flag that the command does not have, and names the nearest that it has."""
+    """Checks that the command has all flags.
+
+    Args:
+        argv: the words after `lods`.
+
+    Raises:
+        UserError: it lacks one; the message names the nearest.
+    """
     command = COMMANDS.get(argv[0])
     if command is None:
         return

@@ -11,7 +11,15 @@ FRAMES, SIZE = 24, 192  # of the true object
 
 
 def compare(paths: Sequence[Path], out: Path) -> list[str]:
-    """Writes the page; returns one line for each run that is missing something."""
+    """Writes a page with runs side by side, and the true object beside them for prompts of the tabletop world.
+
+    Args:
+        paths: folders of the runs.
+        out: the HTML file.
+
+    Returns:
+        One line for each run that lacks something.
+    """
     runs = [read_run(path) for path in paths]
     true_renders = embedded_world().true_renders
     frames = {prompt: true_renders(prompt, FRAMES, SIZE) for prompt in {run.config.prompt for run in runs}}

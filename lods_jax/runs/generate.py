@@ -33,24 +33,24 @@ def distilled(
     batch: int | None = None,
     **network: Any,
 ) -> Float[np.ndarray, "f n h w 3"]:
-    """Images of a prompt under an objective, as a film of their optimisation.
+    """Images of a prompt, distilled under an objective.
 
     Args:
-      folder: of a Stable Diffusion.
-      objective: what moves them.
-      table: the texts that it may ask with (`image_prompts`).
-      n: how many.
-      recipe: how long and how fast.
-      seed: of all noise.
-      space: "latents" are optimised themselves; "pixels" through the encoder.
-      start: "quiet" is noise of a tenth of the latents' size, or almost even grey; "uniform" is noise over [-1, 1] of latents, or
-        over all colours.
-      strict: refuse words that the folder's vocabulary lacks.
-      batch: as of `sampling.in_batches`; None asks for all at once.
-      network: options of `stable_diffusion`.
+        folder: of a Stable Diffusion prior.
+        objective: to optimise under.
+        table: the texts, from `image_prompts`.
+        n: number of images.
+        recipe: steps and rates.
+        seed: of all noise.
+        space: "latents" optimises latents; "pixels" optimises pixels through the encoder.
+        start: "quiet" is noise of a tenth of the latents' size, or almost even grey; "uniform" is noise over [-1, 1] of latents,
+            or over all colours.
+        strict: whether words outside the folder's vocabulary are refused.
+        batch: see `sampling.in_batches`; None for all at once.
+        **network: options of `stable_diffusion`.
 
     Returns:
-      Frames in [0, 1]; the last is the result.
+        Frames of the optimisation [f n h w 3] in [0, 1]; the last is the result.
     """
     prior, weights, texts = learning(folder, objective, table, strict, batch, network)
     decode, key = jax.jit(prior.decode), jax.random.key(seed)
@@ -70,7 +70,17 @@ def distilled(
 def image_prompts(
     prompt: str, negative_prompt: str = "", view: str = "", adapter_text: str | None = None
 ) -> dict[str, Sequence[str]]:
-    """The texts for images of a prompt, which have no camera; with a `view` all of them are asked for by its name."""
+    """The prompt table of images, which have no camera.
+
+    Args:
+        prompt: what to show.
+        negative_prompt: the text of "null".
+        view: a name of `cameras.VIEWS` that the prompt names; "" for none.
+        adapter_text: the text of a LoRA; None for no such text.
+
+    Returns:
+        {name: one text per view}.
+    """
     table = prompt_table(prompt, negative_prompt, with_view=False, adapter=adapter_text)
     return table | ({"prompt": [view_prompts(prompt)[VIEWS.index(view)]] * len(VIEWS)} if view else {})
 
@@ -89,17 +99,26 @@ def edited(
     batch: int | None = None,
     **network: Any,
 ) -> Float[np.ndarray, "f n h w 3"]:
-    """Edits of an image, from what `source` says of it to what `target` says, as a film of their optimisation.
+    """Edits of an image, from the source text to the target text.
 
-    The latents start as those of the image, which are also the reference of DDS. Arguments as of `distilled`.
+    The latents start as those of the image, which are also the reference of DDS.
 
     Args:
-      image: in [0, 1].
-      source: what it shows.
-      target: what it is to show.
+        folder: of a Stable Diffusion prior.
+        objective: to optimise under.
+        image: [h w 3] in [0, 1].
+        source: what it shows.
+        target: what it is to show.
+        n: number of edits.
+        recipe: steps and rates.
+        seed: of all noise.
+        negative_prompt: the text of "null".
+        strict: whether words outside the folder's vocabulary are refused.
+        batch: see `sampling.in_batches`; None for all at once.
+        **network: options of `stable_diffusion`.
 
     Returns:
-      Frames in [0, 1]; the last is the result.
+        Frames of the optimisation [f n h w 3] in [0, 1]; the last is the result.
     """
     table = prompt_table(target, negative_prompt, with_view=False, source=source)
     prior, weights, texts = learning(folder, objective, table, strict, batch, network)
@@ -113,7 +132,22 @@ def edited(
 def learning(
     folder: Path, objective: Objective, table: Mapping, strict: bool, batch: int | None, network: Mapping[str, Any]
 ) -> tuple[Prior, Any, dict[str, Array]]:
-    """`prior_with_texts` for an objective, in batches; refuses an arithmetic in which its learned branch cannot learn."""
+    """`prior_with_texts` for an objective, in batches.
+
+    Args:
+        folder: of a Stable Diffusion prior.
+        objective: may train a query.
+        table: {name: texts}.
+        strict: whether words outside the folder's vocabulary are refused.
+        batch: see `sampling.in_batches`; None for all at once.
+        network: options of `stable_diffusion`.
+
+    Returns:
+        The prior, its weights, and {name: tokens [views n d]}.
+
+    Raises:
+        UserError: the objective trains a query in float16.
+    """
     if objective.trained_query and network.get("dtype") == "float16":
         raise UserError("this objective learns, and float16 would round its gradients away: pass --prior.dtype bfloat16")
     prior, weights, texts = prior_with_texts(folder, strict, table, **network)
@@ -121,14 +155,22 @@ def learning(
 
 
 def write_images(path: Path, rgb: Float[np.ndarray, "n h w 3"]) -> None:
-    """Images in rows of eight, in the format that the name says; small ones are enlarged, so that a person sees them."""
+    """Writes images in rows of eight, small ones enlarged.
+
+    Args:
+        path: of the file; its suffix is the format.
+        rgb: [n h w 3] in [0, 1].
+    """
     write_image(path, grid(rgb, columns=min(len(rgb), 8)), scale=enlarged(rgb))
 
 
 def write_film(path: Path, frames: Float[np.ndarray, "f n h w 3"], first: Float[np.ndarray, "h w 3"] | None = None) -> None:
-    """The last images of a film as a picture, behind `first` if there is one, and the film beside it as an MP4.
+    """Writes the last frame as an image, and all frames beside it as an MP4. Beside a device or a pipe there is no video.
 
-    Nothing lies beside a device or a pipe.
+    Args:
+        path: of the image.
+        frames: [f n h w 3] in [0, 1].
+        first: an image [h w 3] to put before the others, or None.
     """
     write_images(path, frames[-1] if first is None else np.concatenate([first[None], frames[-1]]))
     if is_stream(path):
@@ -141,5 +183,5 @@ def write_film(path: Path, frames: Float[np.ndarray, "f n h w 3"], first: Float[
 
 
 def enlarged(images: np.ndarray) -> int:
-    """The factor that brings the edge of images [... h w 3] to at least 128 pixels or so."""
+    """The whole factor that brings the edge of images [... h w 3] to about 128 pixels or more."""
     return max(1, 192 // images.shape[-3])

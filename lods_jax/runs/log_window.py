@@ -14,18 +14,35 @@ INDEX = "nonfinite_leaf"  # the metric that is no quantity
 
 
 class Window(NamedTuple):
-    """What has been measured since the last line: data alone, which JSON keeps to the last bit."""
+    """The measurements since the last line of the log. Plain data, which JSON keeps to the last bit.
 
-    logged: int = 0  # the step of that line
-    steps: int = 0  # since then
-    skipped: int = 0  # updates of the run that were dropped, up to that line
-    dead: int = 0  # of them, how many in a row before it
-    seconds: float = 0.0  # of optimisation in all sittings
+    Attributes:
+        logged: the step of that line.
+        steps: number of steps since.
+        skipped: updates of the run that were dropped, up to that line.
+        dead: how many of them in a row, up to that line.
+        seconds: of optimisation, in all sittings.
+        sums: {metric: sum since}.
+        counts: {metric: number of values since}.
+    """
+
+    logged: int = 0
+    steps: int = 0
+    skipped: int = 0
+    dead: int = 0
+    seconds: float = 0.0
     sums: Mapping[str, float] = {}
     counts: Mapping[str, int] = {}
 
     def after(self, metrics: Sequence[Mapping[str, Any]]) -> "Window":
-        """With some more steps. NaN is no value: a step in which a name has none does not count for it."""
+        """The window after further steps. A NaN counts as no value.
+
+        Args:
+            metrics: of each step.
+
+        Returns:
+            A new window.
+        """
         sums, counts = dict(self.sums), dict(self.counts)
         for step in metrics:
             for name, x in step.items():
@@ -34,17 +51,25 @@ class Window(NamedTuple):
         return self._replace(steps=self.steps + len(metrics), sums=sums, counts=counts)
 
     def means(self) -> dict[str, float]:
-        """Means over the steps that have a value, by name; a name that none of them has is left out."""
+        """Means over the steps that have a value, by name."""
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
     def closed(self, skipped: int) -> "Window":
-        """The window behind a line that was written after these steps; `skipped` updates were dropped by then."""
+        """The window that follows a line of the log; `skipped` updates were dropped by then."""
         dead = self.dead + self.steps if skipped - self.skipped == self.steps else 0
         return type(self)(self.logged + self.steps, 0, skipped, dead, self.seconds)
 
 
 def read_window(saved: Any, new: Window) -> Window:
-    """The window of a checkpoint, or a `new` one where it has none that makes sense, as checkpoints did not always."""
+    """The window that a checkpoint holds, or a new one if it holds none that is valid; older checkpoints hold none.
+
+    Args:
+        saved: of the checkpoint.
+        new: to fall back on.
+
+    Returns:
+        A window.
+    """
     if not (isinstance(saved, dict) and saved.keys() == set(Window._fields)):
         return new
     window = Window(**saved)

@@ -39,10 +39,15 @@ PLOTS = {
 
 
 def write_page(runs: Sequence[Run], path: Path, truths: Mapping[str, np.ndarray] | None = None) -> list[str]:
-    """Writes the page; returns the lines on what is missing.
+    """Writes a page of one run, or of several side by side.
 
     Args:
-      truths: {prompt: [n h w 3] renders of the true object at n equal azimuths, from the front on}, shown beside the runs.
+        runs: any number.
+        path: of the HTML file.
+        truths: {prompt: [n h w 3] renders of the true object at n equal azimuths from the front on}, shown beside the runs.
+
+    Returns:
+        One line for each run that lacks something.
     """
     store: list[str] = []  # the data of the page: <script> elements that are text
     prompts, named = list(dict.fromkeys(run.config.prompt for run in runs)), titles(runs)
@@ -82,7 +87,18 @@ def write_page(runs: Sequence[Run], path: Path, truths: Mapping[str, np.ndarray]
 
 # --- cards -----------------------------------------------------------------------------------------------------------------
 def run_card(run: Run, title: str, i: int, store: list[str], alone: bool) -> str:
-    """One run: view, figures, video and stills, as far as they are there; the last two folded away unless it is `alone`."""
+    """The card of one run: view, figures, video and stills, as far as they exist.
+
+    Args:
+        run: the run.
+        title: of the card.
+        i: its number on the page.
+        store: gets the data of the page.
+        alone: whether video and stills are unfolded.
+
+    Returns:
+        HTML.
+    """
     prompt = html.escape(run.config.prompt, quote=True)
     parts = [f"<h2>{html.escape(title)}</h2>"]
     if is_regular(run.path / "scene.splat"):
@@ -102,7 +118,16 @@ def run_card(run: Run, title: str, i: int, store: list[str], alone: bool) -> str
 
 
 def truth_card(prompt: str, frames: np.ndarray, store: list[str]) -> str:
-    """The true object, which turns with the runs beside it."""
+    """The card of the true object, which turns with the runs beside it.
+
+    Args:
+        prompt: of the object.
+        frames: renders [n h w 3].
+        store: gets the data of the page.
+
+    Returns:
+        HTML.
+    """
     name = f"truth-{len(store)}"
     keep(store, name, png(np.concatenate(list(to_uint8(frames)), axis=1)))
     label = f"{html.escape(prompt, quote=True)}: renders of the true object, turn with the views beside them"
@@ -114,7 +139,14 @@ def truth_card(prompt: str, frames: np.ndarray, store: list[str]) -> str:
 
 
 def picture_cards(runs: Sequence[Run]) -> list[str]:
-    """The images that runs began with, each once."""
+    """Cards of the images that runs began with, each once.
+
+    Args:
+        runs: of one prompt.
+
+    Returns:
+        HTML of each card.
+    """
     files = [run.path / "picture.png" for run in runs]
     cards = []
     for data in dict.fromkeys(file.read_bytes() for file in files if is_regular(file)):
@@ -127,7 +159,15 @@ def picture_cards(runs: Sequence[Run]) -> list[str]:
 
 
 def stills(run: Run, prompt: str) -> str:
-    """The stills of a run, else its newest preview."""
+    """The stills of a run, else its newest preview.
+
+    Args:
+        run: the run.
+        prompt: escaped, for descriptions.
+
+    Returns:
+        HTML; "" if there are none.
+    """
     shown = numbered(run.path / "stills")
     cells = []
     for angle, file in shown:
@@ -146,7 +186,14 @@ def stills(run: Run, prompt: str) -> str:
 
 
 def numbered(folder: Path) -> list[tuple[int, Path]]:
-    """The images of a folder that have numbers as names, by number. A link may lead to a private file, and is none."""
+    """The images of a folder whose names are numbers. Links are left out, since they may lead to a private file.
+
+    Args:
+        folder: need not exist.
+
+    Returns:
+        (number, file) pairs, sorted.
+    """
     if folder.is_symlink():
         return []
     files = [file for file in folder.glob("*.png") if re.fullmatch("[0-9]{1,9}", file.stem) and is_regular(file)]
@@ -154,7 +201,7 @@ def numbered(folder: Path) -> list[tuple[int, Path]]:
 
 
 def summary(run: Run) -> str:
-    """A run in a line: objective, prior, seed, size, time and how it ended."""
+    """One line on a run: prior, seed, size, time and how it ended."""
     c, last = run.config, run.metrics[-1] if run.metrics else {}
     words = [f"prior {c.prior.name}", f"seed {c.seed}", f"{run.step} steps of {c.batch} views"]
     words += [f"{last['gaussians']:,} Gaussians"] if "gaussians" in last else []
@@ -163,12 +210,19 @@ def summary(run: Run) -> str:
 
 
 def lacking(run: Run) -> str:
-    """One line on what a run does not have."""
+    """One line on the files that a run lacks; "" if all are there."""
     return run.missing("run.json", "metrics.jsonl", "scene.splat", "stills", "video.mp4")
 
 
 def titles(runs: Sequence[Run]) -> list[str]:
-    """Objective and scale of each run; where two of a prompt are alike, the folder's name tells them apart."""
+    """A title per run: objective and scale, and the folder's name where two are alike.
+
+    Args:
+        runs: any number.
+
+    Returns:
+        Titles in the order of the runs.
+    """
     named = []
     for run in runs:
         o = run.config.objective
@@ -177,11 +231,18 @@ def titles(runs: Sequence[Run]) -> list[str]:
 
 
 def keep(store: list[str], name: str, data: bytes) -> None:
-    """Data of the page, which its script reads by name."""
+    """Adds data to the page, which its script reads by name.
+
+    Args:
+        store: elements of the page.
+        name: id of the element.
+        data: to add.
+    """
     store.append(f"<script type=text/plain id={name}>{base64.b64encode(data).decode()}</script>")
 
 
 def png(rgb: np.ndarray) -> bytes:
+    """The bytes of a PNG file of an rgb image [h w 3]."""
     file = BytesIO()
     Image.fromarray(rgb).save(file, "PNG")
     return file.getvalue()
@@ -189,7 +250,14 @@ def png(rgb: np.ndarray) -> bytes:
 
 # --- plots and settings -----------------------------------------------------------------------------------------------------
 def plots(runs: Sequence[Run]) -> str:
-    """Every metric over steps, all runs in one plot each."""
+    """Plots of every metric over steps, all runs in each.
+
+    Args:
+        runs: any number.
+
+    Returns:
+        HTML; "" without metrics.
+    """
     names = [name for name in PLOTS if any(name in line for run in runs for line in run.metrics)]
     names += [name for name in regularizer_names(runs) if name not in names]
     figures = []
@@ -211,11 +279,22 @@ def plots(runs: Sequence[Run]) -> str:
 
 
 def regularizer_names(runs: Sequence[Run]) -> list[str]:
+    """The regularizers that the logs of some runs hold."""
     return [name for name in ("sparsity", "opaque") if any(name in line for run in runs for line in run.metrics)]
 
 
 def plot(title: str, series: Sequence[tuple[str, Points]], w: int = 300, h: int = 150) -> str:
-    """Lines over a grid as an SVG with a title that a screen reader reads."""
+    """A line plot as an SVG, with a title that a screen reader reads.
+
+    Args:
+        title: of the plot.
+        series: (colour, [(step, value), ...]) of each run.
+        w: width, pixels.
+        h: height, pixels.
+
+    Returns:
+        HTML.
+    """
     left, right, top, bottom = 42, 6, 22, 20
     xs, ys = zip(*(point for _, points in series for point in points), strict=True)
     x_0, x_1, ticks = min(xs), max(max(xs), min(xs) + 1), round_ticks(min(ys), max(ys))
@@ -239,7 +318,19 @@ def plot(title: str, series: Sequence[tuple[str, Points]], w: int = 300, h: int 
 
 
 def round_ticks(low: int | float, high: int | float) -> list[float]:
-    """Three to seven round numbers that enclose [low, high]."""
+    """Three to seven round numbers that enclose a range.
+
+    Args:
+        low: end of the range.
+        high: end of the range.
+
+    Returns:
+        Numbers in equal steps.
+
+    Examples:
+        >>> round_ticks(0, 1)
+        [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
     if high - low < 1e-12 * max(abs(high), abs(low), 1e-12):
         low, high = low - max(0.5 * abs(low), 1e-6), high + max(0.5 * abs(high), 1e-6)
     step = 10.0 ** np.floor(np.log10((high - low) / 2))
@@ -249,7 +340,14 @@ def round_ticks(low: int | float, high: int | float) -> list[float]:
 
 
 def settings(runs: Sequence[Run]) -> str:
-    """The configurations; of several runs first what differs between them."""
+    """The configurations of some runs, preceded by their differences.
+
+    Args:
+        runs: any number.
+
+    Returns:
+        HTML.
+    """
     text = ""
     if len(runs) > 1:
         columns = [{name: value for name, _, value in leaves(run.config)} for run in runs]

@@ -19,17 +19,18 @@ KEYS = ("prompts", "prompt", "text", "caption")  # where JSON and CSV have promp
 def read_prompts(name: str | Path) -> dict[str, str]:
     """The prompts of a file, each once.
 
-    A suffix says what a file is: .json (`from_json`), .jsonl or .ndjson with one of the same a line, .csv or .tsv with a column
-    `prompt`, `text` or `caption`; anything else is a text, whose empty lines and lines that start with # are left out.
+    The suffix is the format: .json (`from_json`), .jsonl or .ndjson with one such value per line, .csv or .tsv with a column
+    `prompt`, `text` or `caption`. Anything else is a text with a prompt per line, without empty lines and lines that start with
+    #.
 
     Args:
-      name: of a file, or of a set that is shipped: "tabletop".
+        name: of a file, or of a shipped set: "tabletop".
 
     Returns:
-      {prompt: place}, in their order; a place is "prompts.txt, line 3".
+        {prompt: place} in their order; a place is "prompts.txt, line 3".
 
     Raises:
-      UserError: there is no such file, or it holds what may not be a prompt; it names the file and the line.
+        UserError: there is no such file, or it holds something else; the message names file and line.
     """
     file = find(name)
     text, suffix = decoded(file), file.suffix.lower()
@@ -49,7 +50,17 @@ def read_prompts(name: str | Path) -> dict[str, str]:
 
 
 def find(name: str | Path) -> Path:
-    """A file as it is, or a shipped set of prompts."""
+    """The path of a file, or of a shipped set of prompts.
+
+    Args:
+        name: of either.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: there is neither, or the file is too large.
+    """
     shipped = PRESETS / "prompts" / f"{name}.txt"
     file = Path(name) if Path(name).is_file() or not shipped.is_file() else shipped
     if not file.is_file():
@@ -61,7 +72,17 @@ def find(name: str | Path) -> Path:
 
 
 def decoded(file: Path) -> str:
-    """The text of a file: UTF-8, or UTF-16 where it begins with its mark."""
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Args:
+        file: its path.
+
+    Returns:
+        The text.
+
+    Raises:
+        UserError: it is no such text; the message names the line.
+    """
     data = file.read_bytes()
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
@@ -72,12 +93,28 @@ def decoded(file: Path) -> str:
 
 
 def unquoted(line: str) -> str:
-    """A line without the quotation marks around all of it."""
+    """A line without the quotation marks around all of it.
+
+    Examples:
+        >>> unquoted('"a red mug"')
+        'a red mug'
+    """
     return line[1:-1] if re.fullmatch('"[^"]+"|“[^“”]+”', line) else line
 
 
 def whole(found: Iterable[tuple[str, str]], file: Path) -> dict[str, str]:
-    """Each prompt once, with its first place; refuses what is too long, and a file without one."""
+    """Each prompt once, with its first place.
+
+    Args:
+        found: (text, place) pairs.
+        file: named in errors.
+
+    Returns:
+        {prompt: place}.
+
+    Raises:
+        UserError: a prompt is too long, or there is none.
+    """
     prompts: dict[str, str] = {}
     for text, place in found:
         if len(prompt := text.strip()) > MAX_LENGTH:
@@ -91,6 +128,18 @@ def whole(found: Iterable[tuple[str, str]], file: Path) -> dict[str, str]:
 
 # --- JSON and tables --------------------------------------------------------------------------------------------------------
 def parsed(text: str, place: str) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: JSON.
+        place: where it stands, for errors.
+
+    Returns:
+        The value.
+
+    Raises:
+        UserError: the text is not JSON.
+    """
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -98,9 +147,19 @@ def parsed(text: str, place: str) -> Any:
 
 
 def from_json(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """The prompts of a JSON value: texts in lists, however they are nested, and of an object with one of `KEYS` what is there.
+    """Yields the prompts of a JSON value: texts in lists, however nested, and the value of the first of `KEYS` in an object.
 
-    A text elsewhere in an object may be its version or its licence, and is refused: what may be none is not taken for a prompt.
+    A text elsewhere in an object may be its version or its licence, and is refused.
+
+    Args:
+        value: of JSON.
+        place: where it stands, for errors.
+
+    Yields:
+        (prompt, place).
+
+    Raises:
+        UserError: the value may be no prompt.
     """
     if isinstance(value, str):
         yield value, place
@@ -119,12 +178,34 @@ def from_json(value: Any, place: str) -> Iterator[tuple[str, str]]:
 
 
 def from_json_lines(text: str, file: str) -> Iterator[tuple[str, str]]:
+    """Yields the prompts of a text with one JSON value per line.
+
+    Args:
+        text: JSON Lines.
+        file: named in errors.
+
+    Yields:
+        (prompt, place).
+    """
     for i, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield from from_json(parsed(line, f"{file}, line {i},"), f"{file}, line {i}")
 
 
 def from_table(text: str, file: str, delimiter: str) -> Iterator[tuple[str, str]]:
+    """Yields the prompts of a table with a column of prompts.
+
+    Args:
+        text: CSV or TSV.
+        file: named in errors.
+        delimiter: of its columns.
+
+    Yields:
+        (prompt, place).
+
+    Raises:
+        UserError: there is no such column, or the text is no table.
+    """
     rows = csv.DictReader(io.StringIO(text), delimiter=delimiter)
     try:
         names = {name.strip().lower(): name for name in rows.fieldnames or () if name}
@@ -140,7 +221,22 @@ def from_table(text: str, file: str, delimiter: str) -> Iterator[tuple[str, str]
 
 
 def pick(prompts: Iterable[str], name: str) -> str:
-    """The one prompt that has all words of "lib:two_words", as threestudio writes it; a UserError if none or several do."""
+    """The one prompt that has all words of "lib:two_words", as threestudio writes it.
+
+    Args:
+        prompts: to choose from.
+        name: the words.
+
+    Returns:
+        The prompt.
+
+    Raises:
+        UserError: none or several have these words.
+
+    Examples:
+        >>> pick(["a red mug", "a blue car"], "lib:blue_car")
+        'a blue car'
+    """
     words = name.removeprefix("lib:").lower().split("_")
     found = [prompt for prompt in prompts if all(word in re.findall(r"\w+", prompt.lower()) for word in words)]
     if len(found) != 1:

@@ -16,7 +16,11 @@ PACKAGES = ("lods_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "d
 
 
 def describe() -> dict[str, Any]:
-    """What a person needs to repeat a run elsewhere, as JSON."""
+    """What is needed to repeat a run elsewhere: command, commit, versions, platform and devices.
+
+    Returns:
+        A dict of JSON values.
+    """
     return {
         "argv": sys.argv,
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -33,6 +37,7 @@ def describe() -> dict[str, Any]:
 
 
 def installed(package: str) -> str | None:
+    """The version of a package, None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -40,7 +45,11 @@ def installed(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The git commit of this code, with a + where files were changed; None outside a checkout."""
+    """The git commit of this code.
+
+    Returns:
+        The hash, with a + if files were changed; None outside a checkout.
+    """
     root = Path(__file__).parents[2]
     git = lambda *args: subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, check=False)  # noqa: E731
     if not (root / ".git").exists() or shutil.which("git") is None:
@@ -50,7 +59,11 @@ def commit() -> str | None:
 
 
 def hidden_gpu() -> str | None:
-    """One line where this machine has an NVIDIA GPU that JAX does not use; None where all is well."""
+    """A warning if this machine has an NVIDIA GPU that JAX does not use.
+
+    Returns:
+        One line; None if all is well.
+    """
     if jax.default_backend() != "cpu" or not (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")):
         return None
     if "cuda" not in os.environ.get("JAX_PLATFORMS", "cuda"):

@@ -27,12 +27,19 @@ MAX_FIGURE = 3.5e38  # of float32, as all figures are: what is larger is none of
 
 
 class Run(NamedTuple):
-    """What there is of a run."""
+    """The folder of a run, as far as it came.
+
+    Attributes:
+        path: of the folder.
+        config: of config.yaml.
+        note: of run.json; empty if there is none.
+        metrics: rows of metrics.jsonl, oldest first.
+    """
 
     path: Path
     config: Config
-    note: dict[str, Any]  # run.json; empty if there is none
-    metrics: list[dict[str, Any]]  # lines of metrics.jsonl, oldest first
+    note: dict[str, Any]
+    metrics: list[dict[str, Any]]
 
     @property
     def step(self) -> int:
@@ -41,7 +48,7 @@ class Run(NamedTuple):
 
     @property
     def end(self) -> str:
-        """How it ended, in words: `finished`, `failed: why`, or how far it came."""
+        """How the run ended: "finished", "failed: REASON", or how far it came."""
         state = self.note.get("state", "never started")
         if state == "failed":
             return f"failed: {self.note.get('error', 'no reason is known')}"
@@ -49,14 +56,31 @@ class Run(NamedTuple):
         return state if state == "finished" else f"{state}, step {self.step} of {self.config.steps}"
 
     def missing(self, *names: str) -> str:
-        """One line on which of these files are not there; empty if all are."""
+        """One line on the files that are not there.
+
+        Args:
+            *names: of files and folders of the run.
+
+        Returns:
+            The line; "" if all are there.
+        """
         there = lambda path: is_regular(path) if path.suffix else path.is_dir() and not path.is_symlink()  # noqa: E731
         absent = [name for name in names if not there(self.path / name)]
         return f"{self.path}: no {', '.join(absent)} ({self.end})" if absent else ""
 
 
 def read_run(path: Path) -> Run:
-    """A run, however far it came. Raises UserError if the folder holds none."""
+    """Reads the folder of a run, however far it came.
+
+    Args:
+        path: of the folder.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
     file = path / "config.yaml"
     if not file.is_file():
         raise UserError(f"{path} holds no run: {file} is missing")
@@ -64,7 +88,7 @@ def read_run(path: Path) -> Run:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if the file is absent or damaged, or none."""
+    """The JSON object of the file at a path; empty if there is no such file or it is damaged."""
     try:
         data = json.loads(path.read_text()) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):
@@ -73,7 +97,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; half a last line, as a kill leaves it, is passed over."""
+    """The objects of a JSON Lines file. Damaged lines, such as half a last line after a kill, are left out.
+
+    Args:
+        path: of the file; need not exist.
+
+    Returns:
+        The objects, oldest first.
+    """
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:  # a pipe would be waited for
         try:
@@ -86,36 +117,60 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_renamed(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file, metrics under the names of today."""
+    """The objects of a JSON Lines file at a path, metrics under their current names."""
     return current_metrics(read_lines(path), str(path))
 
 
 def read_metrics(path: Path) -> list[dict[str, int | float]]:
-    """The rows of metrics.jsonl that have a step, and of them the finite numbers: what a run never wrote is left out.
+    """The rows of metrics.jsonl that have a step, with their finite numbers only: all of them can be compared and plotted.
 
-    Who reads a row may count, compare and plot all of it.
+    Args:
+        path: of the file; need not exist.
+
+    Returns:
+        Rows, oldest first.
     """
     rows = [{name: x for name, x in row.items() if is_figure(x)} for row in read_renamed(path)]
     return [row for row in rows if isinstance(step := row.get("step"), int) and 0 <= step <= MAX_STEP]
 
 
 def is_figure(x: Any) -> bool:
+    """Whether x is a finite number of a log."""
     return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= MAX_FIGURE  # NaN is not
 
 
 def write_json(path: Path, data: Any) -> None:
+    """Writes a JSON file as a whole.
+
+    Args:
+        path: of the file.
+        data: JSON value.
+    """
     with replacing(path) as file:
         file.write_text(json.dumps(data, indent=1) + "\n")
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    """One line of a JSON Lines file, handed to the system before the next step: a kill does not lose it."""
+    """Adds a line to a JSON Lines file and hands it to the system at once: a kill does not lose it.
+
+    Args:
+        path: of the file.
+        line: JSON object.
+    """
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def truncate_log(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[dict[str, Any]]:
-    """Cuts a JSON Lines file down to the objects to `keep`, and returns them. Half a last line goes: the next would join it."""
+    """Reduces a JSON Lines file to some of its objects. Half a last line goes, since the next would join it.
+
+    Args:
+        path: of the file.
+        keep: object -> whether it stays.
+
+    Returns:
+        The objects that stay.
+    """
     kept = [row for row in read_renamed(path) if keep(row)]
     with replacing(path) as file:
         file.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
@@ -123,31 +178,41 @@ def truncate_log(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda row
 
 
 def truncate_metrics(path: Path, last: int) -> None:
-    """Cuts metrics.jsonl down to the rows up to a step. A run that goes on logs what is behind it once more."""
+    """Reduces metrics.jsonl to the rows up to a step; a resumed run logs the rest again.
+
+    Args:
+        path: of the file.
+        last: the step.
+    """
     rows = [row for row in read_metrics(path) if row["step"] <= last]
     with replacing(path) as file:
         file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def check_empty(folder: Path) -> None:
-    """Refuses a folder that holds anything but a lock: a new run never writes into it."""
+    """Checks that a folder holds nothing but a lock: a new run never writes into another one.
+
+    Args:
+        folder: need not exist.
+
+    Raises:
+        UserError: it holds something.
+    """
     if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise UserError(f"{folder} is there already: pass another --out, or go on with a run by `lods resume {folder}`")
 
 
 @contextmanager
 def locked(folder: Path, empty: bool = False) -> Iterator[None]:
-    """Makes the folder and holds it for this process.
-
-    The system lets go of a lock with the process that holds it, so a killed run leaves none behind.
+    """Makes a folder and holds it for this process. The system frees the lock when the process ends, however it ends.
 
     Args:
-      folder: of a run.
-      empty: it must hold nothing, also now that no other process can write into it.
+        folder: of a run.
+        empty: whether it must hold nothing, also once no other process can write into it.
 
     Raises:
-      UserError: another process has it, or it is not `empty`.
-      OSError: it cannot be made, or the lock in it is a link, which may lead anywhere, or a folder.
+        UserError: another process holds it, or it is not empty.
+        OSError: it cannot be made, or its lock is a link or a folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     opened = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -165,7 +230,7 @@ def locked(folder: Path, empty: bool = False) -> Iterator[None]:
 
 
 def point_latest_at(folder: Path) -> None:
-    """outputs/latest -> this run, where the run lies in a folder of the name `outputs`."""
+    """Turns the link outputs/latest to the folder of a run, if it lies below a folder named `outputs`."""
     outputs = next((parent for parent in folder.absolute().parents if parent.name == "outputs"), None)
     if outputs:
         point(outputs / "latest", at=folder.absolute().relative_to(outputs))
@@ -173,9 +238,17 @@ def point_latest_at(folder: Path) -> None:
 
 @contextmanager
 def event_log(folder: Path, first: int, on: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yields what writes lines of metrics.jsonl as TensorBoard event files too, or does nothing unless `on`.
+    """Yields a function that writes rows of metrics.jsonl as TensorBoard event files too; it does nothing unless `on`.
 
-    What was logged beyond step `first` is purged. The files are whole when the block ends.
+    Rows beyond step `first` that were logged before are purged. The files are complete when the block ends.
+
+    Args:
+        folder: of the event files.
+        first: the step that the run starts from.
+        on: whether to write.
+
+    Yields:
+        row -> None.
     """
     if not on:
         yield lambda line: None

@@ -22,7 +22,15 @@ EVERY = 1.0  # seconds between looks at the folder
 
 
 def view(folder: Path, port: int) -> None:
-    """Serves until Ctrl-C; shows scene.ply again whenever the run has written it anew."""
+    """Serves the splats of a run in a browser until Ctrl-C, and updates them whenever the run has written them.
+
+    Args:
+        folder: of the run.
+        port: the first to try.
+
+    Raises:
+        UserError: viser is not installed, or the folder holds no run.
+    """
     run = read_run(folder)
     try:
         import viser
@@ -47,9 +55,9 @@ def view(folder: Path, port: int) -> None:
 
 @contextmanager
 def own_pages_only() -> Iterator[None]:
-    """Servers that are made in this block answer their own pages alone.
+    """Servers that are made within the block answer their own pages only.
 
-    A page of any site may open a WebSocket to this machine, and viser asks no one where they come from.
+    A page of any site may open a WebSocket to this machine, and viser does not check where requests come from.
     """
     from websockets.asyncio import server as sockets
 
@@ -74,8 +82,15 @@ def is_own_page(hosts: Sequence[str], origins: Sequence[str]) -> bool:
     """Whether a request comes from a page of this server, under a name that only this machine has, or from no page.
 
     Args:
-      hosts: its `Host` headers; the port may be that of a tunnel. A name that a foreign site has pointed here is none of ours.
-      origins: its `Origin` headers, which a browser sets for a WebSocket.
+        hosts: its `Host` headers; the port may be that of a tunnel. A name that a foreign site has pointed here is refused.
+        origins: its `Origin` headers, which a browser sets for a WebSocket.
+
+    Returns:
+        True if it does.
+
+    Examples:
+        >>> is_own_page(["localhost:8080"], ["https://example.org"])
+        False
     """
     if len(hosts) != 1 or not re.fullmatch(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?", hosts[0]):
         return False
@@ -83,7 +98,14 @@ def is_own_page(hosts: Sequence[str], origins: Sequence[str]) -> bool:
 
 
 def changes(file: Path) -> Iterator[Path]:
-    """The file each time that it has changed, for ever."""
+    """Yields a file each time that it has changed, without end.
+
+    Args:
+        file: need not exist yet.
+
+    Yields:
+        Its path.
+    """
     seen = None
     while True:
         stamp = file.stat().st_mtime_ns if file.is_file() else None
@@ -94,7 +116,14 @@ def changes(file: Path) -> Iterator[Path]:
 
 
 def as_viser(splats: dict[str, Float[np.ndarray, "..."]]) -> dict[str, np.ndarray]:
-    """Centres, covariances, colours and opacities, as viser takes them: [n 3], [n 3 3], [n 3], [n 1]."""
+    """Gaussians as viser takes them.
+
+    Args:
+        splats: from `ply.read_ply`.
+
+    Returns:
+        centers [n 3], covariances [n 3 3], rgbs [n 3] and opacities [n 1].
+    """
     return {
         "centers": splats["means"],
         "covariances": np.asarray(covariance(jnp.asarray(splats["quats"]), jnp.exp(splats["log_scales"]))),

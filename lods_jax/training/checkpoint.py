@@ -21,10 +21,13 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
 
 
 def save(folder: Path, state: TrainState, meta: dict[str, Any], keep: int = 2) -> None:
-    """Writes folder/<step>/, whole or not at all, and drops all but the newest `keep` saves.
+    """Writes folder/STEP/, as a whole or not at all, and removes all but the newest saves.
 
     Args:
-      meta: what a caller wants to find again beside the state, as JSON.
+        folder: of the checkpoints.
+        state: of the training.
+        meta: JSON value to keep beside it.
+        keep: number of saves that stay.
     """
     import orbax.checkpoint as ocp
 
@@ -44,13 +47,19 @@ def save(folder: Path, state: TrainState, meta: dict[str, Any], keep: int = 2) -
 def restore(
     folder: Path, like: Any, tell: Callable[[str], None] = print, newest: int | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """The newest save whose hashes hold, and its meta; of those up to the step `newest`, if it is given.
+    """The newest save whose hashes are right, and its meta.
 
     Args:
-      like: a state of the same configuration, or its shapes; or a dict of some of its parts, {"theta": ..., "aux": ...}.
-      tell: gets a line for each damaged save that is passed over.
+        folder: of the checkpoints.
+        like: a state of the same configuration or its shapes, or a dict of parts of it, {"theta": ..., "aux": ...}.
+        tell: gets a line for each damaged save.
+        newest: the last step to look at; None for any.
 
-    Raises ValueError if no save is whole, or if one is of another configuration.
+    Returns:
+        The state, or the parts, and the meta.
+
+    Raises:
+        ValueError: no save is undamaged, or it belongs to another configuration.
     """
     for step in reversed([step for step in steps(folder) if newest is None or step <= newest]):
         try:
@@ -66,12 +75,26 @@ def restore(
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of the saves in a folder, oldest first. An empty folder of that name is none."""
+    """The steps of the saves in a folder, oldest first. An empty folder with a number as name is no save.
+
+    Args:
+        folder: of the checkpoints.
+
+    Returns:
+        Steps.
+    """
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.is_dir() and any(path.iterdir()))
 
 
 def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Leaves by name, and the note, of one save."""
+    """Reads one save without checking its hashes.
+
+    Args:
+        folder: of the save.
+
+    Returns:
+        {name: leaf}, and the note with meta and hashes.
+    """
     import orbax.checkpoint as ocp
 
     note = json.loads((folder / "note" / "metadata").read_text())
@@ -82,7 +105,7 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def alone() -> Any:
-    """Tells orbax not to wait for other processes: the first one saves by itself, and each restores by itself."""
+    """Options that tell orbax not to wait for other processes: the first process saves, and each restores, by itself."""
     import orbax.checkpoint as ocp
 
     me = jax.process_index()
@@ -90,13 +113,32 @@ def alone() -> Any:
 
 
 def flat(state: TrainState) -> dict[str, np.ndarray]:
-    """Leaves by name: "theta.means", "opt_theta.0.mu.means", ..."""
+    """The leaves of a state by name: "theta.means", "opt_theta.0.mu.means", ...
+
+    Args:
+        state: of the training.
+
+    Returns:
+        {name: NumPy array}.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(x) for path, x in leaves}
 
 
 def unflat(leaves: dict[str, np.ndarray], like: Any, source: Path) -> Any:
-    """The inverse of `flat`, onto the structure of `like`."""
+    """The inverse of `flat`.
+
+    Args:
+        leaves: {name: array}.
+        like: tree with the structure, shapes and dtypes of the result.
+        source: named in errors.
+
+    Returns:
+        The tree.
+
+    Raises:
+        ValueError: a leaf is missing, or has another shape or dtype.
+    """
     expected, structure = jax.tree_util.tree_flatten_with_path(like)
     values = []
     for path, leaf in expected:
@@ -112,6 +154,6 @@ def unflat(leaves: dict[str, np.ndarray], like: Any, source: Path) -> Any:
 
 
 def digest(x: np.ndarray | str) -> str:
-    """SHA-256 of a text, or of an array's dtype, shape and values."""
+    """SHA-256 of a text x, or of the dtype, shape and values of an array x, as hexadecimal digits."""
     data = x.encode() if isinstance(x, str) else f"{x.dtype} {x.shape}".encode() + np.ascontiguousarray(x).tobytes()
     return hashlib.sha256(data).hexdigest()

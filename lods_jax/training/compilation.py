@@ -12,17 +12,28 @@ STAGES = {f"{PREFIX}{name}_duration": name for name in ("jaxpr_trace", "jaxpr_to
 
 
 class Span(NamedTuple):
-    """One stage of a compilation."""
+    """One stage of a compilation.
 
-    stage: str  # a value of STAGES
-    name: str  # of the function, "jit(train_step)"; of a stage before `backend_compile` without "jit"
-    begin: float  # seconds since the epoch
+    Attributes:
+        stage: a value of STAGES.
+        name: of the function, "jit(train_step)"; without "jit" for a stage before `backend_compile`.
+        begin: seconds since the epoch.
+        end: seconds since the epoch.
+    """
+
+    stage: str
+    name: str
+    begin: float
     end: float
 
 
 @contextmanager
 def compilations() -> Iterator[list[Span]]:
-    """Yields a list that grows by what this thread traces, lowers and compiles until the block ends."""
+    """Yields a list that grows by the stages of all that this thread compiles until the block ends.
+
+    Yields:
+        The list of spans.
+    """
     spans: list[Span] = []
     thread = threading.get_ident()
 
@@ -38,7 +49,18 @@ def compilations() -> Iterator[list[Span]]:
 
 
 def compile_seconds(spans: Iterable[Span]) -> float:
-    """The length of the union of the spans: functions are traced inside others, and those seconds count once."""
+    """Seconds of compilation: the length of the union of spans, since functions are traced inside others.
+
+    Args:
+        spans: from `compilations`.
+
+    Returns:
+        Seconds.
+
+    Examples:
+        >>> compile_seconds([Span("", "", 0.0, 2.0), Span("", "", 1.0, 3.0)])
+        3.0
+    """
     total, until = 0.0, float("-inf")
     for begin, end in sorted((span.begin, span.end) for span in spans):
         total += max(end - max(begin, until), 0.0)

@@ -21,17 +21,29 @@ from lods_jax.scenes.images import image_batch
 
 
 class DistillConfig(NamedTuple):
-    """How long, how fast, and at which noise."""
+    """Steps, rates and timesteps of a 2-D distillation.
+
+    Attributes:
+        steps: number of steps.
+        lr: learning rate of Adam on the images or latents.
+        decay: share of lr at the end of a cosine.
+        b2: of Adam, on the images and on the learned branch.
+        psi_lr: learning rate of Adam on the learned branch; None for 0.03 for an embedding and 0.003 for an adapter.
+        window: lowest and highest timestep of the score, both included.
+        fit_shares_noise: see `train_step.make_train_step`.
+        schedule: see `train_step.make_train_step`.
+        fit_first: steps that train the learned branch on the start, before anything else.
+    """
 
     steps: int = 500
-    lr: float = 0.05  # Adam on the images or latents
-    decay: float = 0.1  # the share of lr at the end, along a cosine
-    b2: float = 0.99  # of Adam, on the images and on the learned branch
-    psi_lr: float | None = None  # Adam on the learned branch; by default 0.03 for an embedding, 0.003 for an adapter
-    window: tuple[int, int] = (20, 980)  # timesteps of the score
-    fit_shares_noise: bool = False  # as `train.make_train_step`
-    schedule: tuple[int, int] | None = None  # as `train.make_train_step`
-    fit_first: int = 0  # steps of the learned branch alone, on the start, before anything else
+    lr: float = 0.05
+    decay: float = 0.1
+    b2: float = 0.99
+    psi_lr: float | None = None
+    window: tuple[int, int] = (20, 980)
+    fit_shares_noise: bool = False
+    schedule: tuple[int, int] | None = None
+    fit_first: int = 0
 
 
 def distill(
@@ -44,11 +56,23 @@ def distill(
     seed: int = 0,
     reference: Float[Array, "n h w c"] | None = None,
 ) -> Iterator[tuple[TrainState, dict[str, jax.Array]]]:
-    """Yields state and metrics after each step; the images are state.theta["x"], in what `prior.encode` takes.
+    """Optimises images, or their latents, under an objective; yields after each step.
 
     Args:
-      prior: for latents that of `in_latents`. texts: as `prompts.prompt_table`, embedded. reference: latents that the objective
-        compares with (DDS).
+        prior: `in_latents(prior)` for latents.
+        weights: its frozen parameters.
+        objective: its pose is not used: an image has no camera.
+        texts: {name: tokens [views k d]}, an embedded `prompts.prompt_table`.
+        start: images or latents [n h w c].
+        recipe: steps and rates.
+        seed: of all noise.
+        reference: latents [n h w c] that the objective compares with (DDS).
+
+    Yields:
+        State and metrics after each step; the images are state.theta["x"], in the form that `prior.encode` takes.
+
+    Raises:
+        ValueError: the objective needs a reference or a text that is not given.
     """
     n, scene = len(start), image_batch(start)
     if reference is None and any(query.latents == "reference" for query in objective.queries.values()):
@@ -72,14 +96,37 @@ def distill(
 
 
 def optimizers(recipe: DistillConfig, psi: Any) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """Adam for the images, and for the learned branch psi."""
+    """Adam for the images, and Adam for the learned branch.
+
+    Args:
+        recipe: rates.
+        psi: the learned branch.
+
+    Returns:
+        Two optimizers.
+    """
     tx_theta = optax.adam(optax.cosine_decay_schedule(recipe.lr, recipe.steps, recipe.decay), b2=recipe.b2)
     rate = recipe.psi_lr if recipe.psi_lr is not None else 3e-2 if "embedding" in psi else 3e-3
     return tx_theta, optax.adam(rate, b2=recipe.b2)
 
 
 def fit_on(prior, weights, objective, texts, images, psi, tx, key, steps: int) -> Any:
-    """The learned branch after `steps` of denoising these images, which stay as they are."""
+    """Trains the learned branch to denoise images that stay as they are.
+
+    Args:
+        prior: encodes, and predicts the noise.
+        weights: its frozen parameters.
+        objective: names the trained query.
+        texts: {name: tokens [views k d]}.
+        images: [n h w c].
+        psi: the learned branch.
+        tx: its optimizer.
+        key: of all noise.
+        steps: number of steps.
+
+    Returns:
+        The trained branch.
+    """
     rows = {name: table[np.zeros(len(images), int)] for name, table in texts.items()}
 
     @jax.jit
@@ -96,14 +143,31 @@ def fit_on(prior, weights, objective, texts, images, psi, tx, key, steps: int) -
 
 
 def in_latents(prior: Prior) -> Prior:
-    """The prior for scenes that hold latents themselves: encoding leaves them as they are."""
+    """The prior for scenes that hold latents: its `encode` leaves them as they are.
+
+    Args:
+        prior: any.
+
+    Returns:
+        A prior in its place.
+    """
     return prior._replace(encode=lambda weights, z, key: z)
 
 
 def film(
     steps: Iterator[tuple[TrainState, dict[str, jax.Array]]], show: Callable[[Array], Array], total: int, frames: int = 48
 ) -> tuple[Float[np.ndarray, "f n h w 3"], TrainState]:
-    """Goes through the steps with a progress bar; returns the images at about `frames` equal distances, and the last state."""
+    """Runs the steps with a progress bar, and keeps images at equal distances.
+
+    Args:
+        steps: from `distill`.
+        show: theta["x"] -> images.
+        total: number of steps.
+        frames: number of images to keep, about.
+
+    Returns:
+        Images [f n h w 3], and the last state.
+    """
     from tqdm import tqdm
 
     shots, every = [], max(1, total // frames)

@@ -20,9 +20,12 @@ PATIENCE = 20  # seconds that a process which ends waits for the others
 
 
 def join() -> None:
-    """Finds the other processes, before a device is touched.
+    """Finds the other processes of a run. Call it before a device is used.
 
-    JAX knows its place under SLURM, Open MPI and on a TPU pod by itself; elsewhere the environment tells it (`PLACE`).
+    JAX knows its place under SLURM, Open MPI and on a TPU pod by itself; elsewhere the environment variables `PLACE` tell it.
+
+    Raises:
+        UserError: there is no cluster, or the processes do not find each other.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     given = {name: os.environ[name] for name in PLACE if os.environ.get(name)}
@@ -45,12 +48,19 @@ def join() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process writes the folder and talks to people."""
+    """Whether this process writes the folder and the console."""
     return jax.process_index() == 0
 
 
 def agreed(number: int) -> int:
-    """The largest of the numbers that the processes say. Each has to ask at the same point of the run."""
+    """The largest of the numbers that the processes give. All must call it at the same point of the run.
+
+    Args:
+        number: of this process.
+
+    Returns:
+        The largest.
+    """
     if jax.process_count() == 1:
         return number
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
@@ -58,7 +68,11 @@ def agreed(number: int) -> int:
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """A block that each process runs, and that raises in all of them if it raises in one."""
+    """A block that every process runs, and that raises in all of them if it raises in one.
+
+    Raises:
+        UserError: the block raised in another process.
+    """
     try:
         yield
     except Exception:
@@ -69,12 +83,14 @@ def all_or_none() -> Iterator[None]:
 
 
 def start_jax(batch: int | None = None, distributed: bool = False) -> None:
-    """The persistent compilation cache, so that a second call of a command does not compile again; and the other processes.
+    """Sets up JAX: the persistent compilation cache, a device per CPU core, and the other processes.
 
     Args:
-      batch: views of a step. Where the cores of a CPU divide it, each becomes a device of its own: on two cores a step takes
-        0.65 of the time that one device with two threads takes, since threads meet in every operation and devices once a step.
-      distributed: join the other processes; each has the devices that JAX gives it, since several may share the cores of one CPU.
+        batch: views per step. Where the number of CPU cores divides it, each core becomes a device: on two cores a step takes
+            0.65 of the time that one device with two threads takes, since threads wait for each other in every operation and
+            devices once a step.
+        distributed: whether to join other processes; then each has the devices that JAX gives it, since several may share the
+            cores of a CPU.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "lods_jax" / "jax"))

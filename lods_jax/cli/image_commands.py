@@ -1,0 +1,115 @@
+"""The commands that make images: `lods text-to-image` and `lods edit-image`. They load jax once their arguments are checked."""
+
+from pathlib import Path
+from typing import Any
+
+from lods_jax.cli import flags
+from lods_jax.cli.checks import check_prompt, prior_folder
+from lods_jax.config import PriorConfig
+from lods_jax.core.errors import UserError, tell
+from lods_jax.core.files import check_place, check_suffix
+
+
+def text_to_image(args: flags.TextToImage) -> None:
+    """`lods text-to-image`: samples images of a prompt, or distils them under an objective.
+
+    Args:
+        args: its flags.
+
+    Raises:
+        UserError: an argument is out of range.
+    """
+    folder = images_folder(args.prior, args.out, args.seed + args.n - 1)
+    check_prompt(args.prompt, folder, args.anyway)
+    steps = args.steps if args.steps is not None else 500 if args.objective else 30
+    s = 4.0 if args.guidance_scale is None else args.guidance_scale
+    if not args.objective and (steps > 1000 or s > 1e6):
+        raise UserError(f"samples take --steps in 1..1000 and --guidance-scale in 0..1e6, got {steps} and {s:g}")
+    from lods_jax.training.distributed import start_jax
+
+    start_jax()
+    from lods_jax.distillation.registry import make_objective
+    from lods_jax.priors import sampling
+    from lods_jax.runs import generate
+    from lods_jax.training import distill_2d
+
+    options = {"strict": not args.anyway, "batch": args.batch} | network(args.prior)
+    if args.objective:
+        recipe = distill_2d.DistillConfig(steps, args.lr, args.decay, args.b2, args.psi_lr)
+        adapter = {} if args.adapter_text is None else {"adapter_text": "adapter"}
+        objective = make_objective(args.objective, args.guidance_scale, adapter)
+        table = generate.image_prompts(args.prompt, args.negative_prompt, args.view, args.adapter_text)
+        frames = generate.distilled(folder, objective, table, args.n, recipe, args.seed, args.space, args.start, **options)
+        generate.write_film(args.out, frames)
+        tell(f"{args.out}: {args.n} images of {args.prompt!r} under {args.objective}, seed {args.seed}")
+        return
+    rgb = sampling.text_to_image(folder, args.prompt, args.n, args.seed, s, steps, args.negative_prompt, **options)
+    generate.write_images(args.out, rgb)
+    tell(f"{args.out}: {args.n} samples of {args.prompt!r}, seeds {args.seed} to {args.seed + args.n - 1}")
+
+
+def edit_image(args: flags.EditImage) -> None:
+    """`lods edit-image`: edits an image by distillation.
+
+    Args:
+        args: its flags.
+
+    Raises:
+        UserError: there is no image, or an argument is invalid.
+    """
+    folder = images_folder(args.prior, args.out, args.seed)
+    for prompt in (args.source, args.target):
+        check_prompt(prompt, folder, args.anyway)
+    if not args.image.is_file():
+        raise UserError(f"there is no image {args.image}")
+    from lods_jax.training.distributed import start_jax
+
+    start_jax()
+    from lods_jax.distillation.registry import make_objective
+    from lods_jax.priors import sampling
+    from lods_jax.priors.captioned_images import read_image
+    from lods_jax.runs import generate
+    from lods_jax.training import distill_2d
+
+    image = read_image(args.image, sampling.image_size(folder))
+    recipe = distill_2d.DistillConfig(args.steps, args.lr, psi_lr=args.psi_lr, fit_first=args.fit_first)
+    objective, texts = make_objective(args.objective, args.guidance_scale), (args.source, args.target)
+    options = {"strict": not args.anyway, "batch": args.batch} | network(args.prior)
+    frames = generate.edited(folder, objective, image, *texts, args.n, recipe, args.seed, args.negative_prompt, **options)
+    generate.write_film(args.out, frames, image)
+    tell(f"{args.out}: {args.image}, then {args.n} edits to {args.target!r} under {args.objective}, seed {args.seed}")
+
+
+def images_folder(prior: PriorConfig, out: Path, last_seed: int) -> Path:
+    """The folder of the prior of a command that makes images, after a check of the file that they go to.
+
+    Args:
+        prior: its flags.
+        out: the file.
+        last_seed: the largest seed.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the seed is too large, or the suffix of the file is unknown.
+    """
+    from lods_jax.core.images import WRITTEN_FORMATS
+
+    if last_seed >= 2**32:
+        raise UserError(f"the last of the seeds must lie below 2^32, got {last_seed}: pass a smaller --seed")
+    check_suffix(out, tuple(WRITTEN_FORMATS))
+    check_place(out)
+    return prior_folder(prior.name, prior.download)
+
+
+def network(prior: PriorConfig) -> dict[str, Any]:
+    """The options of `stable_diffusion` that flags set.
+
+    Args:
+        prior: its flags.
+
+    Returns:
+        {option: value}.
+    """
+    return {name: getattr(prior, name) for name in ("dtype", "variant", "attention", "remat", "rank")}
