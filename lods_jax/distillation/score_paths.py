@@ -111,26 +111,29 @@ def like(reference: Float[Array, "b h w 3"], x: Float[Array, "b h w 3"]) -> Floa
 
 
 def pull_into_scene(
-    path: ScorePath,
+    path: ScorePath | None,
     step: Array,
     pullback: Callable[[Float[Array, "b h w 3"]], tuple[Any, Any]],
     encoder: Float[Array, "b h w 3"],
-    decoder: Float[Array, "b h w 3"],
+    through_decoder: Callable[[], Float[Array, "b h w 3"]],
     colors: tuple[str, ...],
 ) -> tuple[Any, Any]:
     """The gradients of theta and of the probe, by which Gaussians are refined and which is geometry.
 
     Args:
-        path: the decoder's shares.
+        path: the decoder's shares; None is the encoder alone, and the decoder is not asked.
         step: number of the step, which shares may depend on.
         pullback: direction of the renders -> (gradient of theta, gradient of the probe), regularizers included.
         encoder: J_E^T g.
-        decoder: J_D g.
+        through_decoder: () -> J_D g.
         colors: names of theta's leaves that take `path.colors`.
 
     Returns:
         The gradient of theta, and the gradient of the probe.
     """
+    if path is None:
+        return pullback(encoder)
+    decoder = through_decoder()
     g_theta, g_probe = pullback(mixed(encoder, decoder, path.geometry(step)))
     if path.colors is path.geometry:
         return g_theta, g_probe

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, Key
 
 from lods_jax.core.random import split_named, view_keys
 from lods_jax.core.trees import not_finite, strongly_typed
-from lods_jax.core.types import Camera, Objective, Prior, Reference, Scene, TrainState
+from lods_jax.core.types import Camera, Objective, Prior, Reference, Render, Scene, TrainState
 from lods_jax.distillation.score_paths import ScorePath, pull_into_scene, push_forward
 from lods_jax.distillation.scores import PredictNoise, bind, denoising_loss, predict_noise, score, score_and_denoising_loss
 
@@ -220,23 +220,17 @@ def make_train_step(
             render = scene.render(theta, state.aux, camera, k.render, means2d_probe)
             costs = regularizers(render, state.step)
             if reference_view:
-                silent = reference_view.scene.means2d_probe(state.aux, 1)
-                seen = reference_view.scene.render(theta, state.aux, reference.image.camera, k.render[:1], silent)
-                # A share of it for each view: together the views of a step count it once.
-                found = reference_view.costs(seen, reference.image, state.step)
+                render, found = seen_in_reference(reference_view, theta, state, reference.image, k.render[:1], render)
                 costs |= {name: jnp.broadcast_to(cost, (b,)) for name, cost in found.items()}
-                if "total" in render.extras:  # what a scene needs room for, it needs in this view too
-                    total = jnp.maximum(render.extras["total"], seen.extras["total"])
-                    render = render.replace(extras=render.extras | {"total": total})
             return (render.rgb, sum(costs.values(), jnp.zeros(b))), (render, costs)
+
+        asked = [(prior, weights), *((g.prior, w) for g, (w, _) in zip(auxiliary_priors, reference.auxiliary, strict=True))]
 
         def encode(rgb):
             z = encode_each(prior, weights, rgb, k.encode, vae_slicing)
-            others = [
-                z if g.shares_latents else encode_each(g.prior, w, rgb, k.encode, vae_slicing)
-                for g, (w, _) in zip(auxiliary_priors, reference.auxiliary, strict=True)
-            ]
-            return z, *others
+            shared = [g.shares_latents for g in auxiliary_priors]
+            others = zip(asked[1:], shared, strict=True)
+            return z, *(z if same else encode_each(*who, rgb, k.encode, vae_slicing) for who, same in others)
 
         (rgb, _), into_scene, (render, costs) = jax.vjp(forward, state.theta, scene.means2d_probe(state.aux, b), has_aux=True)
         zs, through_encoder = jax.vjp(encode, rgb)
@@ -252,19 +246,16 @@ def make_train_step(
             own, (fit, g_psi) = cond_or_zeros(scene_on, scored), cond_or_zeros(prior_on, fitted)
         scores = {"score_rms": own}
         for i, (g, z, (w, tables)) in enumerate(zip(auxiliary_priors, zs[1:], reference.auxiliary, strict=True), 1):
-            asked = g.select_prompts(tables, camera)
             keys = jax.vmap(jax.random.fold_in, (0, None))(k.score, i)
-            further = partial(auxiliary_score, g, w, z, asked, g.window(state.step), keys, pose)
+            further = partial(auxiliary_score, g, w, z, g.select_prompts(tables, camera), g.window(state.step), keys, pose)
             scores[f"score_rms_{g.name}"] = g.weight(state.step) * cond_or_zeros(scene_on, further)
         g_zs = tuple(x / batch for x in scores.values())
         (g_rgb,) = through_encoder(g_zs)
         pullback = lambda g_rgb: into_scene((g_rgb, jnp.full(b, 1 / batch)))  # noqa: E731
-        if score_path is None:
-            g_theta, means2d_grad = pullback(g_rgb)
-        else:
-            asked = [(prior, weights), *((g.prior, w) for g, (w, _) in zip(auxiliary_priors, reference.auxiliary, strict=True))]
-            pushed = [push_forward(*who, z, g, rgb, vae_slicing) for who, z, g in zip(asked, zs, g_zs, strict=True)]
-            g_theta, means2d_grad = pull_into_scene(score_path, state.step, pullback, g_rgb, sum(pushed), scene.colors)
+        through_decoder = lambda: sum(  # noqa: E731
+            push_forward(*who, z, g, rgb, vae_slicing) for who, z, g in zip(asked, zs, g_zs, strict=True)
+        )
+        g_theta, means2d_grad = pull_into_scene(score_path, state.step, pullback, g_rgb, through_decoder, scene.colors)
         squares = {name: jnp.mean(x**2, tuple(range(1, x.ndim))) for name, x in scores.items()}
         return StepGrads(g_theta, g_psi, fit, ViewOutputs(means2d_grad, render, squares, costs))
 
@@ -286,6 +277,30 @@ def make_train_step(
         return new, metrics | {name: jnp.mean(cost) for name, cost in p.outputs.costs.items()}
 
     return TrainStep(compute_grads, apply_grads)
+
+
+def seen_in_reference(
+    view: ReferenceView, theta: Any, state: TrainState, image: Any, keys: Key[Array, "1"], render: Render
+) -> tuple[Render, dict[str, Array]]:
+    """The costs of the view of a reference image.
+
+    Args:
+        view: how the scene is rendered there, and what that costs.
+        theta: parameters of the scene.
+        state: for its step and aux.
+        image: a `ReferenceImage`.
+        keys: of its render.
+        render: the renders of the other views.
+
+    Returns:
+        `render` with room for what this view needs too, and {name: weighted cost [1]}; every view of a step takes a share of it,
+        so that together they count it once.
+    """
+    seen = view.scene.render(theta, state.aux, image.camera, keys, view.scene.means2d_probe(state.aux, 1))
+    if "total" in render.extras:
+        total = jnp.maximum(render.extras["total"], seen.extras["total"])
+        render = render.replace(extras=render.extras | {"total": total})
+    return render, view.costs(seen, image, state.step)
 
 
 def auxiliary_score(
