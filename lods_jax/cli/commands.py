@@ -1,5 +1,6 @@
-"""What each command does; their flags are in `flags`. Loads no jax before a command has checked its arguments, so that help and
-refusals come at once.
+"""The commands of `lods`; their flags are in `flags`.
+
+Nothing here loads jax before a command has checked its arguments, so that help and refusals come at once.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Errors that a person can mend, and text that a terminal may show."""
+"""Errors that the user can fix, and text that is safe to print."""
 
 
 class UserError(Exception):

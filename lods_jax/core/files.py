@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, and places that are looked at before the work begins."""
+"""Files that are written as a whole or not at all, and checks of places before the work begins."""
 
 import errno
 import hashlib

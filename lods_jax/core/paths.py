@@ -1,4 +1,4 @@
-"""Where the data lies that is shipped with the package."""
+"""Paths of the data that is shipped with the package."""
 
 from pathlib import Path
 

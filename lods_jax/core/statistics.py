@@ -1,4 +1,4 @@
-"""How tables sum up some runs: the interquartile mean with a bootstrap interval (Agarwal et al. 2021)."""
+"""Summary statistics of some runs: the interquartile mean with a bootstrap interval (Agarwal et al. 2021)."""
 
 import numpy as np
 from jaxtyping import Float

@@ -118,24 +118,24 @@ def pull_into_scene(
     through_decoder: Callable[[], Float[Array, "b h w 3"]],
     colors: tuple[str, ...],
 ) -> tuple[Any, Any]:
-    """The gradients of theta and of the probe, by which Gaussians are refined and which is geometry.
+    """The gradients of theta and of the projected means; the latter count as geometry, and Gaussians are refined by them.
 
     Args:
         path: the decoder's shares; None is the encoder alone, and the decoder is not asked.
         step: number of the step, which shares may depend on.
-        pullback: direction of the renders -> (gradient of theta, gradient of the probe), regularizers included.
+        pullback: direction of the renders -> (gradient of theta, gradient of `means2d_probe`), regularizers included.
         encoder: J_E^T g.
         through_decoder: () -> J_D g.
         colors: names of theta's leaves that take `path.colors`.
 
     Returns:
-        The gradient of theta, and the gradient of the probe.
+        The gradient of theta, and that of `means2d_probe`.
     """
     if path is None:
         return pullback(encoder)
     decoder = through_decoder()
-    g_theta, g_probe = pullback(mixed(encoder, decoder, path.geometry(step)))
+    g_theta, means2d_grad = pullback(mixed(encoder, decoder, path.geometry(step)))
     if path.colors is path.geometry:
-        return g_theta, g_probe
+        return g_theta, means2d_grad
     of_colors, _ = pullback(mixed(encoder, decoder, path.colors(step)))
-    return g_theta | {name: of_colors[name] for name in colors if name in g_theta}, g_probe
+    return g_theta | {name: of_colors[name] for name in colors if name in g_theta}, means2d_grad

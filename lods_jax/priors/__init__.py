@@ -1,1 +1,1 @@
-"""Image priors: frozen networks that answer questions about noise. Each is a factory that returns a `types.Prior`."""
+"""Image priors: frozen networks that predict noise. Each is a factory that returns a `types.Prior`."""

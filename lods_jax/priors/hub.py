@@ -1,4 +1,4 @@
-"""Where a prior lies: the shipped one, a folder, or an entry of the local Hugging Face cache by its repository id."""
+"""The folder of a prior: the shipped one, a given one, or one in the local Hugging Face cache by its repository id."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What the `config.json` of a network may say: kinds and bounds of its settings, and what the Flax classes would ignore."""
+"""Checks of a network's `config.json`: types and bounds of its settings, and settings that the Flax classes would ignore."""
 
 import types
 import typing

@@ -1,1 +1,1 @@
-"""Runs as folders and as pages: what a person starts, looks at, exports and compares."""
+"""Runs as folders and pages: started, resumed, looked at, exported and compared."""

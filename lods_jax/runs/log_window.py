@@ -1,4 +1,4 @@
-"""The means that a line of metrics.jsonl gives: over the steps since the line before it.
+"""Means of the metrics over the steps since the last line of metrics.jsonl.
 
 What of them has been measured when a checkpoint is saved is saved with it, so that the log of a resumed run is that of an
 uninterrupted one, line for line.

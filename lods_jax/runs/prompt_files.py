@@ -1,4 +1,4 @@
-"""Files of prompts: a text with one a line, JSON, JSON Lines or CSV; each prompt with the place that it stands at."""
+"""Files of prompts: text with one per line, JSON, JSON Lines or CSV; each prompt with its place in the file."""
 
 import csv
 import io

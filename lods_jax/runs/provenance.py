@@ -1,4 +1,4 @@
-"""What a run ran on: versions, devices, the code's commit and the prior's hash; also what `lods info` tells."""
+"""The circumstances of a run: versions, devices, commit and the hash of the prior; also for `lods info`."""
 
 import os
 import platform

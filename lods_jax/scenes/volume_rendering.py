@@ -1,4 +1,4 @@
-"""Volume rendering along rays (Max 1995; Mildenhall et al. 2020, eq. 3): densities on intervals -> weights, and what they sum up.
+"""Volume rendering along rays (Max 1995; Mildenhall et al. 2020, eq. 3): from densities on intervals to weights and their sums.
 
 Arrays are [s n], n rays in s intervals front to back: a scan over rows is the fastest running sum on a CPU.
 """

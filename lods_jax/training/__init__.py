@@ -1,1 +1,1 @@
-"""A configuration turned into a loop of compiled steps: numbers, no files for people."""
+"""From a configuration to a loop of compiled steps."""

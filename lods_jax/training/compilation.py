@@ -1,4 +1,4 @@
-"""What JAX compiles while a block runs, and the seconds that it takes: told by the events of `jax.monitoring`."""
+"""Compilations of JAX within a block of code, and the seconds they take, from the events of `jax.monitoring`."""
 
 import threading
 from collections.abc import Iterable, Iterator

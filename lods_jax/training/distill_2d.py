@@ -89,9 +89,9 @@ def distill(
     options = {"cameras": lambda keys, views: sample_orbit(keys, views, n), "window": lambda step: recipe.window, "batch": n}
     options |= {"fit_shares_noise": recipe.fit_shares_noise, "schedule": recipe.schedule}
     step = compile_train_step(make_train_step(scene, prior, objective, tx_theta=tx_theta, tx_psi=tx_psi, **options), "jit", n)
-    state, held_against = init_state(scene, psi, tx_theta, tx_psi, key), Reference(latents=reference)
+    state, inputs = init_state(scene, psi, tx_theta, tx_psi, key), Reference(latents=reference)
     for _ in range(recipe.steps):
-        state, metrics = step(state, weights, texts, held_against, key)
+        state, metrics = step(state, weights, texts, inputs, key)
         yield state, metrics
 
 
