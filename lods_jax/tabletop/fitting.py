@@ -29,6 +29,7 @@ class Recipe(NamedTuple):
     peak: float  # learning rate
     batch: int
     ema: float  # decay of the moving average of the parameters, per step
+    reuse: float = 6.0  # times that a render is seen, on average
 
 
 class Fit(NamedTuple):
@@ -133,6 +134,12 @@ def save_checkpoint(path: Path, parts: dict[str, Fit], meta: dict) -> None:
     flat = {jax.tree_util.keystr(name, simple=True, separator="/"): np.asarray(x) for name, x in leaves}
     with replacing(path) as partial_file:
         save_file(flat, partial_file, {"meta": json.dumps(meta)})
+
+
+def checkpoint_meta(path: Path) -> dict:
+    """What `save_checkpoint` was told beside the arrays."""
+    with safe_open(path, framework="np") as file:
+        return json.loads(file.metadata()["meta"])
 
 
 def load_checkpoint(path: Path, like: dict[str, Fit]) -> tuple[dict[str, Fit], dict]:

@@ -1,6 +1,7 @@
 """Endless training batches from a pool of fresh renders."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -18,6 +19,18 @@ def fresh_renders(key: Key[Array, ""], part: int, size: int, copies: int = 24, s
     Each value of `copies` compiles twelve renderers anew, so most callers take the default and as many parts as they need.
     """
     return sample_renders(jax.random.fold_in(key, part), {k: n * copies for k, n in PER_KIND.items()}, size, split=split)
+
+
+def ahead(draw: Callable[[int], tuple[np.ndarray, ...]]) -> Callable[[int], tuple[np.ndarray, ...]]:
+    """`draw` of parts that are asked for in order; the next one is under way in a thread while this one is used."""
+    thread, waiting = ThreadPoolExecutor(1), {}
+
+    def get(number: int) -> tuple[np.ndarray, ...]:
+        now = waiting.pop(number, None) or thread.submit(draw, number)
+        waiting[number + 1] = thread.submit(draw, number + 1)
+        return now.result()
+
+    return get
 
 
 def pool_batches(

@@ -1,0 +1,111 @@
+"""The networks of the tabletop priors, in the configuration words of diffusers and transformers.
+
+Two sizes: 64 px with a VAE of f = 4, and 128 px with f = 8, Stable Diffusion's own factor. Both have latents of 16 x 16 x 4 and
+the same text encoder.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lods_jax.priors import flax_networks as modules
+from lods_jax.priors import tokenizer
+from lods_jax.tabletop.dataset import WORDS
+
+LENGTH = 12  # tokens of a caption; the longest has 9 with its start and end
+LATENT = 16  # edge of the latents
+
+
+class Architecture(NamedTuple):
+    """One size of the prior: configurations of its networks, and the crop that its VAE begins with."""
+
+    size: int  # edge of an image, pixels
+    crop: int  # edge of a training crop of the VAE, pixels
+    vae: dict
+    unet: dict
+    text: dict
+
+
+class Networks(NamedTuple):
+    """Flax modules without parameters."""
+
+    vae: Any
+    unet: Any
+    text: Any
+
+
+def _vae(size: int, channels: tuple[int, ...]) -> dict:
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
+        "block_out_channels": list(channels),
+        "layers_per_block": 1,
+        "act_fn": "silu",
+        "latent_channels": 4,
+        "norm_num_groups": 8,
+        "sample_size": size,
+        "scaling_factor": 1.0,
+    }
+
+
+def _unet(channels: tuple[int, ...]) -> dict:
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": LATENT,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "block_out_channels": list(channels),
+        "layers_per_block": 1,
+        "attention_head_dim": 4,  # the number of heads, as in all Stable Diffusion configs
+        "cross_attention_dim": 64,
+    }
+
+
+def _text() -> dict:
+    """The text tower, with the size and the special tokens of the vocabulary that WORDS make."""
+    vocabulary, _ = tokenizer.build_vocabulary(WORDS)
+    special = {"bos_token_id": "<|startoftext|>", "eos_token_id": "<|endoftext|>", "pad_token_id": "<|endoftext|>"}
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": LENGTH,
+        "projection_dim": 64,
+        "hidden_act": "quick_gelu",
+        "vocab_size": len(vocabulary),
+        **{name: vocabulary[token] for name, token in special.items()},
+    }
+
+
+ARCHITECTURES = {
+    64: Architecture(64, 32, _vae(64, (16, 32, 64)), _unet((64, 64, 128)), _text()),
+    128: Architecture(128, 64, _vae(128, (8, 16, 32, 64)), _unet((64, 96, 128)), _text()),
+}
+
+
+def architecture(size: int) -> Architecture:
+    """The architecture of an image size; ValueError for a size that there is none for."""
+    if size not in ARCHITECTURES:
+        raise ValueError(f"size must be {' or '.join(map(str, ARCHITECTURES))}, got {size}")
+    return ARCHITECTURES[size]
+
+
+def size_of(folder: Path) -> int:
+    """The edge of the images of a prior's folder, in pixels."""
+    return json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["sample_size"]
+
+
+@cache
+def networks(size: int) -> Networks:
+    """The three Flax modules of a size; importing them takes seconds, so it waits until somebody trains."""
+    arch = architecture(size)
+    return Networks(modules.vae(arch.vae), modules.unet(arch.unet), modules.text_encoder(arch.text))
