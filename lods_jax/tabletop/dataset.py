@@ -5,6 +5,7 @@ A caption is "a red striped mug, side view": article, colour, pattern unless pla
 """
 
 import hashlib
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from lods_jax.core.cameras import TABLETOP, VIEWS, Orbit, sample_orbit
 from lods_jax.core.types import Camera
-from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS, render_objects
+from lods_jax.tabletop.objects import COLORS, COMPOSITE, DEFECTS, KINDS, PATTERNS, render_objects
 
 WORDS = ("a", "an", ",", "view", *VIEWS, *PATTERNS[1:], *COLORS, *KINDS)
 
@@ -123,7 +124,7 @@ def sample_renders(
     """
     if any(n % views for n in per_kind.values()):
         raise ValueError(f"per_kind must hold multiples of views={views}, got {per_kind}")
-    chunk = chunk or (1 if jax.default_backend() == "cpu" else 64)
+    chunk = chunk or _chunk()
     parts = []
     for kind, n in per_kind.items():
         rgba, *rest = _render_kind(jax.random.fold_in(key, KINDS.index(kind)), kind, n, size, split, orbit, chunk, views)
@@ -133,7 +134,32 @@ def sample_renders(
     return Renders(*(np.concatenate(column)[order] for column in zip(*parts, strict=True)))
 
 
-def _render_kind(key, kind, n, size, split, orbit, chunk, views):
+def sample_defects(key: Key[Array, ""], each: int, size: int, *, split: str = "seen") -> tuple[np.ndarray, Renders]:
+    """Random renders of objects with something wrong (`objects.DEFECTS`), and of the same objects as they should be.
+
+    Args:
+      key: decides everything.
+      each: images of each defect.
+      size: edge in pixels.
+      split: of the captions, as for `sample_renders`.
+
+    Returns:
+      rgb uint8 [n size size 3] of the defective objects, and the true `Renders` row by row. Some sides do not show a defect.
+    """
+    chunk, pairs = _chunk(), []
+    for i, (defect, kind) in enumerate(DEFECTS.items()):
+        draw = partial(_render_kind, jax.random.fold_in(key, i), kind, each, size, split, TABLETOP, chunk, 1)
+        pairs.append((draw(shape=defect)[0], draw()))
+    bad, true = zip(*pairs, strict=True)
+    return np.concatenate(bad), Renders(*(np.concatenate(column) for column in zip(*true, strict=True)))
+
+
+def _chunk() -> int:
+    """Views that are traced at once: one keeps a CPU's cache, a GPU wants dozens."""
+    return 1 if jax.default_backend() == "cpu" else 64
+
+
+def _render_kind(key, kind, n, size, split, orbit, chunk, views, shape=None):
     triples = [(c, p) for k, c, p, _ in captions(split) if k == kind]
     if not triples:
         raise ValueError(f"split {split!r} has no caption of a {kind}")
@@ -146,7 +172,7 @@ def _render_kind(key, kind, n, size, split, orbit, chunk, views):
     pattern = np.array([PATTERNS.index(p) for _, p in triples])[pick]
     variation = jnp.repeat(jax.random.uniform(keys[2], (n // views, 4)), views, 0)
     u = np.asarray(jax.random.uniform(keys[3], (n, 2)))
-    rgba = render_objects(kind, camera, variation, color, pattern, size=size, chunk=chunk)
+    rgba = render_objects(shape or kind, camera, variation, color, pattern, size=size, chunk=chunk)
     white = u[:, 0] < 0.5 if views == 1 else np.arange(n) % 2 == 0
     grey = np.where(white, 1.0, 0.3 + 0.6 * u[:, 1]).astype(np.float32)
     rgb = np.asarray(_bytes_on(rgba, grey))

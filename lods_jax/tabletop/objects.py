@@ -222,6 +222,40 @@ KINDS = tuple(_OBJECTS)
 COMPOSITE = KINDS[4:]
 
 
+# --- objects with something wrong, for judges ---------------------------------------------------------------------------
+def _without(kind, *materials, last=None):
+    """The object less its parts of some materials; `last`: how many parts stay instead."""
+    if last is not None:
+        return lambda p, v: _OBJECTS[kind](p, v)[:last]
+    return lambda p, v: [part for part in _OBJECTS[kind](p, v) if part[1] not in materials]
+
+
+def _mirrored(kind, side):
+    """The object with one half of it twice: side 1 shows its front on both sides, -1 its back."""
+    return lambda p, v: _OBJECTS[kind]((side * jnp.abs(p[0]), p[1], p[2]), v)
+
+
+def _filled_donut(p, v):
+    ring, tube = _mix(v[0], 0.38, 0.43), _mix(v[1], 0.17, 0.21)
+    return [*_donut(p, v), (_cylinder(p, (0, 0, 0), ring, 0.9 * tube), PAINT)]
+
+
+_DEFECTIVE = {
+    "donut without its hole": ("donut", _filled_donut),
+    "mug without its handle": ("mug", _without("mug", last=1)),
+    "house without door and windows": ("house", _without("house", WOOD, GLASS)),
+    "snowman with two faces": ("snowman", _mirrored("snowman", 1)),
+    "car without wheels": ("car", _without("car", DARK, GREY)),
+    "chair with two backs": ("chair", _mirrored("chair", -1)),
+    "mushroom with two doors": ("mushroom", _mirrored("mushroom", 1)),
+    "rocket without fins": ("rocket", lambda p, v: [part for i, part in enumerate(_rocket(p, v)) if i != 3]),
+    "robot without a face": ("robot", _without("robot", LAMP, DARK)),
+}
+# A defect and the kind that it was to be; `render_objects` takes both names.
+DEFECTS = {name: kind for name, (kind, _) in _DEFECTIVE.items()}
+_OBJECTS |= {name: parts for name, (_, parts) in _DEFECTIVE.items()}
+
+
 # --- geometry and rendering ---------------------------------------------------------------------------------------------
 def _distance(kind, p, v):
     return jnp.stack([d for d, _ in _OBJECTS[kind](p, v)]).min(0)
