@@ -24,7 +24,7 @@ from generation_2d import truth
 
 from lods_jax.core.files import replacing
 from lods_jax.core.noise_schedule import add_noise
-from lods_jax.core.paths import TABLETOP
+from lods_jax.core.paths import TABLETOP_64
 from lods_jax.core.types import Query
 from lods_jax.distillation.objectives import OBJECTIVES
 from lods_jax.distillation.prompts import prompt_table
@@ -72,7 +72,7 @@ def main() -> None:
     args = parser.parse_args()
     start_jax()
     args.out.mkdir(parents=True, exist_ok=True)
-    prior, weights, texts = prior_with_texts(TABLETOP, True, prompt_table(PROMPT, with_view=False))
+    prior, weights, texts = prior_with_texts(TABLETOP_64, True, prompt_table(PROMPT, with_view=False))
     key = jax.random.key(0)
     good = jax.jit(prior.encode)(weights, jnp.asarray(truth(PROMPT, IMAGES)[..., :3]), key)
     latents = in_latents(prior)

@@ -7,7 +7,7 @@ Two edits change the colour, one the pattern, one the kind; the images are of ot
 settings start from the latents of the image and take 200 steps of Adam (0.05). LODS-DDS is our reading of the paper, which shows
 edits and gives no recipe: LODS, whose unconditional branch is fitted to the image first (200 steps).
 
-  attribute   share of the edits in which the judge reads what was to change as asked
+  attribute   share of the edits in which the classifier reads what was to change as asked
   rest        share of what was to stay (of kind, colour, pattern, view) that it reads as before
   outside     PSNR against the image, as the VAE shows it, outside both objects, in dB: how much the edit leaves alone
   truth       PSNR against the true result where there is one, the same object in the new colour or pattern, in dB
@@ -30,15 +30,15 @@ from scipy.ndimage import binary_dilation
 from lods_jax.core.cameras import VIEWS, sample_orbit
 from lods_jax.core.files import replacing
 from lods_jax.core.images import grid, write_png
-from lods_jax.core.paths import TABLETOP
+from lods_jax.core.paths import TABLETOP_64
 from lods_jax.core.statistics import bootstrap, interquartile_mean
 from lods_jax.distillation.objectives import OBJECTIVES
 from lods_jax.priors.sampling import prior_with_texts
 from lods_jax.runs.evaluate import format_number
 from lods_jax.runs.generate import edited
 from lods_jax.runs.run_directory import append, truncate_log
+from lods_jax.tabletop.classifier import classify, load_classifier
 from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
-from lods_jax.tabletop.judge import judge, load_judge
 from lods_jax.tabletop.objects import COLORS, KINDS, PATTERNS
 from lods_jax.training.distill_2d import DistillConfig
 from lods_jax.training.distributed import start_jax
@@ -92,7 +92,7 @@ def scene(caption: str, number: int) -> tuple[Caption, np.ndarray]:
 
 
 def attributes(read) -> np.ndarray:
-    """What the judge reads, [n 4]: kind, colour, pattern, view."""
+    """What the classifier reads, [n 4]: kind, colour, pattern, view."""
     return np.stack([read.kind, read.color, read.pattern, read.view], 1)
 
 
@@ -109,7 +109,7 @@ def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
 def figures(params, rgb: np.ndarray, shown: np.ndarray, source: str, target: str, number: int) -> dict[str, float]:
     before, image = scene(source, number)
     after, truth = scene(target, number)
-    read, changes = attributes(judge(params, rgb.astype(np.float32))), wanted(before) != wanted(after)
+    read, changes = attributes(classify(params, rgb.astype(np.float32))), wanted(before) != wanted(after)
     right = read == wanted(after)
     outside = ~binary_dilation((image[..., 3] > 0) | (truth[..., 3] > 0), iterations=3)
     return {
@@ -146,9 +146,9 @@ def main() -> None:
     edits, images = (EDITS + MORE, 6) if args.full else (EDITS, 3)
     out = args.out or Path("outputs/experiments/editing_2d" + ("-full" if args.full else ""))
     (out / "images").mkdir(parents=True, exist_ok=True)
-    params, rows = load_judge(), truncate_log(out / "rows.jsonl")
+    params, rows = load_classifier(), truncate_log(out / "rows.jsonl")
     done = {(row["label"], row["source"], row["image"]) for row in rows}
-    prior, weights, _ = prior_with_texts(TABLETOP, True, {})
+    prior, weights, _ = prior_with_texts(TABLETOP_64, True, {})
     through_vae = jax.jit(lambda rgb: prior.decode(weights, prior.encode(weights, rgb, jax.random.key(0))))
     for number, (source, target) in product(range(images), edits):
         _, rgba = scene(source, number)
@@ -158,7 +158,7 @@ def main() -> None:
                 continue
             objective = OBJECTIVES[setting.objective](s=setting.s)
             recipe = DistillConfig(200, fit_first=setting.fit_first)
-            rgb = edited(TABLETOP, objective, rgba[..., :3], source, target, RUNS, recipe, seed=number)[-1]
+            rgb = edited(TABLETOP_64, objective, rgba[..., :3], source, target, RUNS, recipe, seed=number)[-1]
             np.save(out / "images" / f"{setting.label}, {source}, {number}.npy", rgb[0].astype(np.float16))
             row: dict[str, Any] = {"label": setting.label, "source": source, "target": target, "image": number}
             rows.append(row | figures(params, rgb, plain, source, target, number))

@@ -1,4 +1,4 @@
-"""Renderer and refinement alone: a tabletop object from 48 pictures of it, no prior, judged on 16 views that were held back.
+"""Renderer and refinement alone: a tabletop object from 48 pictures of it, no prior, measured on 16 views that were held back.
 
     python experiments/fit_images.py                 # the eight kinds with a front, about 25 minutes on 2 cores
     python experiments/fit_images.py --kinds mug     # 3 minutes

@@ -1,4 +1,4 @@
-"""Which objective makes better images? 2-D generation in the latents of the shipped prior, judged against renders of the caption.
+"""Which objective makes better images? 2-D generation in the latents of the shipped prior, against renders of the caption.
 
     python experiments/generation_2d.py                    # 11 settings x 2 prompts x 8 particles, about 20 minutes on 2 cores
     python experiments/generation_2d.py --configurations   # LODS in seven configurations beside VSD, about 15 minutes
@@ -6,10 +6,10 @@
     python experiments/generation_2d.py --full             # 8 prompts, 1,000 steps, 3 seeds
 
 Every setting gets the same steps (300), the same Adam on the latents (0.05) and the learning rate of its learned branch that
-`distil.Recipe` gives; nothing was tuned. Figures are of the 8 images of a prompt: what the judge reads, KID in its features to
-120 renders of the caption from cameras of the asked view, saturation minus theirs, diversity (the mean distance between particles
-in the judge's features, as a share of that between renders), and noise predictions for one image. DDIM samples of the prior stand
-beside them. Means over prompts and seeds, with the range. Finished jobs are in rows.jsonl and are not done again; a table and a
+`distil.Recipe` gives; nothing was tuned. Figures are of the 8 images of a prompt: what the classifier reads, KID in its features
+to 120 renders of the caption from cameras of the asked view, saturation minus theirs, diversity (the mean distance between particles
+in the classifier's features, as a share of that between renders), and noise predictions for one image. DDIM samples of the
+prior stand beside them. Means over prompts and seeds, with the range. Finished jobs are in rows.jsonl and are not done again; a table and a
 grid come at the end.
 """
 
@@ -29,15 +29,15 @@ from PIL import Image
 from lods_jax.core.cameras import VIEWS, sample_orbit
 from lods_jax.core.files import replacing
 from lods_jax.core.images import grid, write_png
-from lods_jax.core.paths import TABLETOP
+from lods_jax.core.paths import TABLETOP_64
 from lods_jax.distillation.objectives import OBJECTIVES
 from lods_jax.distillation.prompts import prompt_table
 from lods_jax.priors.sampling import latent_shape, prior_with_texts, text_to_image
 from lods_jax.runs.evaluate import format_number
 from lods_jax.runs.run_directory import append, truncate_log
 from lods_jax.tabletop import metrics
+from lods_jax.tabletop.classifier import classify, load_classifier
 from lods_jax.tabletop.dataset import parse_caption, render_caption
-from lods_jax.tabletop.judge import judge, load_judge
 from lods_jax.tabletop.objects import COLORS, KINDS
 from lods_jax.training.distill_2d import DistillConfig, distill, in_latents
 from lods_jax.training.distributed import start_jax
@@ -98,8 +98,8 @@ def images(setting: Setting, prompt: str, n_steps: int, seed: int) -> tuple[np.n
     """[n h w 3] of a setting, and the seconds that it took once it was compiled."""
     if setting.objective is None:
         began = time.monotonic()
-        return text_to_image(TABLETOP, prompt, N, N * seed, 4.0, 30), time.monotonic() - began
-    prior, weights, texts = prior_with_texts(TABLETOP, True, prompt_table(prompt, with_view=False), setting.rank)
+        return text_to_image(TABLETOP_64, prompt, N, N * seed, 4.0, 30), time.monotonic() - began
+    prior, weights, texts = prior_with_texts(TABLETOP_64, True, prompt_table(prompt, with_view=False), setting.rank)
     start = 0.1 * jax.random.normal(jax.random.key(seed), (N, *latent_shape(prior, weights)))
     recipe = DistillConfig(n_steps * (2 if "schedule" in setting.recipe else 1), **setting.recipe)
     objective = OBJECTIVES[setting.objective](**setting.options)
@@ -134,7 +134,7 @@ def spread(features: np.ndarray) -> float:
 
 def figures(rgb: np.ndarray, prompt: str, params) -> dict[str, float]:
     caption, true = parse_caption(prompt), truth(prompt)
-    read, real = judge(params, rgb.astype(np.float32)), judge(params, true[..., :3].astype(np.float32)).features
+    read, real = classify(params, rgb.astype(np.float32)), classify(params, true[..., :3].astype(np.float32)).features
     rms = np.sqrt(np.mean(real**2))
     flat = lambda rgb: metrics.saturation(rgb, np.ones(rgb.shape[:-1]))  # noqa: E731
     return {
@@ -189,7 +189,7 @@ def main() -> None:
     settings, name = (CONFIGURATIONS, "configurations") if args.configurations else (SETTINGS, "table")
     out = args.out or Path("outputs/experiments/generation_2d" + ("-full" if args.full else ""))
     (out / "images").mkdir(parents=True, exist_ok=True)
-    file, params = out / "rows.jsonl", load_judge()
+    file, params = out / "rows.jsonl", load_classifier()
     rows = truncate_log(file)
     done = {(row["label"], row["prompt"], row["seed"]) for row in rows}
     for seed, prompt, setting in product(range(seeds), prompts, settings):

@@ -5,10 +5,10 @@
     python experiments/image_to_3d.py --examples  # writes examples/*.png, and runs nothing
 
 The pictures show tabletop objects of the kinds with a front, in proportions and from cameras that are drawn at random; the
-caption is read by the judge and its embedding fitted to the picture, as `lods image-to-3d` does without a prompt; the camera is
-given.
+caption is read by the classifier and its embedding fitted to the picture, as `lods image-to-3d` does without a prompt; the
+camera is given.
 Figures are of 16 other views, against renders of the very object: PSNR of 64 px on white, silhouette IoU, and the kind, colour
-and view that the judge reads; `picture` is the PSNR in the picture's own view.
+and view that the classifier reads; `picture` is the PSNR in the picture's own view.
 
 Rows differ in the objective of the text branch (SDS, LODS), in whether the prior of poses is asked too, and in the kind of scene.
 Everything lies in --out: a folder for each run, rows.jsonl with a line for each finished run, table.md and grid.png. A second
@@ -34,8 +34,8 @@ from lods_jax.runs import run
 from lods_jax.runs.evaluate import cell, shared_renderer
 from lods_jax.runs.restore import restore_scene
 from lods_jax.runs.run_directory import append, read_run, truncate_log
+from lods_jax.tabletop.classifier import classify, load_classifier
 from lods_jax.tabletop.dataset import Caption, captions, render_caption
-from lods_jax.tabletop.judge import judge, load_judge
 from lods_jax.tabletop.metrics import janus_index
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS
 from lods_jax.training import image_to_3d, loop
@@ -90,7 +90,7 @@ def figures(folder: Path, i: int) -> dict[str, float]:
     eyes = others(camera)
     seen, own = (render_fn(scene["theta"], scene["aux"], x) for x in (eyes, camera))
     truth = np.asarray(render_caption(caption, eyes, SIZE, variation=proportions))
-    read = judge(load_judge(), np.asarray(seen.rgb, np.float32))
+    read = classify(load_classifier(), np.asarray(seen.rgb, np.float32))
     ours, true = seen.opacity[..., 0] > 0.5, truth[..., 3] > 0.5
     kept = read_rgba(folder / image_to_3d.COPY)
     return {
@@ -115,6 +115,7 @@ def settings(scene: str, text: str, pose: bool) -> Config:
     base = configs.load(f"image-{scene}-lods-embedding")
     return replace(
         base,
+        prior=replace(base.prior, name="tabletop-64"),  # whose table this is
         objective=OBJECTIVES[text],
         zero123=replace(base.zero123, name="tabletop" if pose else "none"),
         output=replace(base.output, size=128, frames=8, preview_every=0, log_every=50),

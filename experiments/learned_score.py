@@ -90,7 +90,7 @@ def plot(result: dict, file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prior", default="tabletop", help="tabletop, or a folder made by lods train-prior")
+    parser.add_argument("--prior", default="tabletop-64", help="tabletop-64, or a folder made by lods train-prior")
     parser.add_argument("--out", type=Path, default=Path("outputs/experiments"))
     parser.add_argument("--full", action="store_true")
     args = parser.parse_args()

@@ -14,7 +14,7 @@ Protocol, fixed before the runs of the table:
   - The table is on other prompts and seeds, chosen in advance; "a red car" and "a pink rocket" are held out of the prior's
     training.
   - --scenes compares the default presets of both kinds of scene on three of the prompts, seed 1. `seconds_to_right` is the
-    time of optimisation until the judge reads the asked kind in 80 % of the views, looked at every 50 steps.
+    time of optimisation until the classifier reads the asked kind in 80 % of the views, looked at every 50 steps.
   - Interquartile means over prompts and seeds with 95 % bootstrap intervals. No run is left out.
 
 Everything lies in --out (by default outputs/experiments/text_to_3d/PRIOR): a run folder each, rows.jsonl with a line for each
@@ -110,7 +110,7 @@ def settings(prior: str, steps: int, trial: dict) -> Config:
         base,
         steps=steps,
         resolution=64 if prior == "tabletop" else 32,  # what the prior sees
-        prior=replace(base.prior, name=prior),
+        prior=replace(base.prior, name="tabletop-64" if prior == "tabletop" else prior),  # whose table this is
         objective=trial["objective"],
         regularizers=replace(base.regularizers, sparsity=(sparsity, sparsity)),
         optimizer=replace(base.optimizer, psi_lr=psi_lr),
@@ -138,7 +138,7 @@ def scene_jobs() -> list[tuple[str, str, int, Config]]:
 
 
 def seconds_to_right(folder: Path) -> float | None:
-    """Seconds of optimisation until the judge was right in the share RIGHT of the views; None if it never was."""
+    """Seconds of optimisation until the classifier was right in the share RIGHT of the views; None if it never was."""
     ran = read_run(folder)
     for line in ran.metrics:
         if line["step"] % 50 == 0 and evaluate(ran, line["step"])["kind"] >= RIGHT:

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from lods_jax.core.cameras import sample_orbit
-from lods_jax.core.paths import TABLETOP
+from lods_jax.core.paths import TABLETOP_64
 from lods_jax.core.types import Prior
 from lods_jax.distillation.objectives import OBJECTIVES
 from lods_jax.distillation.parallel import fused_step
@@ -76,12 +76,12 @@ def compiled_step(world: Callable[[int], Prior], weights, texts, start, referenc
 
 
 def main() -> None:
-    prior = stable_diffusion(TABLETOP)
+    prior = stable_diffusion(TABLETOP_64)
     weights = prior.init(jax.random.key(0))
     table = prompt_table("a red mug", with_view=False, source="a blue mug")
     texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
     latents = jax.random.normal(jax.random.key(3), (BATCH, *latent_shape(prior, weights)))
-    at_rank = lambda rank: stable_diffusion(TABLETOP, rank=rank)  # noqa: E731
+    at_rank = lambda rank: stable_diffusion(TABLETOP_64, rank=rank)  # noqa: E731
     for title, world, start in (
         ("in latents", lambda rank: in_latents(at_rank(rank)), latents),
         ("through the encoder", at_rank, jnp.full((BATCH, 64, 64, 3), 0.5)),

@@ -1,1 +1,1 @@
-"""Tabletop-12: a world of twelve procedural objects with captions and exact geometry, its diffusion prior and its judge."""
+"""Tabletop-12: a world of twelve procedural objects with captions and exact geometry, its diffusion prior and its classifier."""

@@ -1,6 +1,6 @@
 """Fitting a network to an endless stream in sittings: state, optimizers, schedule, loop and checkpoint file.
 
-Shared by the tabletop prior and its judge. A sitting is bounded by wall-clock time, because that is what people have.
+Shared by the tabletop prior and its classifier. A sitting is bounded by wall-clock time, because that is what people have.
 """
 
 import json
@@ -92,7 +92,7 @@ def start(params: Any, tx: optax.GradientTransformation, samples: int = 0) -> Fi
     return Fit(params, jax.tree.map(jnp.copy, params), tx.init(params), zero, zero + samples)
 
 
-def sit(
+def train_for(
     name: str,
     recipe: Recipe,
     fit: Fit,

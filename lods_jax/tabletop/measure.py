@@ -14,8 +14,8 @@ from jaxtyping import Float
 from lods_jax.core.cameras import TABLETOP, rays, turntable
 from lods_jax.core.types import Camera, Render
 from lods_jax.tabletop import metrics
+from lods_jax.tabletop.classifier import SIZE, classify, load_classifier
 from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
-from lods_jax.tabletop.judge import SIZE, judge, load_judge
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
 
 AZIMUTHS, ELEVATIONS = 12, (10.0, 35.0)
@@ -23,12 +23,12 @@ PROPORTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 POINTS = 8192  # on the visible surface
 
 FIGURES = {
-    "kind": "share of views in which the judge reads the asked kind",
+    "kind": "share of views in which the classifier reads the asked kind",
     "color": "share of views in which it reads the asked colour",
     "pattern": "share of views in which it reads the asked pattern",
     "view": "share of views in which it reads the view that it is (kinds with a front)",
     "janus": "share of side and back views that it reads as a front (kinds with a front)",
-    "kid": "kernel inception distance to true renders, in the judge's features",
+    "kid": "kernel inception distance to true renders, in the classifier's features",
     "chamfer": "mean distance between our visible surface and the true one, world units",
     "coverage": "share of the true visible surface that is within 0.04 of ours",
     "floaters": "share of the opacity mass outside the largest piece",
@@ -56,7 +56,7 @@ def measure(
     """
     caption, camera = parse_caption(prompt), eyes()
     seen = look(camera)
-    read = judge(_judge(), np.asarray(seen.rgb, np.float32))
+    read = classify(_classifier(), np.asarray(seen.rgb, np.float32))
     true, features = truth(caption._replace(view=None))
     fronted = caption.kind in COMPOSITE
     surface, rms = visible_points(seen, camera), np.sqrt(np.mean(features**2))
@@ -87,12 +87,12 @@ def visible_points(seen: Render, camera: Camera, n: int = POINTS) -> Float[np.nd
 
 @cache
 def truth(caption: Caption) -> tuple[Float[np.ndarray, "b h w 4"], Float[np.ndarray, "m d"]]:
-    """The true object from the 24 cameras, RGBA on white, and the judge's features of it in many proportions."""
+    """The true object from the 24 cameras, RGBA on white, and the classifier's features of it in many proportions."""
     show = lambda variation: np.asarray(render_caption(caption, eyes(), SIZE, variation=variation))  # noqa: E731
     many = np.concatenate([show(variation) for variation in PROPORTIONS])
-    return show(0.5), judge(_judge(), many[..., :3]).features
+    return show(0.5), classify(_classifier(), many[..., :3]).features
 
 
 @cache
-def _judge():
-    return load_judge()
+def _classifier():
+    return load_classifier()

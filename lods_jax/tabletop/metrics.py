@@ -1,7 +1,7 @@
-"""Figures for a generated object against the true one: what the judge reads around it, its colours, its shape.
+"""Figures for a generated object against the true one: what the classifier reads around it, its colours, its shape.
 
-Image metrics take what `judge.judge` read in renders of an orbit; shape metrics take points in world units and the object's
-signed distance field.
+Image metrics take what `classifier.classify` read in renders of an orbit; shape metrics take points in world units and the
+object's signed distance field.
 """
 
 from functools import partial
@@ -13,16 +13,16 @@ from jaxtyping import Array, Float
 
 from lods_jax.core.cameras import VIEWS, orbit_camera, rays
 from lods_jax.core.types import Camera
-from lods_jax.tabletop.judge import NONE, Verdict
+from lods_jax.tabletop.classifier import NONE, ClassifierOutput
 from lods_jax.tabletop.objects import BOUND, signed_distance, trace
 
 MIDDLE = np.full(4, 0.5, np.float32)  # the proportions of `dataset.render_caption`
 
 
-def janus_index(read: Verdict, view: np.ndarray) -> float:
+def janus_index(read: ClassifierOutput, view: np.ndarray) -> float:
     """Share of the views away from the front that show a front: 0 for a true object, 1 for a face on every side.
 
-    `view` [n] are the true views. Images that the judge reads as none count as no front; without side or back views it is NaN.
+    `view` [n] are the true views. Images that read as none count as no front; without side or back views it is NaN.
     """
     away = np.isin(view, [VIEWS.index("side"), VIEWS.index("back")])
     front = (read.view == VIEWS.index("front")) & (read.kind != NONE)
@@ -30,7 +30,7 @@ def janus_index(read: Verdict, view: np.ndarray) -> float:
 
 
 def kid(ours: Float[np.ndarray, "n d"], true: Float[np.ndarray, "m d"]) -> float:
-    """Kernel inception distance (Binkowski et al. 2018) in the judge's features: unbiased, also for a few dozen images.
+    """Kernel inception distance (Binkowski et al. 2018) in the classifier's features: unbiased, also for a few dozen images.
 
     The squared maximum mean discrepancy under the kernel (x.y / d + 1)^3; about 0, or slightly below, for equal distributions.
     """

@@ -222,7 +222,7 @@ KINDS = tuple(_OBJECTS)
 COMPOSITE = KINDS[4:]
 
 
-# --- objects with something wrong, for judges ---------------------------------------------------------------------------
+# --- objects with something wrong, for the classifier ---------------------------------------------------------------------------
 def _without(kind, *materials, last=None):
     """The object less its parts of some materials; `last`: how many parts stay instead."""
     if last is not None:

@@ -22,7 +22,7 @@ from lods_jax.core.files import replacing
 from lods_jax.tabletop.classifier import ERROR_SCALE, HEADS, NONE, SIZE, Classifier, classify, load_classifier
 from lods_jax.tabletop.damage import DAMAGES, NOTHING, blur, damage, error, nothing
 from lods_jax.tabletop.dataset import boundary_distance, sample_defects
-from lods_jax.tabletop.fitting import Recipe, optimizer, sit, start
+from lods_jax.tabletop.fitting import Recipe, optimizer, start, train_for
 from lods_jax.tabletop.objects import COMPOSITE, DEFECTS, KINDS
 from lods_jax.tabletop.streams import ahead, fresh_renders, pool_batches
 
@@ -146,7 +146,7 @@ def train_classifier(path: Path, minutes: float, *, resume: bool = False, batch:
     def save(fit):
         write_classifier(path, fit.ema, int(fit.samples))
 
-    sit("classifier", recipe, start(params, tx, seen), batches(seed + seen, recipe), 60 * minutes, seed, tx, save)
+    train_for("classifier", recipe, start(params, tx, seen), batches(seed + seen, recipe), 60 * minutes, seed, tx, save)
 
 
 def write_classifier(path: Path, params: Any, samples: int) -> None:

@@ -26,29 +26,34 @@ from lods_jax.priors import torch_weights as convert
 from lods_jax.priors.ddim import ddim
 from lods_jax.priors.sampling import CLIP
 from lods_jax.priors.zero123 import token
+from lods_jax.tabletop.architectures import Architecture, architecture, size_of
+from lods_jax.tabletop.classifier import classify, load_classifier
 from lods_jax.tabletop.dataset import Renders, sample_renders
-from lods_jax.tabletop.fitting import Fit, Recipe, load_checkpoint, optimizer, save_checkpoint, sit, start
-from lods_jax.tabletop.judge import judge, load_judge
+from lods_jax.tabletop.fitting import Fit, Recipe, load_checkpoint, optimizer, save_checkpoint, start, train_for
 from lods_jax.tabletop.objects import COMPOSITE, KINDS
 from lods_jax.tabletop.streams import PER_KIND, pool_batches
-from lods_jax.tabletop.train_prior import SIZE, UNET, VAE, decode, encode, in_chunks
+from lods_jax.tabletop.train_prior import decode, encode, in_chunks
 
 VIEWS = 4  # images of an object; those at even places are on white, and serve as pictures
 COPIES = 6  # objects of a kind in a part of the stream, times PER_KIND
-POSED_UNET = UNET | {"in_channels": 8}
-IMAGE = {
-    "architectures": ["CLIPVisionModelWithProjection"],
-    "model_type": "clip_vision_model",
-    "hidden_size": 64,
-    "intermediate_size": 256,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "image_size": SIZE,
-    "patch_size": 8,
-    "projection_dim": 60,
-    "hidden_act": "quick_gelu",
-}
-CAMERA = {"_class_name": "CCProjection", "in_channel": IMAGE["projection_dim"] + 4, "out_channel": UNET["cross_attention_dim"]}
+CAMERA = {"_class_name": "CCProjection", "in_channel": 64, "out_channel": 64}
+
+
+def configs_of(arch: Architecture) -> dict[str, dict]:
+    """Configurations of the networks of a pose prior beside a prior of that architecture."""
+    image = {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "model_type": "clip_vision_model",
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": arch.size,
+        "patch_size": arch.size // 8,
+        "projection_dim": CAMERA["in_channel"] - 4,
+        "hidden_act": "quick_gelu",
+    }
+    return {"vae": arch.vae, "unet": arch.unet | {"in_channels": 8}, "image": image, "camera": CAMERA}
 
 
 class Networks(NamedTuple):
@@ -58,14 +63,17 @@ class Networks(NamedTuple):
 
 
 @cache
-def networks() -> Networks:
-    return Networks(modules.unet(POSED_UNET), modules.image_encoder(IMAGE), modules.linear(CAMERA))
+def networks(size: int) -> Networks:
+    """The three Flax modules beside a prior of an image size."""
+    configs = configs_of(architecture(size))
+    return Networks(modules.unet(configs["unet"]), modules.image_encoder(configs["image"]), modules.linear(configs["camera"]))
 
 
 # --- loss ---------------------------------------------------------------------------------------------------------------
 def context_of(params: Any, picture: jax.Array, pose: jax.Array) -> jax.Array:
     """The context [b 1 w] of pictures [b h w 3] in [0, 1] and poses relative to theirs [b 4]."""
-    return token(params["camera"]["projection"], modules.encode_image(networks().image, params["image"], picture), pose)
+    seen = modules.encode_image(networks(picture.shape[1]).image, params["image"], picture)
+    return token(params["camera"]["projection"], seen, pose)
 
 
 def loss(params, batch, key):
@@ -78,7 +86,7 @@ def loss(params, batch, key):
     sees = (jax.random.uniform(k_null, (len(z),)) > 0.1).astype(jnp.float32)
     context = context_of(params, picture.astype(jnp.float32) / 255, pose) * sees[:, None, None]
     z_t = jnp.concatenate([add_noise(STABLE_DIFFUSION, z, noise, t), image * sees[:, None, None, None]], -1)
-    v = modules.predict_noise(networks().unet, params["unet"], z_t, t, context)
+    v = modules.predict_noise(networks(picture.shape[1]).unet, params["unet"], z_t, t, context)
     mse = jnp.mean((v - velocity(STABLE_DIFFUSION, z, noise, t)) ** 2)
     return mse, {"loss": mse}
 
@@ -87,20 +95,20 @@ RECIPE = Recipe(loss, peak=2e-3, batch=64, ema=0.998)
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------
-def fresh_views(seed: int, part: int, split: str = "seen") -> Renders:
+def fresh_views(size: int, seed: int, part: int, split: str = "seen") -> Renders:
     """Objects in VIEWS views each: renders [n VIEWS ...]."""
     per_kind = {kind: n * COPIES * VIEWS for kind, n in PER_KIND.items()}
-    renders = sample_renders(jax.random.fold_in(jax.random.key(seed), part), per_kind, SIZE, split=split, views=VIEWS)
+    renders = sample_renders(jax.random.fold_in(jax.random.key(seed), part), per_kind, size, split=split, views=VIEWS)
     return Renders(*(x.reshape(-1, VIEWS, *x.shape[1:]) for x in renders))
 
 
-def pairs(seed: int, batch: int, vae: Any) -> Iterator[tuple[np.ndarray, ...]]:
+def pairs(size: int, seed: int, batch: int, vae: Any) -> Iterator[tuple[np.ndarray, ...]]:
     """(latents of a view, another view on white, pose of the first relative to the second, latents of the second)."""
     rng = np.random.default_rng([seed, 3])
 
     def draw(i):
-        r = fresh_views(seed, i)
-        z = in_chunks(partial(encode, vae), r.rgb.reshape(-1, SIZE, SIZE, 3))
+        r = fresh_views(size, seed, i)
+        z = in_chunks(partial(encode, size, vae), r.rgb.reshape(-1, size, size, 3))
         return r.rgb, z.reshape(*r.rgb.shape[:2], *z.shape[1:]), np.stack([r.azimuth, r.elevation, r.radius], -1)
 
     rows = np.arange(batch)
@@ -129,7 +137,8 @@ def train(out: Path, minutes: float, prior: Path, *, resume: bool = False, name:
     file, tx = out / "checkpoint.safetensors", optimizer(name)
     if file.exists() and not resume:
         raise ValueError(f"{out} holds a checkpoint already; pass --resume to go on with it, or another --out")
-    vae = convert.to_flax(convert.read_state(prior, "vae"), modules.shapes(modules.vae(VAE)))
+    arch = architecture(size_of(prior))
+    vae = convert.to_flax(convert.read_state(prior, "vae"), modules.shapes(modules.vae(arch.vae)))
     fit, meta = resume_from(out, tx, prior, seed) if resume else (new_fit(tx, prior, seed), {"seconds": 0.0, "sittings": 0})
     meta["sittings"] += 1
     begin, before = time.monotonic(), meta["seconds"]
@@ -137,21 +146,24 @@ def train(out: Path, minutes: float, prior: Path, *, resume: bool = False, name:
     def save(fit):
         meta["seconds"] = before + time.monotonic() - begin
         save_checkpoint(file, {"pose": fit}, meta)
-        configs = {"vae": VAE, "unet": POSED_UNET, "image": IMAGE, "camera": CAMERA}
         text = json.dumps(meta | {"samples": int(fit.samples), "optimizer": name}, indent=2) + "\n"
-        convert.save_folder(out, configs, {"vae": vae} | fit.ema, {"training.json": text}, prediction_type="v_prediction")
-        preview(out, fit, vae)
+        convert.save_folder(
+            out, configs_of(arch), {"vae": vae} | fit.ema, {"training.json": text}, prediction_type="v_prediction"
+        )
+        preview(out, arch.size, fit, vae)
 
-    sit("pose", RECIPE, fit, pairs(seed + 1000 * meta["sittings"], RECIPE.batch, vae), 60 * minutes, seed, tx, save)
+    stream = pairs(arch.size, seed + 1000 * meta["sittings"], RECIPE.batch, vae)
+    train_for("pose", RECIPE, fit, stream, 60 * minutes, seed, tx, save)
 
 
 def new_fit(tx: optax.GradientTransformation, prior: Path, seed: int) -> Fit:
     """The U-Net of the prior with an idle input for the picture's latents; encoder and join are random."""
-    keys = jax.random.split(jax.random.key(seed), 2)
-    unet = convert.to_flax(convert.read_state(prior, "unet"), modules.shapes(modules.unet(UNET)))
+    keys, size = jax.random.split(jax.random.key(seed), 2), size_of(prior)
+    nets = networks(size)
+    unet = convert.to_flax(convert.read_state(prior, "unet"), modules.shapes(modules.unet(architecture(size).unet)))
     kernel = unet["conv_in"]["kernel"]
     unet["conv_in"]["kernel"] = np.concatenate([kernel, np.zeros_like(kernel)], 2)
-    params = {"unet": unet, "image": modules.init(networks().image, keys[0]), "camera": modules.init(networks().camera, keys[1])}
+    params = {"unet": unet, "image": modules.init(nets.image, keys[0]), "camera": modules.init(nets.camera, keys[1])}
     return start(jax.tree.map(jnp.asarray, params), tx)
 
 
@@ -168,7 +180,7 @@ def resume_from(out: Path, tx: optax.GradientTransformation, prior: Path, seed: 
 
 def averaged(folder: Path) -> dict[str, Any]:
     """The parameters in a folder, by network."""
-    shapes = {name: modules.shapes(module) for name, module in networks()._asdict().items()}
+    shapes = {name: modules.shapes(module) for name, module in networks(size_of(folder))._asdict().items()}
     return {name: convert.to_flax(convert.read_state(folder, name), shape) for name, shape in shapes.items()}
 
 
@@ -180,7 +192,8 @@ def sample(params: Any, picture: jax.Array, pose: jax.Array, image: jax.Array, k
         # Both halves of the doubled batch: the one with the token sees the picture.
         on = jnp.any(cond.tokens != 0, (1, 2))[:, None, None, None]
         seen = jnp.concatenate([z_t, jnp.where(on, jnp.concatenate([image, image]), 0.0)], -1)
-        return v_to_eps(STABLE_DIFFUSION, modules.predict_noise(networks().unet, params["unet"], seen, t, cond.tokens), z_t, t)
+        unet = networks(picture.shape[1]).unet
+        return v_to_eps(STABLE_DIFFUSION, modules.predict_noise(unet, params["unet"], seen, t, cond.tokens), z_t, t)
 
     context = context_of(params, picture, pose)
     return ddim(
@@ -206,47 +219,47 @@ class Pairs(NamedTuple):
     labels: np.ndarray  # [n 4] of the truth
 
 
-def unseen_pairs(vae: Any, n: int) -> Pairs:
+def unseen_pairs(size: int, vae: Any, n: int) -> Pairs:
     """n pairs of objects with a front, of captions that training never shows."""
-    r = fresh_views(7, 0, split="unseen")
+    r = fresh_views(size, 7, 0, split="unseen")
     front = np.flatnonzero(np.isin(r.labels[:, 0, 0], [KINDS.index(kind) for kind in COMPOSITE]))[:n]
     r = Renders(*(x[front] for x in r))
     place = np.stack([r.azimuth, r.elevation, r.radius], -1)
     pose = np.asarray(relative_pose(camera_at(place[:, 0]), camera_at(place[:, 2])))
     picture, truth = (r.rgb[:, i] / np.float32(255) for i in (0, 2))
-    return Pairs(picture, encode(vae, r.rgb[:, 0]), pose, truth, r.labels[:, 2])
+    return Pairs(picture, encode(size, vae, r.rgb[:, 0]), pose, truth, r.labels[:, 2])
 
 
-def preview(out: Path, fit: Fit, vae: Any, n: int = 12) -> None:
+def preview(out: Path, size: int, fit: Fit, vae: Any, n: int = 12) -> None:
     """Rows: pictures of unseen objects; how they truly look from elsewhere; samples of that at s = 2."""
-    p = unseen_pairs(vae, n)
+    p = unseen_pairs(size, vae, n)
     drawn = sample(fit.ema, p.picture, p.pose, p.image, jax.random.key(0), 2.0, 25)
-    rows = np.concatenate([p.picture, p.truth, np.asarray(decode(vae, drawn))])
-    write_png(out / "samples" / f"pose-{int(fit.samples):08d}.png", grid(rows, n), scale=2)
+    rows = np.concatenate([p.picture, p.truth, np.asarray(decode(size, vae, drawn))])
+    write_png(out / "samples" / f"pose-{int(fit.samples):08d}.png", grid(rows, n), scale=128 // size)
 
 
 def report(folder: Path, n: int = 96) -> dict[str, float]:
     """Measures a folder on unseen objects, prints the figures, and writes `folder`/gates.json.
 
     By how much the loss rises with the picture of another object, or with a pose turned by 90 to 270 degrees, as a share of the
-    loss with the right ones; and the shares of samples (s = 2) in which the judge reads kind, colour and view of the truth.
+    loss with the right ones; and the shares of samples (s = 2) in which the classifier reads kind, colour and view of the truth.
     """
-    params = averaged(folder)
-    vae = convert.to_flax(convert.read_state(folder, "vae"), modules.shapes(modules.vae(VAE)))
-    p, rng = unseen_pairs(vae, n), np.random.default_rng(0)
+    params, size = averaged(folder), size_of(folder)
+    vae = convert.to_flax(convert.read_state(folder, "vae"), modules.shapes(modules.vae(architecture(size).vae)))
+    p, rng = unseen_pairs(size, vae, n), np.random.default_rng(0)
     n = len(p.picture)
     turn = rng.uniform(np.pi / 2, 3 * np.pi / 2, n)
     azimuth = np.arctan2(p.pose[:, 1], p.pose[:, 2]) + turn
     turned = np.stack([p.pose[:, 0], np.sin(azimuth), np.cos(azimuth), p.pose[:, 3]], -1).astype(np.float32)
     other = np.roll(np.arange(n), n // 2)
-    z = encode(vae, to_uint8(p.truth))
+    z = encode(size, vae, to_uint8(p.truth))
 
     @jax.jit
     def losses(picture, pose, image, key):
         t = (jnp.arange(len(z)) * T // len(z)).astype(jnp.int32)
         noise = jax.random.normal(key, z.shape)
         seen = jnp.concatenate([add_noise(STABLE_DIFFUSION, z, noise, t), image], -1)
-        v = modules.predict_noise(networks().unet, params["unet"], seen, t, context_of(params, picture, pose))
+        v = modules.predict_noise(networks(size).unet, params["unet"], seen, t, context_of(params, picture, pose))
         return jnp.mean((v - velocity(STABLE_DIFFUSION, z, noise, t)) ** 2)
 
     mean = lambda *inputs: float(np.mean([losses(*inputs, key) for key in jax.random.split(jax.random.key(0), 4)]))  # noqa: E731
@@ -257,8 +270,8 @@ def report(folder: Path, n: int = 96) -> dict[str, float]:
         "wrong picture": mean(p.picture[other], p.pose, p.image[other]) / right - 1,
         "wrong pose": mean(p.picture, turned, p.image) / right - 1,
     }
-    for name, rgb in (("samples", np.asarray(decode(vae, drawn))), ("renders", p.truth)):
-        read = judge(load_judge(), rgb.astype(np.float32))
+    for name, rgb in (("samples", np.asarray(decode(size, vae, drawn))), ("renders", p.truth)):
+        read = classify(load_classifier(), rgb.astype(np.float32))
         for i, attribute in enumerate(("kind", "color", "pattern", "view")):
             figures[f"{name}: {attribute}"] = float(np.mean(getattr(read, attribute) == p.labels[:, i]))
     (folder / "gates.json").write_text(json.dumps(figures, indent=2) + "\n")

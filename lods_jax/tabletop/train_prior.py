@@ -32,7 +32,7 @@ from lods_jax.priors.ddim import ddim
 from lods_jax.priors.sampling import CLIP
 from lods_jax.tabletop.architectures import LATENT, LENGTH, Architecture, Networks, architecture, networks, size_of
 from lods_jax.tabletop.dataset import COLORS, KINDS, PATTERNS, VIEWS, WORDS, Caption, captions
-from lods_jax.tabletop.fitting import Fit, Recipe, checkpoint_meta, load_checkpoint, optimizer, save_checkpoint, sit, start
+from lods_jax.tabletop.fitting import Fit, Recipe, checkpoint_meta, load_checkpoint, optimizer, save_checkpoint, start, train_for
 from lods_jax.tabletop.objects import COMPOSITE
 from lods_jax.tabletop.streams import ahead, fresh_renders, pool_batches
 
@@ -275,12 +275,12 @@ def run_part(
 
     if part == "unet":
         batches = unet_batches(arch, stream_seed, recipe, fits["vae"].ema)
-        fits[part] = sit(part, recipe, fit, batches, seconds, seed, tx, save)
+        fits[part] = train_for(part, recipe, fit, batches, seconds, seed, tx, save)
         return
     # Two thirds of the time on crops, the rest on whole images.
     for crop, share in ((arch.crop, 2 / 3), (None, 1 / 3)):
         batches = vae_batches(arch.size, stream_seed + (crop or 0), recipe, crop)
-        fit = sit(part, recipe, fit, batches, seconds * share, seed, tx, save)
+        fit = train_for(part, recipe, fit, batches, seconds * share, seed, tx, save)
     rgb = fresh_renders(jax.random.key(seed), 10**6, arch.size).rgb
     params, ema = (normalize_latents(arch.size, p, rgb) for p in (fit.params, fit.ema))
     save(fit._replace(params=params, ema=ema))

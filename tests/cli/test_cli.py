@@ -11,7 +11,7 @@ from PIL import Image
 from lods_jax.cli import main
 from lods_jax.cli.commands import RUN
 from lods_jax.cli.flags import COMMANDS
-from lods_jax.core.paths import TABLETOP
+from lods_jax.core.paths import CLASSIFIER, TABLETOP, TABLETOP_64, WEIGHTS
 
 
 def refused(capsys, *argv) -> str:
@@ -74,10 +74,9 @@ def test_words_that_the_prior_has_never_seen_can_be_forced(tmp_path):
     assert main(["text-to-image", "a red teapot", "--n", "2", "--steps", "4", "--anyway", "--out", str(tmp_path / "x.png")]) == 0
 
 
-def test_the_shipped_prior_is_small_and_complete():
-    names = {str(f.relative_to(TABLETOP)) for f in TABLETOP.rglob("*") if f.is_file()}
-    assert {"model_index.json", "vocabulary.json", "training.json", "gates.json", "README.md", "judge.safetensors"} <= names
-    for part in (TABLETOP, TABLETOP / "pose"):
-        weights = [f for f in part.rglob("*.safetensors") if f.name != "judge.safetensors"]
-        weights = [f for f in weights if part.name == "pose" or "pose" not in f.parts]
-        assert 2**20 < sum(f.stat().st_size for f in weights) <= 16 * 2**20
+def test_the_shipped_priors_are_small_and_complete():
+    for folder in (TABLETOP, TABLETOP_64):
+        names = {f.name for f in folder.iterdir()}
+        assert {"model_index.json", "vocabulary.json", "training.json", "gates.json", "README.md"} <= names
+    assert CLASSIFIER.is_file()
+    assert sum(f.stat().st_size for f in WEIGHTS.rglob("*") if f.is_file()) <= 45e6

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from lods_jax.tabletop import judge as judge_file
-from lods_jax.tabletop.judge import HEADS, NEGATIVES, NONE, SIZE, Judge, judge, load_judge
+from lods_jax.tabletop import classify as judge_file
+from lods_jax.tabletop.classifier import HEADS, NEGATIVES, NONE, SIZE, Judge, classify, load_classifier
 from lods_jax.tabletop.objects import KINDS
 
 N = 5
@@ -55,15 +55,15 @@ def test_no_blur_is_the_identity_and_blur_leaves_an_even_image_alone():
 # --- reading ----------------------------------------------------------------------------------------------------------
 def test_a_verdict_does_not_depend_on_the_company_of_an_image(params):
     """5 images in chunks of 4, the second filled up with black, against one by one; features are of size 4."""
-    together = judge(params, IMAGES, chunk=4)
+    together = classify(params, IMAGES, chunk=4)
     for i in range(N):
-        for all_of_it, own in zip(together, judge(params, IMAGES[i : i + 1], chunk=4), strict=True):
+        for all_of_it, own in zip(together, classify(params, IMAGES[i : i + 1], chunk=4), strict=True):
             np.testing.assert_allclose(all_of_it[i : i + 1], own, rtol=1e-4, atol=1e-5)
     assert len(set(together.color)) > 1
 
 
 def test_a_verdict_has_one_index_a_head_and_image(params):
-    read = judge(params, IMAGES, chunk=4)
+    read = classify(params, IMAGES, chunk=4)
     for name, classes in HEADS.items():
         indices = getattr(read, name)
         assert indices.shape == (N,)
@@ -73,5 +73,5 @@ def test_a_verdict_has_one_index_a_head_and_image(params):
 
 def test_loading_a_judge_that_is_not_there_says_how_to_make_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no judge at .*none; train one with: lods train-prior") as error:
-        load_judge(tmp_path / "none")
+        load_classifier(tmp_path / "none")
     assert "\n" not in str(error.value)

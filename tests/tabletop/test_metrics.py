@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lods_jax.core.cameras import VIEWS
-from lods_jax.tabletop.judge import NONE, Verdict
+from lods_jax.tabletop.classifier import NONE, ClassifierOutput
 from lods_jax.tabletop.metrics import (
     chamfer,
     coverage,
@@ -20,11 +20,11 @@ AROUND = np.array([FRONT, SIDE, BACK, SIDE, OVERHEAD])
 RADIUS = 0.54  # of the middle ball
 
 
-def reads(view, kind=0) -> Verdict:
+def reads(view, kind=0) -> ClassifierOutput:
     """The verdict of a judge that reads these views on objects of one kind."""
     view = np.array(view)
     nothing = np.zeros_like(view)
-    return Verdict(np.full_like(view, kind), nothing, nothing, view, np.zeros((len(view), 8)))
+    return ClassifierOutput(np.full_like(view, kind), nothing, nothing, view, np.zeros((len(view), 8)))
 
 
 @pytest.fixture
