@@ -7,10 +7,10 @@
 
 Every setting gets the same steps (300), the same Adam on the latents (0.05) and the learning rate of its learned branch that
 `distil.Recipe` gives; nothing was tuned. Figures are of the 8 images of a prompt: what the classifier reads, KID in its features
-to 120 renders of the caption from cameras of the asked view, saturation minus theirs, diversity (the mean distance between particles
-in the classifier's features, as a share of that between renders), and noise predictions for one image. DDIM samples of the
-prior stand beside them. Means over prompts and seeds, with the range. Finished jobs are in rows.jsonl and are not done again; a table and a
-grid come at the end.
+to 120 renders of the caption from cameras of the asked view, saturation minus theirs, diversity (the mean distance between
+particles in the classifier's features, as a share of that between renders), and noise predictions for one image. DDIM samples
+of the prior stand beside them. Means over prompts and seeds, with the range. Finished jobs are in rows.jsonl and are not done
+again; a table and a grid come at the end.
 """
 
 import argparse

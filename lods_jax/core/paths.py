@@ -3,5 +3,9 @@
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-TABLETOP = PACKAGE / "tabletop" / "weights"  # the shipped prior
+WEIGHTS = PACKAGE / "tabletop" / "weights"
+TABLETOP = WEIGHTS / "128"  # the shipped prior
+TABLETOP_64 = WEIGHTS / "64"  # the one before it, in which runs from before go on
+TABLETOP_POSE = TABLETOP_64 / "pose"  # the Zero-1-to-3 prior; it has an autoencoder of its own
+CLASSIFIER = WEIGHTS / "classifier.safetensors"
 PRESETS = PACKAGE / "config" / "presets"  # a link to configs/ in a checkout, a folder in a wheel

@@ -20,13 +20,12 @@ from jaxtyping import Float
 from safetensors.numpy import load_file
 
 from lods_jax.core.cameras import VIEWS
-from lods_jax.core.paths import TABLETOP
+from lods_jax.core.paths import CLASSIFIER
 from lods_jax.tabletop.objects import COLORS, KINDS, PATTERNS
 
 SIZE = 128  # edge of the images that it reads, pixels
 NONE = len(KINDS)  # index of the class "no object" in the kind head
 HEADS = {"kind": len(KINDS) + 1, "color": len(COLORS), "pattern": len(PATTERNS), "view": len(VIEWS), "quality": 1}
-SHIPPED = TABLETOP / "classifier.safetensors"
 ERROR_SCALE = 0.08  # colour error at which quality is 1 / e
 
 
@@ -59,7 +58,7 @@ class ClassifierOutput(NamedTuple):
     features: np.ndarray  # [n 128] for KID
 
 
-def load_classifier(path: Path = SHIPPED) -> Any:
+def load_classifier(path: Path = CLASSIFIER) -> Any:
     """Float32 parameters of a trained classifier.
 
     Raises:

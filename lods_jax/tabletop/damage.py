@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 Image = Float[Array, "h w 3"]
@@ -16,12 +17,12 @@ Mask = Float[Array, "h w 1"]
 Scalar = Float[Array, ""]
 
 
-def object_mask(rgb: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 1"]:
+def object_mask(rgb: Float[Array | np.ndarray, "*b h w 3"]) -> Float[Array, "*b h w 1"]:
     """1 where an image differs from its upper left corner, which shows the even background."""
     return (jnp.abs(rgb - rgb[..., :1, :1, :]).max(-1, keepdims=True) > 0.02).astype(rgb.dtype)
 
 
-def error(bad: Float[Array, "*b h w 3"], true: Float[Array, "*b h w 3"]) -> Float[Array, "*b"]:
+def error(bad: Float[Array | np.ndarray, "*b h w 3"], true: Float[Array | np.ndarray, "*b h w 3"]) -> Float[Array, "*b"]:
     """Mean absolute difference of colours, summed over the image and divided by the object's area (a tenth of it at least)."""
     area = jnp.maximum(object_mask(true).mean((-1, -2, -3)), 0.1)
     return jnp.abs(bad - true).mean((-1, -2, -3)) / area

@@ -103,10 +103,12 @@ def test_an_image_depends_on_its_own_text_and_seed_alone(sample):
 def test_agreement_counts_what_was_read_as_asked_and_views_only_where_one_was_asked():
     asked = [Caption("ball", "red"), Caption("mug", "red", "striped", "front"), Caption("mug", "blue", "plain", "back")]
     right = [[KINDS.index(c.kind) for c in asked], [0, 0, 4], [0, 1, 0], [0, 1, 2]]
-    read = ClassifierOutput(*map(np.array, right), np.zeros((3, 1)))
+    read = ClassifierOutput(*map(np.array, right), np.ones(3), np.zeros((3, 1)))
     assert set(evaluate.agreement(read, asked).values()) == {1}
     other = read._replace(kind=np.array([0, 0, 4]), color=np.array([1, 1, 1]), view=np.array([3, 1, 3]))
-    assert evaluate.agreement(other, asked) == pytest.approx({"kind": 2 / 3, "color": 0, "pattern": 1, "view": 1 / 2})
+    assert evaluate.agreement(other, asked) == pytest.approx(
+        {"kind": 2 / 3, "color": 0, "pattern": 1, "view": 1 / 2, "quality": 1}
+    )
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

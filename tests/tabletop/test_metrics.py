@@ -21,10 +21,10 @@ RADIUS = 0.54  # of the middle ball
 
 
 def reads(view, kind=0) -> ClassifierOutput:
-    """The verdict of a judge that reads these views on objects of one kind."""
+    """The reading of a classifier that sees these views on objects of one kind."""
     view = np.array(view)
     nothing = np.zeros_like(view)
-    return ClassifierOutput(np.full_like(view, kind), nothing, nothing, view, np.zeros((len(view), 8)))
+    return ClassifierOutput(np.full_like(view, kind), nothing, nothing, view, np.ones(len(view)), np.zeros((len(view), 8)))
 
 
 @pytest.fixture

@@ -9,22 +9,23 @@ import pytest
 
 from lods_jax.core.cameras import orbit_camera
 from lods_jax.core.noise_schedule import STABLE_DIFFUSION, v_to_eps
-from lods_jax.core.paths import TABLETOP
+from lods_jax.core.paths import TABLETOP_64
 from lods_jax.core.types import Cond, Query
 from lods_jax.priors import flax_networks, torch_weights
 from lods_jax.priors.zero123 import zero123
 from lods_jax.tabletop import train_pose
+from lods_jax.tabletop.architectures import architecture
 from lods_jax.tabletop.dataset import sample_renders
 from lods_jax.tabletop.fitting import optimizer
-from lods_jax.tabletop.train_prior import UNET, VAE
 from lods_jax.training.image_to_3d import select_zero123_prompts
 
 KEY = jax.random.key(0)
+UNET, CONFIGS = architecture(64).unet, train_pose.configs_of(architecture(64))
 
 
 @pytest.fixture(scope="module")
 def fit():
-    return train_pose.new_fit(optimizer("adamw"), TABLETOP, 0)
+    return train_pose.new_fit(optimizer("adamw"), TABLETOP_64, 0)
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +39,24 @@ def batch():
 @pytest.mark.slow
 def test_it_begins_as_the_prior_and_blind_to_the_picture(fit, batch):
     z, t, context, image = batch
-    own = torch_weights.to_flax(torch_weights.read_state(TABLETOP, "unet"), flax_networks.shapes(flax_networks.unet(UNET)))
+    own = torch_weights.to_flax(torch_weights.read_state(TABLETOP_64, "unet"), flax_networks.shapes(flax_networks.unet(UNET)))
     expected = flax_networks.predict_noise(flax_networks.unet(UNET), own, z, t, context)
     begun = flax_networks.predict_noise(
-        train_pose.networks().unet, fit.params["unet"], jnp.concatenate([z, image], -1), t, context
+        train_pose.networks(64).unet, fit.params["unet"], jnp.concatenate([z, image], -1), t, context
     )
     np.testing.assert_allclose(begun, expected, atol=1e-5)
 
 
 def test_its_folder_says_to_a_run_what_training_says(fit, batch, tmp_path):
     z, t, _, _ = batch
-    vae = torch_weights.to_flax(torch_weights.read_state(TABLETOP, "vae"), flax_networks.shapes(flax_networks.vae(VAE)))
+    vae = torch_weights.to_flax(
+        torch_weights.read_state(TABLETOP_64, "vae"), flax_networks.shapes(flax_networks.vae(CONFIGS["vae"]))
+    )
     # Float16 on disk: the weights that training is compared with are those that come back.
     params = jax.tree.map(lambda x: np.asarray(x, np.float16).astype(np.float32), fit.params)
     params["unet"]["conv_in"]["kernel"][:, :, 4:] = 0.05  # no longer blind
     params["unet"]["conv_in"]["kernel"] = params["unet"]["conv_in"]["kernel"].astype(np.float16).astype(np.float32)
-    configs = {"vae": VAE, "unet": train_pose.POSED_UNET, "image": train_pose.IMAGE, "camera": train_pose.CAMERA}
-    torch_weights.save_folder(tmp_path / "pose", configs, {"vae": vae} | params, {}, prediction_type="v_prediction")
+    torch_weights.save_folder(tmp_path / "pose", CONFIGS, {"vae": vae} | params, {}, prediction_type="v_prediction")
     prior, look = zero123(tmp_path / "pose")
     weights = prior.init(KEY)
     angles = lambda *x: jnp.deg2rad(jnp.array(x))  # noqa: E731
@@ -69,7 +71,7 @@ def test_its_folder_says_to_a_run_what_training_says(fit, batch, tmp_path):
     pose = jnp.array([[np.deg2rad(20), 1.0, 0.0, 0.0], [np.deg2rad(-20), -np.sin(np.pi / 3), 0.5, 0.2]], jnp.float32)
     context = train_pose.context_of(params, jnp.stack([picture, picture]), pose)
     seen = jnp.concatenate([z, jnp.stack([tables["image"]] * 2)], -1)
-    v = jax.jit(partial(flax_networks.predict_noise, train_pose.networks().unet))(params["unet"], seen, t, context)
+    v = jax.jit(partial(flax_networks.predict_noise, train_pose.networks(64).unet))(params["unet"], seen, t, context)
     np.testing.assert_allclose(said, v_to_eps(STABLE_DIFFUSION, v, z, t), atol=2e-4)
     blind = predict(weights, {}, z, t, Cond(rows["prompt"], image=0 * seen[..., :4]))
     assert float(jnp.abs(blind - said).max()) > 1e-2
@@ -83,10 +85,9 @@ def test_a_pair_shows_one_object_and_the_pose_between(monkeypatch):
     number = np.arange(128).reshape(shape)
     rgb = np.broadcast_to(number[..., None, None, None], (*shape, 2, 2, 3)).astype(np.uint8)
     renders = train_pose.Renders(rgb, np.zeros((*shape, 4), int), *place)
-    monkeypatch.setattr(train_pose, "fresh_views", lambda seed, part: renders)
-    monkeypatch.setattr(train_pose, "SIZE", 2)
+    monkeypatch.setattr(train_pose, "fresh_views", lambda size, seed, part: renders)
     monkeypatch.setattr(train_pose, "in_chunks", lambda f, x: x[..., :1].astype(np.float32))
-    z, picture, pose, image = next(train_pose.pairs(0, 64, None))
+    z, picture, pose, image = next(train_pose.pairs(2, 0, 64, None))
     view, shown = z[:, 0, 0, 0].astype(int), picture[:, 0, 0, 0].astype(int)
     np.testing.assert_array_equal(shown, image[:, 0, 0, 0])
     np.testing.assert_array_equal(view // train_pose.VIEWS, shown // train_pose.VIEWS)  # the same object

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lods_jax.core.paths import TABLETOP_64
 from lods_jax.priors import flax_networks
 from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.tabletop import train_prior
+from lods_jax.tabletop.architectures import ARCHITECTURES, architecture, networks, size_of
 from lods_jax.tabletop.dataset import WORDS, caption_of
 from lods_jax.tabletop.fitting import Fit, learning_rate, load_checkpoint, optimizer, save_checkpoint, start
 from lods_jax.tabletop.objects import COMPOSITE, KINDS
@@ -16,7 +18,7 @@ from lods_jax.tabletop.objects import COMPOSITE, KINDS
 
 @pytest.fixture(scope="module")
 def vae():
-    return flax_networks.init(train_prior.networks().vae, jax.random.key(0))
+    return flax_networks.init(networks(64).vae, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +28,12 @@ def images():
 
 
 def test_normalised_latents_are_standard_and_decode_to_the_same_images(vae, images):
-    normal = train_prior.normalize_latents(vae, images)
-    z, z_normal = train_prior.encode(vae, images), train_prior.encode(normal, images)
+    normal = train_prior.normalize_latents(64, vae, images)
+    z, z_normal = (train_prior.encode(64, v, images) for v in (vae, normal))
     np.testing.assert_allclose(z_normal.mean((0, 1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(z_normal.std((0, 1, 2)), 1, atol=1e-4)
     # A random VAE's latents vary by 1e-3, so that dividing by their deviation amplifies float32 rounding.
-    np.testing.assert_allclose(train_prior.decode(normal, z_normal), train_prior.decode(vae, z), atol=1e-3)
+    np.testing.assert_allclose(train_prior.decode(64, normal, z_normal), train_prior.decode(64, vae, z), atol=1e-3)
 
 
 def test_chunks_do_not_change_the_result():
@@ -101,11 +103,12 @@ def test_a_checkpoint_restores_bit_for_bit_and_tells_what_is_missing(tmp_path, v
 def test_a_folder_alone_is_enough_to_go_on(tmp_path, vae):
     """Float16 on disk: weights come back rounded, optimizers fresh, and the count of samples goes on."""
     tx = optimizer("adamw")
-    unet = jax.tree.map(lambda x: 0.01 * jnp.ones(x.shape), flax_networks.shapes(train_prior.networks().unet))
-    text = jax.tree.map(lambda x: 0.01 * jnp.ones(x.shape), flax_networks.shapes(train_prior.networks().text))
+    unet = jax.tree.map(lambda x: 0.01 * jnp.ones(x.shape), flax_networks.shapes(networks(64).unet))
+    text = jax.tree.map(lambda x: 0.01 * jnp.ones(x.shape), flax_networks.shapes(networks(64).text))
     fits = {"vae": start(vae, tx, 5), "unet": start({"unet": unet, "text": text}, tx, 9)}
-    train_prior.write_folder(tmp_path / "prior", fits, {"sittings": 1, "seconds": {"vae": 1.0, "unet": 2.0}})
-    back, meta = train_prior.resume_from(tmp_path / "prior", tx, seed=0)
+    train_prior.write_folder(tmp_path / "prior", architecture(64), fits, {"sittings": 1, "seconds": {"vae": 1.0, "unet": 2.0}})
+    arch, back, meta = train_prior.resume_from(tmp_path / "prior", tx, seed=0)
+    assert arch == architecture(size_of(tmp_path / "prior")) == architecture(64)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), back["vae"].ema, vae)
     assert (int(back["unet"].samples), int(back["unet"].step), meta["sittings"]) == (9, 0, 1)
     prior = stable_diffusion(tmp_path / "prior")
@@ -119,8 +122,26 @@ def test_bad_sittings_are_refused_in_one_line(tmp_path):
         train_prior.train(tmp_path, 0.0)
     with pytest.raises(ValueError, match="part must be all, vae or unet, got 'text'"):
         train_prior.train(tmp_path, 1.0, part="text")
+    with pytest.raises(ValueError, match="size must be 64 or 128, got 96"):
+        train_prior.train(tmp_path, 1.0, size=96)
     with pytest.raises(ValueError, match="train --part vae or all first"):
         train_prior.train(tmp_path, 1.0, part="unet")
     (tmp_path / "checkpoint.safetensors").touch()
     with pytest.raises(ValueError, match="pass --resume to go on with it"):
         train_prior.train(tmp_path, 1.0)
+
+
+@pytest.mark.parametrize("size", ARCHITECTURES)
+def test_every_size_has_the_same_latents_and_reads_the_same_words(size):
+    """Latents of 16 x 16 x 4: what a U-Net call costs does not hang on the size of the images."""
+    arch, shapes = architecture(size), flax_networks.shapes(networks(size).vae)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    z, _ = jax.eval_shape(lambda p, x: flax_networks.encode_moments(networks(size).vae, p, x), shapes, image)
+    assert z.shape == (1, 16, 16, 4)
+    assert arch.unet["sample_size"] == 16
+    assert arch.text == architecture(64).text
+
+
+def test_a_sitting_cannot_change_the_size_of_a_prior():
+    with pytest.raises(ValueError, match="holds a prior of 64 px; pass --size 64"):
+        train_prior.train(TABLETOP_64, 1.0, resume=True, size=128)
