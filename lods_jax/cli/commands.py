@@ -259,6 +259,8 @@ def train_prior(args: flags.TrainPrior) -> None:
         out,
         minutes,
         part=args.part,
+        size=args.size,
+        batch=args.batch,
         resume=args.resume,
         optimizer=args.optimizer,
         seed=args.seed,

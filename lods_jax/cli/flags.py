@@ -53,7 +53,7 @@ class PictureRun(Config):
     """The configuration of an `image-to-3d` run."""
 
     prompt: str = ""  # type: ignore[assignment]
-    """What the image shows. Without it the tabletop judge reads it, and the prompt's embedding is fitted to it."""
+    """What the image shows. Without it the tabletop classifier reads it, and the prompt's embedding is fitted to it."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class EditImage:
 
 @dataclass(frozen=True)
 class TrainPrior:
-    """Trains the tabletop prior and its judge from endless renders, or measures the gates of trained weights."""
+    """Trains the tabletop prior and its classifier from endless renders, or measures the gates of trained weights."""
 
     out: Path | None = None
     """Folder of the prior; by default outputs/prior, and the shipped weights for --evaluate alone."""
@@ -219,9 +219,13 @@ class TrainPrior:
     """Length of this sitting. Without it: 60, or none with --evaluate."""
     resume: bool = False
     """Go on with what --out holds: its checkpoint, or else the weights of the folder."""
-    part: Literal["all", "vae", "unet", "pose", "judge"] = "all"
+    size: Literal[64, 128] | None = None
+    """Edge of its images in pixels; by default 128, or what --out holds with --resume."""
+    batch: int | None = bounded(None, 1, 4096)
+    """Images of a step; by default 16 for the autoencoder and 64 else, which suits a CPU. 256 suits a GPU."""
+    part: Literal["all", "vae", "unet", "pose", "classifier"] = "all"
     """The prior's autoencoder, its U-Net, or both; the Zero-1-to-3 prior for image-to-3d, which begins as the prior and lies in
-    OUT/pose; or the judge."""
+    OUT/pose; or the classifier."""
     optimizer: Literal["muon", "adamw"] = "muon"
     seed: int = bounded(0, 0, 2**32 - 1)
     evaluate: bool = False

@@ -26,6 +26,9 @@ KEYS = {
     "gaussians.refine.prune_size": "gaussians.refine.prune_scale3d",
     "nerf.refresh_every": "nerf.update_grid_every",
 }
+# A run names its shipped prior in full, so that it keeps it when `tabletop` comes to mean another.
+PRIORS = {"tabletop": "tabletop-128"}
+PRIORS_BEFORE = {"tabletop": "tabletop-64"}  # what the name meant in files that have keys from before
 METRICS = {
     "force": "score_rms",
     "force_pose": "score_rms_zero123",
@@ -86,7 +89,25 @@ def current_keys(data: Mapping[Any, Any], source: str) -> dict[Any, Any]:
     current = below(data, "", "")
     if changed:
         tell(f"{source}: read under new names: {', '.join(f'{old} is {new}' for old, new in changed.items())}")
+        current = with_prior_of_then(current)
     return current
+
+
+def with_prior_of_then(data: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Settings from before, with the prior that they meant.
+
+    Args:
+        data: nested keys and values under current keys; `prior` may be a name alone.
+
+    Returns:
+        The same, `tabletop` replaced by `tabletop-64`.
+    """
+    prior = data.get("prior")
+    if isinstance(prior, str):
+        return {**data, "prior": PRIORS_BEFORE.get(prior, prior)}
+    if isinstance(prior, dict) and isinstance(prior.get("name"), str):
+        return {**data, "prior": {**prior, "name": PRIORS_BEFORE.get(prior["name"], prior["name"])}}
+    return dict(data)
 
 
 def current_metrics(rows: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:

@@ -74,8 +74,9 @@ class PriorConfig:
     """The prior, and how its networks compute."""
 
     name: Annotated[str, arg(aliases=["--prior"])] = "tabletop"
-    """`tabletop`, `exact` (posterior mean over renders of the tabletop world), `exact-gaussians` (one Gaussian per caption), a
-    Stable Diffusion folder in diffusers layout, or the id of a repository in the local Hugging Face cache."""
+    """`tabletop` (the shipped prior, `tabletop-128`), `tabletop-64` (the one before it), `exact` (posterior mean over renders of
+    the tabletop world), `exact-gaussians` (one Gaussian per caption), a Stable Diffusion folder in diffusers layout, or the id of
+    a repository in the local Hugging Face cache."""
     download: bool = False
     """Fetch what the cache lacks of the repository of that id."""
     variant: str | None = None
@@ -167,9 +168,9 @@ class ImageConfig:
 
     file: str = ""
     azimuth: Annotated[float | None, arg(aliases=["--azimuth"])] = bounded(None, -360, 360)
-    """Of the camera, degrees: 0 sees the front, 90 the object's left. None: what the tabletop judge reads, else 0."""
+    """Of the camera, degrees: 0 sees the front, 90 the object's left. None: what the tabletop classifier reads, else 0."""
     elevation: Annotated[float | None, arg(aliases=["--elevation"])] = bounded(None, -90, 90)
-    """Degrees above the horizon. None: 15, or 75 where the judge reads a view from above."""
+    """Degrees above the horizon. None: 15, or 75 where the classifier reads a view from above."""
     fov_y: Annotated[float, arg(aliases=["--fov"])] = bounded(45.0, 1, 170)
     radius: Annotated[float | None, arg(aliases=["--radius"])] = bounded(None, 1e-3, 1e3)
     """Distance of the camera. None: the middle of what training cameras have."""

@@ -4,9 +4,11 @@ import importlib.util
 import math
 import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from lods_jax.config.aliases import PRIORS
 from lods_jax.config.loading import leaves
 from lods_jax.config.schema import Config, ever_on, has_milestones, milestone_step
 from lods_jax.core.errors import UserError
@@ -19,7 +21,7 @@ def check(config: Config) -> Config:
         config: any.
 
     Returns:
-        The configuration.
+        The configuration, its prior named in full: `tabletop` stands for the newest that is shipped.
 
     Raises:
         UserError: it names the key, what came and what is allowed.
@@ -64,7 +66,7 @@ def check(config: Config) -> Config:
             raise UserError(f"image.{name} needs image.{name}_file: an image of it")
     if config.output.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("output.tensorboard needs tensorboardX: pip install 'lods_jax[log]'")
-    return config
+    return replace(config, prior=replace(config.prior, name=PRIORS.get(config.prior.name, config.prior.name)))
 
 
 def check_ranges(settings: Any, called: Callable[[str], str] = str) -> None:

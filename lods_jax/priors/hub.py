@@ -5,8 +5,9 @@ import json
 import re
 from pathlib import Path
 
-from lods_jax.core.paths import TABLETOP
+from lods_jax.core.paths import TABLETOP, TABLETOP_64
 
+SHIPPED = {"tabletop": TABLETOP, "tabletop-128": TABLETOP, "tabletop-64": TABLETOP_64}
 PATTERNS = ("*.json", "*.txt", "*.safetensors", "*/*.json", "*/*.txt", "*/*.safetensors")
 
 
@@ -14,7 +15,7 @@ def local(name: str, download: bool = False, cache: Path | None = None) -> Path:
     """The folder of a prior.
 
     Args:
-        name: "tabletop" for the shipped one, a folder, or a repository id of the Hugging Face Hub, "owner/name".
+        name: of a shipped one ("tabletop"), a folder, or a repository id of the Hugging Face Hub, "owner/name".
         download: whether to fetch what the cache lacks of a repository; otherwise nothing goes over the network.
         cache: None for that of huggingface_hub (HF_HOME, HF_HUB_CACHE).
 
@@ -24,8 +25,8 @@ def local(name: str, download: bool = False, cache: Path | None = None) -> Path:
     Raises:
         ValueError: the download fails.
     """
-    if name == "tabletop":
-        return TABLETOP
+    if name in SHIPPED:
+        return SHIPPED[name]
     if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return Path(name)
     from huggingface_hub import snapshot_download

@@ -55,7 +55,9 @@ class RegisteredPrior(NamedTuple):
 
 # name -> factory without arguments, or "module:factory".
 PRIORS: dict[str, str | Callable[[], RegisteredPrior]] = {
-    "tabletop": "lods_jax.tabletop.entry:tabletop",
+    "tabletop": "lods_jax.tabletop.entry:tabletop_128",
+    "tabletop-128": "lods_jax.tabletop.entry:tabletop_128",
+    "tabletop-64": "lods_jax.tabletop.entry:tabletop_64",
     "exact": "lods_jax.tabletop.entry:exact",
     "exact-gaussians": "lods_jax.tabletop.entry:exact_gaussians",
 }

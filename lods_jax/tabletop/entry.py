@@ -1,23 +1,34 @@
 """The tabletop world in the registry of priors (`priors.registry`). Loads no jax before a prior is made."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from lods_jax.core.paths import TABLETOP
+from lods_jax.core.paths import TABLETOP, TABLETOP_64
 from lods_jax.priors.registry import RegisteredPrior, World
 
 PARTS = 12  # of 672 renders: 8,064 images, about 16 of each seen caption
 
 
-def tabletop() -> RegisteredPrior:
-    """The shipped diffusion prior."""
+def tabletop_128() -> RegisteredPrior:
+    """The shipped diffusion prior: 128 px, f = 8."""
+    return diffusion(TABLETOP, "the shipped prior of the tabletop world, 128 px")
+
+
+def tabletop_64() -> RegisteredPrior:
+    """The shipped prior of before: 64 px, f = 4."""
+    return diffusion(TABLETOP_64, "the one before it, 64 px")
+
+
+def diffusion(folder: Path, about: str) -> RegisteredPrior:
+    """A latent diffusion prior of the tabletop world from its folder."""
 
     def make(**options) -> Any:
         from lods_jax.priors.stable_diffusion import stable_diffusion
 
-        return stable_diffusion(TABLETOP, strict=False, **options)
+        return stable_diffusion(folder, strict=False, **options)
 
-    return RegisteredPrior(make, "the shipped prior of the tabletop world", TABLETOP, TABLETOP, world)
+    return RegisteredPrior(make, about, folder, folder, world)
 
 
 def exact() -> RegisteredPrior:

@@ -183,7 +183,6 @@ def sample_latents(
     return ddim(predict, z_T, tokens, nothing, STABLE_DIFFUSION, s=s, steps=steps, clip=CLIP)
 
 
-
 def preview(out: Path, part: str, arch: Architecture, fit: Fit, vae: Any) -> None:
     """A picture of where training is: true and decoded renders, or samples of fixed prompts and seeds at s = 3."""
     size = arch.size

@@ -10,9 +10,9 @@ from lods_jax.core.cameras import VIEWS, turntable
 from lods_jax.core.cutouts import framed, over
 from lods_jax.core.paths import TABLETOP
 from lods_jax.priors.registry import World
-from lods_jax.tabletop import evaluate, judge, train_pose, train_prior
+from lods_jax.tabletop import evaluate, train_classifier, train_pose, train_prior
+from lods_jax.tabletop.classifier import NONE, SIZE, classify, load_classifier
 from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
-from lods_jax.tabletop.judge import NONE, SIZE
 from lods_jax.tabletop.measure import FIGURES, measure
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
 
@@ -26,8 +26,8 @@ def names_views(prompt: str) -> bool:
 
 
 def read_image(rgba: Float[np.ndarray, "n n 4"]) -> tuple[str | None, str | None]:
-    """Caption and view that the judge reads in an image; the view of kinds that have a front. None for what it cannot tell."""
-    seen = judge.judge(judge.load_judge(), over(framed(rgba, SIZE), 1.0)[None].astype(np.float32))
+    """Caption and view that the classifier reads in an image, the view of kinds with a front; None for what it cannot tell."""
+    seen = classify(load_classifier(), over(framed(rgba, SIZE), 1.0)[None].astype(np.float32))
     if seen.kind[0] == NONE:
         return None, None
     caption = Caption(KINDS[seen.kind[0]], list(COLORS)[seen.color[0]], PATTERNS[seen.pattern[0]])
@@ -49,6 +49,8 @@ def train(
     minutes: float,
     *,
     part: str = "all",
+    size: int | None = None,
+    batch: int | None = None,
     resume: bool = False,
     optimizer: str = "muon",
     seed: int = 0,
@@ -56,13 +58,14 @@ def train(
 ) -> None:
     """What `lods train-prior` does: trains a part of the prior, measures its gates, or both."""
     if minutes:
-        if part == "judge":
-            judge.train_judge(out / "judge.safetensors", minutes, resume=resume, seed=seed)
+        if part == "classifier":
+            path = out / "classifier.safetensors"
+            train_classifier.train_classifier(path, minutes, resume=resume, batch=batch or 64, seed=seed)
         elif part == "pose":
             prior = out if (out / "model_index.json").is_file() else TABLETOP
             train_pose.train(out / "pose", minutes, prior, resume=resume, name=optimizer, seed=seed)
         else:
-            train_prior.train(out, minutes, resume=resume, part=part, name=optimizer, seed=seed)
+            train_prior.train(out, minutes, size=size, resume=resume, part=part, name=optimizer, batch=batch, seed=seed)
     if measure_gates and part == "pose":
         train_pose.report(out / "pose")
     elif measure_gates:

@@ -27,7 +27,7 @@ from lods_jax.core.errors import UserError
 from lods_jax.core.files import replacing
 from lods_jax.core.images import read_depth, read_rgba, to_uint8, white_of_file, write_png, write_tiff
 from lods_jax.core.math import normalize
-from lods_jax.core.paths import TABLETOP
+from lods_jax.core.paths import TABLETOP_POSE
 from lods_jax.core.types import Camera, Objective, Prior, Reference, ReferenceImage
 from lods_jax.distillation.objectives import lods_embedding, sds
 from lods_jax.distillation.scores import PredictNoise, predict_noise
@@ -43,7 +43,7 @@ from lods_jax.training.schedules import phase, window
 SHARE = 0.7  # of the image's edge that the object fills where it is framed anew
 EDGES = (64, 512)  # least and most of an image that a run keeps, pixels
 GENERIC = "an object"  # the prompt of an image that nobody reads
-AZIMUTHS, ELEVATIONS = {"side": 90.0, "back": 180.0}, {"overhead": 75.0}  # of a camera whose view the judge reads, degrees
+AZIMUTHS, ELEVATIONS = {"side": 90.0, "back": 180.0}, {"overhead": 75.0}  # of a camera whose view the classifier reads, degrees
 ELEVATION = 15.0
 INVERT = 200  # steps that fit the embedding of a prompt that was not given
 # In the folder of a run: the image, what may lie beside it, the fitted embedding.
@@ -280,7 +280,7 @@ def zero123_auxiliary(
 
 def zero123_folder(config: Config) -> Path:
     """Where the Zero-1-to-3 prior lies, "tabletop" being the shipped one."""
-    return TABLETOP / "pose" if config.zero123.name == "tabletop" else local(config.zero123.name)
+    return TABLETOP_POSE if config.zero123.name == "tabletop" else local(config.zero123.name)
 
 
 def select_zero123_prompts(tables: dict[str, Any], camera: Camera) -> tuple[dict[str, Array], PredictNoise]:
