@@ -38,16 +38,15 @@ def unet(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module
         dtype: of the computation.
 
     Returns:
-        The network, without parameters.
+        The network, without parameters. Where the config says upcast_attention and dtype is not float32, `predict_noise` needs
+        `fused_attention`, whose scores are float32.
 
     Raises:
-        ValueError: a setting is malformed or not supported, or upcast_attention is set and dtype is not float32.
+        ValueError: a setting is malformed or not supported.
     """
     _hush_diffusers()
     from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
 
-    if config.get("upcast_attention") and jnp.dtype(dtype) != jnp.float32:
-        raise ValueError(f"upcast_attention needs dtype float32, got {jnp.dtype(dtype).name}")
     return FlaxUNet2DConditionModel(**unet_settings(config, _kinds(FlaxUNet2DConditionModel)), dtype=dtype)
 
 
@@ -284,11 +283,12 @@ def _patch(next_fun, args, kwargs, context):
     return next_fun(*args, **kwargs)
 
 
-def fused_attention(implementation: str | None) -> Callable:
-    """An interceptor that computes the U-Net's attention by `jax.nn.dot_product_attention`.
+def fused_attention(implementation: str | None, upcast: bool = False) -> Callable:
+    """An interceptor that computes the U-Net's attention by `jax.nn.dot_product_attention`, whose scores are float32.
 
     Args:
         implementation: "cudnn" is the fused kernel of NVIDIA GPUs, for bfloat16 and float16; "xla" or None runs anywhere.
+        upcast: whether queries, keys and values are float32 too, as `upcast_attention` of a config asks.
 
     Returns:
         For `nn.intercept_methods`.
@@ -302,8 +302,9 @@ def fused_attention(implementation: str | None) -> Callable:
         given = hidden if given is None else given
         heads = lambda x: x.reshape(*x.shape[:2], module.heads, module.dim_head)  # noqa: E731
         q, k, v = heads(module.query(hidden)), heads(module.key(given)), heads(module.value(given))
+        q, k, v = (x.astype(jnp.float32) if upcast else x for x in (q, k, v))
         out = jax.nn.dot_product_attention(q, k, v, scale=module.scale, implementation=implementation)
-        return module.proj_attn(out.reshape(*hidden.shape[:2], -1))
+        return module.proj_attn(out.astype(hidden.dtype).reshape(*hidden.shape[:2], -1))
 
     return intercept
 

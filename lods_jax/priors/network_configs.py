@@ -76,6 +76,8 @@ def unet_settings(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[s
     size = config.get("sample_size")
     if isinstance(size, list) and len(set(map(repr, size))) == 1:  # [64, 64] is 64
         config = {**config, "sample_size": size[0]}
+    if not isinstance(config.get("upcast_attention"), bool | None):
+        raise ValueError(f"upcast_attention must be true or false, got {config['upcast_attention']!r:.100}")
     return settings(config, kinds, UNET_FIXED, IDLE | {"upcast_attention"})
 
 

@@ -170,6 +170,8 @@ def backbone(
         raise ValueError(f"{folder}: the U-Net's out_channels and the autoencoder's latent_channels differ: {channels}")
     pictured = unet.in_channels != vae.latent_channels
     factor = 2 ** (len(vae.block_out_channels) - 1)
+    # The plain attention of Flax has scores of its own dtype; those of a fused kernel are float32 in any case.
+    upcast = jnp.dtype(dtype) != jnp.float32 and read_config(folder / "unet" / "config.json").get("upcast_attention")
     # The fused kernel of a GPU takes half precision alone.
     kernel = "cudnn" if jax.default_backend() == "gpu" and jnp.dtype(dtype) != jnp.float32 else "xla"
     size = unet.sample_size * factor if image_size is None else image_size
@@ -212,6 +214,7 @@ def backbone(
         hit: set[str] = set()
         paths = [flax_networks.remat()] if remat else []
         paths += [flax_networks.fused_attention(kernel)] if attention == "fused" else []
+        paths += [flax_networks.fused_attention("xla", upcast=True)] if attention == "plain" and upcast else []
         paths += [lora.side_path(psi["lora"], cond.lora, hit)] if cond.lora is not None else []
         paths += [lora.pose_path(psi["pose"], cond.pose, cond.pose_on)] if cond.pose is not None else []
         seen = jnp.concatenate([z_t, cond.image], -1) if pictured else z_t

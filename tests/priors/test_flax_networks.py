@@ -69,13 +69,6 @@ def test_a_setting_that_flax_would_ignore_is_refused_in_one_line(sd, part, chang
     assert "\n" not in str(error.value)
 
 
-def test_attention_is_upcast_in_float32_and_nowhere_else(sd):
-    config = read_config(sd / "unet" / "config.json") | {"upcast_attention": True}
-    flax_networks.unet(config)
-    with pytest.raises(ValueError, match="upcast_attention needs dtype float32, got bfloat16"):
-        flax_networks.unet(config, jnp.bfloat16)
-
-
 def test_diffusers_keeps_quiet_about_flax_and_about_nothing_else(sd):
     records = []
     handler = logging.Handler()

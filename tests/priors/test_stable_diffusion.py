@@ -50,6 +50,22 @@ def test_fused_attention_and_remat_change_no_value_and_no_gradient(sd, prior, we
     assert "remat" in str(jax.make_jaxpr(lambda: ask(other))())
 
 
+def test_upcast_attention_keeps_scores_that_float16_does_not_hold(sd, tmp_path, weights, arrays):
+    """Queries and keys a hundred times as large: scores beyond 65504, which without the upcast are infinite."""
+    folder = changed(sd, tmp_path / "sd", "unet/config.json", upcast_attention=True)
+    large = jax.tree.map_with_path(
+        lambda path, x: (100 * x if {"to_q", "to_k"} & {getattr(key, "key", "") for key in path} else x).astype(jnp.float16),
+        weights["unet"],
+    )
+
+    def finite(folder):
+        predict = jax.jit(stable_diffusion(folder, jnp.float16).predict)
+        return jnp.isfinite(predict({"unet": large}, {}, arrays["latents_noisy"], arrays["t"], Cond(arrays["emb_cond_vd"]))).all()
+
+    assert finite(folder)
+    assert not finite(sd)
+
+
 def test_slicing_of_the_encoder_holds_the_activations_of_one_view(prior, weights):
     """In the gradient too, for which slices alone would keep them all. More views need more memory by their own size at most."""
     used = {}
