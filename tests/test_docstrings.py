@@ -79,6 +79,9 @@ def faults(node: ast.FunctionDef) -> list[str]:
     else:
         words = set(re.findall(r"\w+", text.lower()))
         wrong += [f"neither Args: nor a word of {name}" for name in takes if name.lower() not in words]
+    returns = re.search(r"^(?:Returns|Yields):\n((?:    .+\n?)+)", text, re.MULTILINE)
+    if returns and sum(line[4] != " " for line in returns[1].splitlines()) > 1:
+        wrong.append("Returns: is read as several values; indent the lines that go on")
     wrong += [f"no Raises: {name}" for name in sorted(raised(node) - {r.type_name for r in told.raises})]
     return wrong
 
@@ -120,6 +123,10 @@ def test_every_example_gives_what_it_says(file):
         ("def f(a, b, c):\n  'The sum of a, b and c.'", "Args: none; the function takes a, b, c"),
         ("def f(a, b):\n  'Sum.\\n\\nArgs:\\n    b: one.\\n    a: other.\\n'", "Args: b, a; the function takes a, b"),
         ("def f(a):\n  'Sum.\\n\\nArgs:\\n    a: one.\\n'\n  return a", "no Returns:"),
+        (
+            "def f(a):\n  'Sum.\\n\\nArgs:\\n    a: one.\\n\\nReturns:\\n    A\\n    sum.'\n  return a",
+            "Returns: is read as several values; indent the lines that go on",
+        ),
         ("def f(a):\n  'a.'\n  raise ValueError(a)", "no Raises: ValueError"),
         ("class C(NamedTuple):\n  'Numbers.'\n  a: int\n  b: int", "Attributes: none; the fields are a, b"),
     ],

@@ -282,10 +282,10 @@ def make_train_step(
 def seen_in_reference(
     view: ReferenceView, theta: Any, state: TrainState, image: Any, keys: Key[Array, "1"], render: Render
 ) -> tuple[Render, dict[str, Array]]:
-    """The costs of the view of a reference image.
+    """The costs of the reference image's view.
 
     Args:
-        view: how the scene is rendered there, and what that costs.
+        view: its scene and costs.
         theta: parameters of the scene.
         state: for its step and aux.
         image: a `ReferenceImage`.
@@ -293,8 +293,8 @@ def seen_in_reference(
         render: the renders of the other views.
 
     Returns:
-        `render` with room for what this view needs too, and {name: weighted cost [1]}; every view of a step takes a share of it,
-        so that together they count it once.
+        `render`, its "total" raised to what this view needs; and {name: weighted cost [1]}, of which each view of a step takes a
+            share.
     """
     seen = view.scene.render(theta, state.aux, image.camera, keys, view.scene.means2d_probe(state.aux, 1))
     if "total" in render.extras:
