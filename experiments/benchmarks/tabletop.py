@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lods_jax.core.paths import TABLETOP
-from lods_jax.tabletop import train_prior
+from lods_jax.tabletop import prior_batches, train_prior
 from lods_jax.tabletop.architectures import networks
 from lods_jax.tabletop.fitting import make_step, optimizer
 from lods_jax.tabletop.streams import fresh_renders
@@ -41,10 +41,10 @@ def main() -> None:
     print(f"{jax.device_count()} {jax.default_backend()} device(s)\n{'what':44} per second")
     rate = per_second(lambda i: fresh_renders(jax.random.key(i), i, size).rgb, len(renders.rgb))
     print(f"{f'renders, {size} px, all kinds, 2 x 2 rays a pixel':44} {rate:8.1f}")
-    rate = per_second(lambda i: train_prior.encode(size, vae, renders.rgb[:56]), 56)
+    rate = per_second(lambda i: prior_batches.encode(size, vae, renders.rgb[:56]), 56)
     print(f"{'VAE encodings':44} {rate:8.1f}")
 
-    ids = np.repeat(train_prior.caption_ids()[1][None], 64, 0)
+    ids = np.repeat(prior_batches.caption_ids()[1][None], 64, 0)
     batch = np.asarray(jax.random.normal(jax.random.key(0), (64, 16, 16, 4))), ids
     step, fit = make_step(train_prior.recipe_of("unet", nets), tx), fits["unet"]
 
@@ -56,7 +56,7 @@ def main() -> None:
     print(f"{'U-Net training samples, batch 64':44} {per_second(train, 64):8.1f}")
     sample = partial(train_prior.sample_latents, size, s=4.0, shape=(16, 16, 4), steps=30)
     eight = jnp.asarray(ids[:8])
-    rate = per_second(lambda i: train_prior.decode(size, vae, sample(unet, eight, eight, jax.random.key(i))), 8)
+    rate = per_second(lambda i: prior_batches.decode(size, vae, sample(unet, eight, eight, jax.random.key(i))), 8)
     print(f"{'images, 30 DDIM steps with guidance, batch 8':44} {rate:8.1f}")
 
 

@@ -18,17 +18,31 @@ LATENT = 16  # edge of the latents
 
 
 class Architecture(NamedTuple):
-    """One size of the prior: configurations of its networks, and the crop that its VAE begins with."""
+    """One size of the prior.
 
-    size: int  # edge of an image, pixels
-    crop: int  # edge of a training crop of the VAE, pixels
+    Attributes:
+        size: edge of an image, pixels.
+        crop: edge of a training crop of the VAE, pixels.
+        vae: configuration of the VAE.
+        unet: configuration of the U-Net.
+        text: configuration of the text tower.
+    """
+
+    size: int
+    crop: int
     vae: dict
     unet: dict
     text: dict
 
 
 class Networks(NamedTuple):
-    """Flax modules without parameters."""
+    """Flax modules of one size, without parameters.
+
+    Attributes:
+        vae: the autoencoder.
+        unet: the noise predictor.
+        text: the text tower.
+    """
 
     vae: Any
     unet: Any
@@ -93,19 +107,29 @@ ARCHITECTURES = {
 
 
 def architecture(size: int) -> Architecture:
-    """The architecture of an image size; ValueError for a size that there is none for."""
+    """The architecture of an image size.
+
+    Args:
+        size: edge of an image, pixels.
+
+    Returns:
+        The architecture.
+
+    Raises:
+        ValueError: there is none of this size.
+    """
     if size not in ARCHITECTURES:
         raise ValueError(f"size must be {' or '.join(map(str, ARCHITECTURES))}, got {size}")
     return ARCHITECTURES[size]
 
 
 def size_of(folder: Path) -> int:
-    """The edge of the images of a prior's folder, in pixels."""
+    """The edge of the images of a prior's folder, pixels."""
     return json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["sample_size"]
 
 
 @cache
 def networks(size: int) -> Networks:
-    """The three Flax modules of a size; importing them takes seconds, so it waits until somebody trains."""
+    """The three Flax modules of a size. Importing them takes seconds, so it happens only for training."""
     arch = architecture(size)
     return Networks(modules.vae(arch.vae), modules.unet(arch.unet), modules.text_encoder(arch.text))

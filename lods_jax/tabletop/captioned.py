@@ -19,11 +19,20 @@ FEATURES = (*KINDS, *COLORS, *PATTERNS, *VIEWS)
 def captioned_renders(
     parts: int, size: int, seed: int = 0, split: str = "seen", cache: Path = CACHE
 ) -> tuple[Float[np.ndarray, "n h w 3"], Float[np.ndarray, "n k"], tuple[str, ...]]:
-    """672 renders a part in [0, 1], their attributes as 0 or 1, and the words of the attributes.
+    """672 renders per part with their attributes, cached on disk.
 
-    A view word is a feature of composite kinds only, as in captions; "plain" is a feature though captions leave it out.
-    Parts lie in `cache` under a hash of their arguments and of the source of the world, so that a changed world never meets
-    old renders.
+    A view word is a feature of composite kinds only, as in captions; "plain" is a feature although captions leave it out. The
+    cache is keyed by a hash of the arguments and of the source of the world, so that a changed world never uses old renders.
+
+    Args:
+        parts: number of parts.
+        size: edge of the renders, pixels.
+        seed: of the renders.
+        split: of the captions: "seen", "unseen" or "all".
+        cache: folder.
+
+    Returns:
+        Renders [n size size 3] in [0, 1], features [n k] of 0 and 1, and the k words.
     """
     source = b"".join((Path(__file__).parent / name).read_bytes() for name in ("objects.py", "dataset.py", "streams.py"))
     digest = hashlib.sha256(source + repr((size, seed, split, WORDS)).encode()).hexdigest()[:16]

@@ -48,21 +48,36 @@ class Classifier(nn.Module):
 
 
 class ClassifierOutput(NamedTuple):
-    """What the classifier reads in n images, on the host."""
+    """What the classifier reads in n images, on the host.
 
-    kind: np.ndarray  # int [n] index into KINDS, or NONE
-    color: np.ndarray  # int [n]
-    pattern: np.ndarray  # int [n]
-    view: np.ndarray  # int [n]
-    quality: np.ndarray  # [n] in (0, 1]
-    features: np.ndarray  # [n 128] for KID
+    Attributes:
+        kind: index [n] into KINDS, or NONE.
+        color: index [n] into COLORS.
+        pattern: index [n] into PATTERNS.
+        view: index [n] into VIEWS.
+        quality: [n] in (0, 1].
+        features: [n 128] for KID.
+    """
+
+    kind: np.ndarray
+    color: np.ndarray
+    pattern: np.ndarray
+    view: np.ndarray
+    quality: np.ndarray
+    features: np.ndarray
 
 
 def load_classifier(path: Path = CLASSIFIER) -> Any:
-    """Float32 parameters of a trained classifier.
+    """Reads the parameters of a trained classifier.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Float32 parameters.
 
     Raises:
-      FileNotFoundError: if there is no file at `path`; says how to train one.
+        FileNotFoundError: there is no file; the message says how to train one.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -78,12 +93,12 @@ def classify(params: Any, rgb: Float[np.ndarray, "n h w 3"], chunk: int = 64) ->
     """Reads images.
 
     Args:
-      params: from `load_classifier`.
-      rgb: n >= 1 square images in [0, 1]; those of another size are resized.
-      chunk: images that are read at once; it does not change the result.
+        params: from `load_classifier`.
+        rgb: n >= 1 square images in [0, 1]; those of another size are resized.
+        chunk: images per call; it does not change the result.
 
     Returns:
-      What is read in each image.
+        What is read in each image.
     """
     heads, features = [], []
     for i in range(0, len(rgb), chunk):

@@ -18,18 +18,34 @@ Scalar = Float[Array, ""]
 
 
 def object_mask(rgb: Float[Array | np.ndarray, "*b h w 3"]) -> Float[Array, "*b h w 1"]:
-    """1 where an image differs from its upper left corner, which shows the even background."""
+    """1 where an rgb image [... h w 3] differs from its upper left corner, which shows the even background."""
     return (jnp.abs(rgb - rgb[..., :1, :1, :]).max(-1, keepdims=True) > 0.02).astype(rgb.dtype)
 
 
 def error(bad: Float[Array | np.ndarray, "*b h w 3"], true: Float[Array | np.ndarray, "*b h w 3"]) -> Float[Array, "*b"]:
-    """Mean absolute difference of colours, summed over the image and divided by the object's area (a tenth of it at least)."""
+    """Mean absolute difference of colours, summed over the image and divided by the object's area, at least a tenth of the image.
+
+    Args:
+        bad: [... h w 3].
+        true: [... h w 3].
+
+    Returns:
+        [...].
+    """
     area = jnp.maximum(object_mask(true).mean((-1, -2, -3)), 0.1)
     return jnp.abs(bad - true).mean((-1, -2, -3)) / area
 
 
 def blur(rgb: Image, sigma: Scalar) -> Image:
-    """Gaussian blur of `sigma` edges, its kernel renormalised at the border; the identity at sigma = 0."""
+    """Gaussian blur, its kernel renormalised at the border.
+
+    Args:
+        rgb: [h w 3].
+        sigma: share of the edge; 0 is the identity.
+
+    Returns:
+        [h w 3].
+    """
     n = len(rgb)
     distance = jnp.abs(jnp.arange(n)[:, None] - jnp.arange(n)[None]) / n
     kernel = jnp.exp(-0.5 * (distance / jnp.maximum(sigma, 1e-4)) ** 2)
@@ -45,7 +61,19 @@ def splats(
     color: Float[Array, "n 3"],
     opacity: Float[Array, "n"],
 ) -> Image:
-    """Soft ellipses drawn over an image, back to front; places and axes in edges, angles in radians."""
+    """Soft ellipses drawn over an image, back to front.
+
+    Args:
+        below: the image [h w 3].
+        centre: (x, y) [n 2], as shares of the edge.
+        scale: along both axes [n 2], as shares of the edge.
+        angle: [n] radians.
+        color: [n 3].
+        opacity: [n].
+
+    Returns:
+        [h w 3].
+    """
     n = len(below)
     y, x = jnp.meshgrid((jnp.arange(n) + 0.5) / n, (jnp.arange(n) + 0.5) / n, indexing="ij")
 
@@ -60,13 +88,33 @@ def splats(
 
 
 def colors_of(key: Key[Array, ""], rgb: Image, mask: Mask, n: int) -> Float[Array, "n 3"]:
-    """n colours of the object, each from a pixel of it."""
+    """Colours of the object, each from a random pixel of it.
+
+    Args:
+        key: consumed.
+        rgb: [h w 3].
+        mask: of the object [h w 1].
+        n: number of colours.
+
+    Returns:
+        [n 3].
+    """
     logits = jnp.where(mask.ravel() > 0, 0.0, -1e3)
     return rgb.reshape(-1, 3)[jax.random.categorical(key, logits, shape=(n,))]
 
 
 def smooth_noise(key: Key[Array, ""], size: int, cells: int, channels: int) -> Float[Array, "h w c"]:
-    """A random field of about unit variance that varies over 1 / cells of the edge."""
+    """A random field of about unit variance that varies over 1 / cells of the edge.
+
+    Args:
+        key: consumed.
+        size: edge, pixels.
+        cells: per edge.
+        channels: of the field.
+
+    Returns:
+        [size size channels].
+    """
     coarse = jax.random.normal(key, (cells, cells, channels))
     return jax.image.resize(coarse, (size, size, channels), "cubic")
 
@@ -164,24 +212,30 @@ DAMAGES: dict[str, Callable[[Key[Array, ""], Image, Mask, Scalar], Image]] = {
 
 
 def damage(name: str, key: Key[Array, "b"], rgb: Float[Array, "b h w 3"], u: Float[Array, "b"]) -> Float[Array, "b h w 3"]:
-    """Spoils a batch of renders, each with a key and a strength of its own.
+    """Spoils a batch of renders.
 
     Args:
-      name: one of DAMAGES.
-      key: one key an image.
-      rgb: renders in [0, 1].
-      u: strength in [0, 1].
+        name: of DAMAGES.
+        key: one per image.
+        rgb: [b h w 3] in [0, 1].
+        u: strengths [b] in [0, 1].
 
     Returns:
-      Images in [0, 1].
+        [b h w 3] in [0, 1].
     """
     return jax.vmap(DAMAGES[name])(key, rgb, object_mask(rgb), u)
 
 
 def nothing(name: str, key: Key[Array, ""], size: int) -> Image:
-    """An image of no object: "blob", a few soft ellipses, or "specks", many small ones, on white or grey.
+    """An image without an object, as of a 3D run that found no shape, on white or grey.
 
-    What a 3D run without a shape looks like; colours are alike or each its own, with equal odds.
+    Args:
+        name: "blob", a few soft ellipses, or "specks", many small ones.
+        key: consumed; colours are alike or each its own, with equal odds.
+        size: edge, pixels.
+
+    Returns:
+        [size size 3].
     """
     n, low, high = {"blob": (5, 0.05, 0.22), "specks": (80, 0.008, 0.04)}[name]
     k = jax.random.split(key, 6)

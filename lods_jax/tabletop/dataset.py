@@ -22,7 +22,14 @@ WORDS = ("a", "an", ",", "view", *VIEWS, *PATTERNS[1:], *COLORS, *KINDS)
 
 
 class Caption(NamedTuple):
-    """The attributes that a caption names; None where it does not."""
+    """The attributes that a caption names; None for those it does not.
+
+    Attributes:
+        kind: of KINDS.
+        color: of COLORS.
+        pattern: of PATTERNS.
+        view: of VIEWS.
+    """
 
     kind: str
     color: str | None = None
@@ -36,17 +43,39 @@ class Caption(NamedTuple):
 
 
 class Renders(NamedTuple):
-    """n captioned renders, as NumPy arrays on the host."""
+    """n captioned renders, as NumPy arrays on the host.
 
-    rgb: np.ndarray  # uint8 [n size size 3]
-    labels: np.ndarray  # int [n 4]: indices into KINDS, COLORS, PATTERNS, VIEWS
-    azimuth: np.ndarray  # [n] radians
-    elevation: np.ndarray  # [n] radians
-    radius: np.ndarray  # [n] distance of the camera, world units
+    Attributes:
+        rgb: uint8 [n size size 3].
+        labels: [n 4], indices into KINDS, COLORS, PATTERNS, VIEWS.
+        azimuth: [n] radians.
+        elevation: [n] radians.
+        radius: distance of the camera [n], world units.
+    """
+
+    rgb: np.ndarray
+    labels: np.ndarray
+    azimuth: np.ndarray
+    elevation: np.ndarray
+    radius: np.ndarray
 
 
 def parse_caption(text: str) -> Caption:
-    """Attributes of a caption in the grammar above, in any order of words; later words win."""
+    """The attributes of a caption, in any order of words; later words win.
+
+    Args:
+        text: of the words `WORDS`.
+
+    Returns:
+        The caption.
+
+    Raises:
+        ValueError: a word is unknown, or no kind is named.
+
+    Examples:
+        >>> parse_caption("a red striped mug, side view").pattern
+        'striped'
+    """
     words = text.lower().replace(",", " ").split()
     unknown = [w for w in words if w not in WORDS]
     found = {
@@ -62,13 +91,36 @@ def parse_caption(text: str) -> Caption:
 
 
 def held_out(kind: str, color: str, pattern: str) -> bool:
-    """True for the triples that no training render shows: 54 of 288, those whose hash falls below 0.15; the same for ever."""
+    """Whether no training render shows a triple: 54 of 288, those whose hash is below 0.15.
+
+    Args:
+        kind: of KINDS.
+        color: of COLORS.
+        pattern: of PATTERNS.
+
+    Returns:
+        True for a held-out triple; the same for ever.
+    """
     digest = hashlib.sha256(f"{kind} {color} {pattern}".encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**32 < 0.15
 
 
 def captions(split: str = "seen") -> list[Caption]:
-    """Every (kind, colour, pattern) of a split: "seen", "unseen" or "all"; without views."""
+    """Every (kind, colour, pattern) of a split, without views.
+
+    Args:
+        split: "seen", "unseen" or "all".
+
+    Returns:
+        Captions.
+
+    Raises:
+        ValueError: there is no such split.
+
+    Examples:
+        >>> len(captions("unseen"))
+        54
+    """
     if split not in ("seen", "unseen", "all"):
         raise ValueError(f"split must be seen, unseen or all, got {split!r}")
     triples = product(KINDS, COLORS, PATTERNS)
@@ -76,7 +128,7 @@ def captions(split: str = "seen") -> list[Caption]:
 
 
 def caption_of(labels: np.ndarray) -> Caption:
-    """The full caption of one row of `Renders.labels`; with a view where the kind has a front."""
+    """The caption of one row of `Renders.labels`, with a view where the kind has a front."""
     kind, color, pattern, view = (int(i) for i in labels)
     shown = VIEWS[view] if KINDS[kind] in COMPOSITE else None
     return Caption(KINDS[kind], list(COLORS)[color], PATTERNS[pattern], shown)
@@ -90,10 +142,17 @@ def render_caption(
     background: float | tuple[float, float, float] = 1.0,
     variation: float | Float[np.ndarray, "4"] = 0.5,
 ) -> Float[Array, "b size size 4"]:
-    """The true object of a caption from b cameras: RGBA with rgb composited on the background and coverage as alpha.
+    """The true object of a caption from b cameras.
 
-    A caption without a colour is white. `variation` sets all proportions, or each of the four; 0.5 is the middle of what the data
-    set shows, in [0, 1].
+    Args:
+        caption: without a colour it is white.
+        camera: b cameras.
+        size: edge of the renders, pixels.
+        background: grey, or rgb, in [0, 1].
+        variation: of all proportions, or of each of the four, in [0, 1]; 0.5 is the middle of what the data set shows.
+
+    Returns:
+        RGBA [b size size 4], rgb composited on the background, alpha the coverage.
     """
     caption = parse_caption(caption) if isinstance(caption, str) else caption
     b = len(camera.fov_y)
@@ -116,11 +175,24 @@ def sample_renders(
     chunk: int | None = None,
     views: int = 1,
 ) -> Renders:
-    """Random renders of the orbit's cameras: `per_kind[k]` images of each kind k, in random order, a function of `key`.
+    """Random renders by cameras of an orbit, in random order.
 
-    Half of the backgrounds are white and half an even grey, colours and proportions are uniform, plain objects are half of all.
-    `chunk` views are traced at once (default: 1 on a CPU, 64 elsewhere); it does not change the result.
-    `views` images in a row are of the same object, for pairs; every second of them is on white.
+    Half of the backgrounds are white and half an even grey; colours and proportions are uniform; half of the objects are plain.
+
+    Args:
+        key: decides everything.
+        per_kind: {kind: number of images}.
+        size: edge of the renders, pixels.
+        split: of the captions: "seen", "unseen" or "all".
+        orbit: the distribution of cameras.
+        chunk: views traced at once; None for 1 on a CPU and 64 elsewhere. It does not change the result.
+        views: images in a row that show the same object, for pairs; every second of them is on white.
+
+    Returns:
+        The renders.
+
+    Raises:
+        ValueError: a number of images is no multiple of `views`.
     """
     if any(n % views for n in per_kind.values()):
         raise ValueError(f"per_kind must hold multiples of views={views}, got {per_kind}")
@@ -138,13 +210,13 @@ def sample_defects(key: Key[Array, ""], each: int, size: int, *, split: str = "s
     """Random renders of objects with something wrong (`objects.DEFECTS`), and of the same objects as they should be.
 
     Args:
-      key: decides everything.
-      each: images of each defect.
-      size: edge in pixels.
-      split: of the captions, as for `sample_renders`.
+        key: decides everything.
+        each: images of each defect.
+        size: edge of the renders, pixels.
+        split: of the captions, as for `sample_renders`.
 
     Returns:
-      rgb uint8 [n size size 3] of the defective objects, and the true `Renders` row by row. Some sides do not show a defect.
+        rgb uint8 [n size size 3] of the defective objects, and the true `Renders` row by row. Some sides do not show a defect.
     """
     chunk, pairs = _chunk(), []
     for i, (defect, kind) in enumerate(DEFECTS.items()):
@@ -189,7 +261,16 @@ def _bytes_on(rgba: Float[Array, "n h w 4"], grey: Float[Array, "n"]) -> Array:
 def boundary_distance(
     azimuth: Float[np.ndarray, "n"], elevation: Float[np.ndarray, "n"], orbit: Orbit = TABLETOP
 ) -> Float[np.ndarray, "n"]:
-    """Degrees to the nearest boundary between views; a view word is a matter of taste within a few degrees."""
+    """Degrees to the nearest boundary between views; within a few degrees of one a view word is a matter of taste.
+
+    Args:
+        azimuth: [n] radians.
+        elevation: [n] radians.
+        orbit: its limits.
+
+    Returns:
+        [n] degrees.
+    """
     azimuth, elevation = np.abs(np.rad2deg(azimuth)), np.rad2deg(elevation)
     beside = np.minimum(np.abs(azimuth - orbit.front), np.abs(azimuth - (180 - orbit.front)))
     return np.where(elevation > orbit.above, elevation - orbit.above, np.minimum(beside, orbit.above - elevation))

@@ -16,12 +16,20 @@ def tabletop_128() -> RegisteredPrior:
 
 
 def tabletop_64() -> RegisteredPrior:
-    """The shipped prior of before: 64 px, f = 4."""
+    """The former shipped diffusion prior: 64 px, f = 4."""
     return diffusion(TABLETOP_64, "the one before it, 64 px")
 
 
 def diffusion(folder: Path, about: str) -> RegisteredPrior:
-    """A latent diffusion prior of the tabletop world from its folder."""
+    """A diffusion prior of the tabletop world.
+
+    Args:
+        folder: in diffusers layout.
+        about: one line on it.
+
+    Returns:
+        The entry of the registry.
+    """
 
     def make(**options) -> Any:
         from lods_jax.priors.stable_diffusion import stable_diffusion
@@ -32,21 +40,40 @@ def diffusion(folder: Path, about: str) -> RegisteredPrior:
 
 
 def exact() -> RegisteredPrior:
-    """The posterior mean over renders."""
+    """The posterior mean over renders, a closed form."""
     return closed_form("posterior_mean", 64, "posterior mean over renders of the tabletop world")
 
 
 def exact_gaussians() -> RegisteredPrior:
-    """One Gaussian per caption over renders."""
+    """One Gaussian per caption over renders, a closed form."""
     return closed_form("caption_gaussians", 32, "one Gaussian per caption, over renders of the tabletop world")
 
 
 def closed_form(factory: str, size: int, about: str) -> RegisteredPrior:
+    """A prior of `priors.captioned_images` over renders.
+
+    Args:
+        factory: its name there.
+        size: edge of the renders, pixels.
+        about: one line on it.
+
+    Returns:
+        The entry of the registry.
+    """
     return RegisteredPrior(partial(over_renders, factory, size), about, vocabulary=TABLETOP, world=world)
 
 
 def over_renders(factory: str, size: int, **options) -> Any:
-    """A prior of `priors.captioned_images`; it has no network, so there is nothing to choose."""
+    """Makes a prior of `priors.captioned_images` over renders.
+
+    Args:
+        factory: its name there.
+        size: edge of the renders, pixels.
+        **options: ignored, since it has no network.
+
+    Returns:
+        The prior.
+    """
     del options
     from lods_jax.priors import captioned_images
     from lods_jax.tabletop.captioned import captioned_renders
@@ -55,6 +82,7 @@ def over_renders(factory: str, size: int, **options) -> Any:
 
 
 def world() -> World:
+    """The tabletop world, imported when it is first used."""
     from lods_jax.tabletop.world import WORLD
 
     return WORLD

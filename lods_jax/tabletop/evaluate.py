@@ -51,7 +51,15 @@ GATES = {
 
 
 def sample_captions(split: str, n: int = SEEDS) -> list[Caption]:
-    """The caption of each seed 0..n-1: kinds in turn, views in turn where there is a front, colour and pattern drawn."""
+    """The caption of each seed 0..n-1: kinds in turn, views in turn where there is a front, colour and pattern drawn.
+
+    Args:
+        split: "seen", "unseen" or "all".
+        n: number of captions.
+
+    Returns:
+        Captions.
+    """
     rng = np.random.default_rng(0)
     by_kind = {kind: [c for c in captions(split) if c.kind == kind] for kind in KINDS}
     result = []
@@ -64,7 +72,16 @@ def sample_captions(split: str, n: int = SEEDS) -> list[Caption]:
 
 
 def wrong(rng: np.random.Generator, labels: np.ndarray, attribute: str) -> Caption:
-    """The caption of a render with one attribute replaced by another; kinds with a front by kinds with a front."""
+    """The caption of a render with one attribute replaced by another; kinds with a front by kinds with a front.
+
+    Args:
+        rng: of the choice.
+        labels: row of `Renders.labels`.
+        attribute: "kind", "color" or "view".
+
+    Returns:
+        The wrong caption.
+    """
     right = caption_of(labels)
     like = COMPOSITE if right.kind in COMPOSITE else tuple(k for k in KINDS if k not in COMPOSITE)
     values = {"kind": like, "color": tuple(COLORS), "view": VIEWS}[attribute]
@@ -75,7 +92,16 @@ def wrong(rng: np.random.Generator, labels: np.ndarray, attribute: str) -> Capti
 def caption_swap(prior: Prior, weights: Any, renders: Renders, draws: int = 4) -> dict[str, tuple[float, float]]:
     """Rise of the v-loss with a wrong colour, kind or view, as a share of the right caption's loss, and its standard error.
 
-    Each render meets the same `draws` pairs of timestep (one from each of `draws` equal strata) and noise under all captions.
+    Each render meets the same pairs of timestep (one from each of equal strata) and noise under all captions.
+
+    Args:
+        prior: to measure.
+        weights: its parameters.
+        renders: unseen ones.
+        draws: pairs per render.
+
+    Returns:
+        {attribute: (rise, standard error)}, and "correct": (loss, standard error).
     """
     rng, n = np.random.default_rng(0), len(renders.rgb)
     front = np.isin(renders.labels[:, 0], [KINDS.index(k) for k in COMPOSITE])
@@ -121,7 +147,15 @@ def _embed(prior, weights, texts):
 
 
 def sampler(prior: Prior, weights: Any) -> Callable[[list[str], list[int]], np.ndarray]:
-    """(texts, seeds) -> images [n h w 3]: DDIM with SCALE and STEPS from the noise of each seed, in chunks of one size."""
+    """Builds a sampler: DDIM with SCALE and STEPS from the noise of each seed, in chunks of one size.
+
+    Args:
+        prior: to sample.
+        weights: its parameters.
+
+    Returns:
+        (texts, seeds) -> images [n h w 3].
+    """
     run = jax.jit(partial(generate.sample, prior, s=SCALE, steps=STEPS))
 
     def sample(texts, seeds):
@@ -136,7 +170,15 @@ def sampler(prior: Prior, weights: Any) -> Callable[[list[str], list[int]], np.n
 
 
 def agreement(read: ClassifierOutput, asked: list[Caption]) -> dict[str, float]:
-    """Shares of images that read as the asked kind, colour, pattern, and view where one was asked; and their mean quality."""
+    """Shares of images that read as the asked kind, colour, pattern, and view where one was asked; and their mean quality.
+
+    Args:
+        read: by the classifier.
+        asked: a caption per image.
+
+    Returns:
+        {attribute: share}.
+    """
     kind, color, pattern = (
         np.array([values.index(getattr(c, name)) for c in asked])
         for name, values in (("kind", KINDS), ("color", list(COLORS)), ("pattern", PATTERNS))
@@ -149,7 +191,15 @@ def agreement(read: ClassifierOutput, asked: list[Caption]) -> dict[str, float]:
 
 
 def report(folder: Path, out: Path) -> dict[str, Any]:
-    """Measures the gates of a folder made by `lods train-prior`, prints them as a table, and writes `out`/gates.json."""
+    """Measures the gates of a folder of `lods train-prior`, prints them, and writes gates.json, samples.png and renders.png.
+
+    Args:
+        folder: of the prior.
+        out: folder to write to.
+
+    Returns:
+        {figure: value}.
+    """
     prior = stable_diffusion(folder)
     weights, classifier_params = prior.init(jax.random.key(0)), load_classifier()
     figures = evaluate(prior, weights, classifier_params, size_of(folder), out)
@@ -161,7 +211,18 @@ def report(folder: Path, out: Path) -> dict[str, Any]:
 
 
 def evaluate(prior: Prior, weights: Any, classifier_params: Any, size: int, out: Path) -> dict[str, Any]:
-    """All figures of the gates; writes the first 24 samples and 24 real renders to `out`/samples.png and `out`/renders.png."""
+    """All figures of the gates; writes the first 24 samples and 24 renders as images.
+
+    Args:
+        prior: to measure.
+        weights: its parameters.
+        classifier_params: from `load_classifier`.
+        size: edge of the images, pixels.
+        out: folder to write to.
+
+    Returns:
+        {figure: value}.
+    """
     renders = fresh_renders(jax.random.key(123), 0, size)
     renders = Renders(*(x[:512] for x in renders))
     figures: dict[str, Any] = {"vae psnr [dB]": vae_psnr(prior, weights, renders.rgb[:480])}
@@ -189,7 +250,16 @@ def evaluate(prior: Prior, weights: Any, classifier_params: Any, size: int, out:
 
 
 def vae_psnr(prior: Prior, weights: Any, rgb: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of decoded latents of byte images, over all pixels."""
+    """Peak signal-to-noise ratio of decoded latents.
+
+    Args:
+        prior: to measure.
+        weights: its parameters.
+        rgb: byte images [n h w 3].
+
+    Returns:
+        Decibels, over all pixels.
+    """
     there_and_back = jax.jit(lambda w, x: prior.decode(w, prior.encode(w, x, jax.random.key(0))))
     x = np.asarray(rgb / np.float32(255))
     decoded = np.concatenate([there_and_back(weights, x[i : i + CHUNK]) for i in range(0, len(x), CHUNK)])

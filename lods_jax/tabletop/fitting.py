@@ -23,17 +23,33 @@ from lods_jax.core.files import replacing
 
 
 class Recipe(NamedTuple):
-    """How a network is fitted."""
+    """How a network is trained.
 
-    loss: Callable  # (params, batch, key) -> (loss, {name: metric})
-    peak: float  # learning rate
+    Attributes:
+        loss: (params, batch, key) -> (loss, {name: metric}).
+        peak: learning rate.
+        batch: rows per step.
+        ema: decay of the moving average of the parameters, per step.
+        reuse: times that a render is seen, on average.
+    """
+
+    loss: Callable
+    peak: float
     batch: int
-    ema: float  # decay of the moving average of the parameters, per step
-    reuse: float = 6.0  # times that a render is seen, on average
+    ema: float
+    reuse: float = 6.0
 
 
 class Fit(NamedTuple):
-    """State of a network's training: data only."""
+    """The state of a network's training: data only.
+
+    Attributes:
+        params: parameters.
+        ema: their moving average.
+        opt: state of the optimizer.
+        step: steps of this sitting.
+        samples: rows seen in all sittings.
+    """
 
     params: Any
     ema: Any
@@ -56,7 +72,17 @@ def _muon_axes(params):
 
 
 def optimizer(name: str) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) on hidden kernels with updates of Adam's size, or AdamW on everything; at unit learning rate."""
+    """An optimizer at unit learning rate: Muon (Jordan et al. 2024) on hidden kernels with updates of Adam's size, or AdamW.
+
+    Args:
+        name: "muon" or "adamw".
+
+    Returns:
+        An optax optimizer.
+
+    Raises:
+        ValueError: the name is another.
+    """
     if name == "muon":
         muon = partial(optax.contrib.muon, consistent_rms=0.2, adam_b2=0.99, weight_decay=1e-3)
         return optax.chain(optax.clip_by_global_norm(1.0), muon(1.0, muon_weight_dimension_numbers=_muon_axes))
@@ -66,12 +92,29 @@ def optimizer(name: str) -> optax.GradientTransformation:
 
 
 def learning_rate(peak: float, step: int, done: float) -> float:
-    """Warm-up over 60 steps, then constant, then linear to 2 % of the peak over the last fifth (of `done` in [0, 1])."""
+    """Warm-up over 60 steps, then constant, then linear to 2 % of the peak over the last fifth.
+
+    Args:
+        peak: the constant.
+        step: of the sitting.
+        done: share of the sitting, in [0, 1].
+
+    Returns:
+        The rate.
+    """
     return peak * min(1.0, (step + 1) / 60) * min(1.0, 0.02 + 0.98 * max(0.0, 1 - done) / 0.2)
 
 
 def make_step(recipe: Recipe, tx: optax.GradientTransformation) -> Callable:
-    """(fit, batch, key, lr) -> (fit, metrics): one update of parameters and their moving average."""
+    """One update of parameters and their moving average.
+
+    Args:
+        recipe: loss and decay.
+        tx: optimizer.
+
+    Returns:
+        (fit, batch, key, lr) -> (fit, metrics), compiled; the fit is donated.
+    """
 
     @partial(jax.jit, donate_argnums=0)
     def step(fit, batch, key, lr):
@@ -87,7 +130,16 @@ def make_step(recipe: Recipe, tx: optax.GradientTransformation) -> Callable:
 
 
 def start(params: Any, tx: optax.GradientTransformation, samples: int = 0) -> Fit:
-    """The state before the first step; with `samples` seen in former sittings, of which only the parameters are left."""
+    """The state before the first step of a sitting.
+
+    Args:
+        params: parameters.
+        tx: optimizer.
+        samples: rows seen in former sittings.
+
+    Returns:
+        The state.
+    """
     zero = jnp.zeros((), jnp.int32)
     return Fit(params, jax.tree.map(jnp.copy, params), tx.init(params), zero, zero + samples)
 
@@ -102,7 +154,24 @@ def train_for(
     tx: optax.GradientTransformation,
     save: Callable[[Fit], None],
 ) -> Fit:
-    """One sitting of `seconds`, compilation included, on all devices; calls `save` every ten minutes and at the end."""
+    """One sitting, compilation included, on all devices.
+
+    Args:
+        name: of the progress bar.
+        recipe: how to train.
+        fit: the state.
+        batches: of training data.
+        seconds: length of the sitting.
+        seed: of the noise.
+        tx: optimizer.
+        save: called every ten minutes and at the end.
+
+    Returns:
+        The last state.
+
+    Raises:
+        ValueError: the batch cannot be split evenly over the devices.
+    """
     mesh = Mesh(jax.devices(), ("data",))
     spread, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     if recipe.batch % mesh.size:
@@ -129,7 +198,13 @@ def train_for(
 
 
 def save_checkpoint(path: Path, parts: dict[str, Fit], meta: dict) -> None:
-    """All parts in one flat safetensors file, float32, with `meta` as JSON in its header. A kill never leaves half a file."""
+    """Writes all parts into one safetensors file, float32. A kill never leaves half a file.
+
+    Args:
+        path: of the file.
+        parts: {name: state}.
+        meta: JSON value, kept in the header.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(parts)
     flat = {jax.tree_util.keystr(name, simple=True, separator="/"): np.asarray(x) for name, x in leaves}
     with replacing(path) as partial_file:
@@ -137,13 +212,24 @@ def save_checkpoint(path: Path, parts: dict[str, Fit], meta: dict) -> None:
 
 
 def checkpoint_meta(path: Path) -> dict:
-    """What `save_checkpoint` was told beside the arrays."""
+    """The meta of the checkpoint at a path."""
     with safe_open(path, framework="np") as file:
         return json.loads(file.metadata()["meta"])
 
 
 def load_checkpoint(path: Path, like: dict[str, Fit]) -> tuple[dict[str, Fit], dict]:
-    """The parts of `like` that the file holds, and its meta. Strict: a missing or misshapen array is an error."""
+    """Reads the parts that a checkpoint holds.
+
+    Args:
+        path: of the file.
+        like: {name: state or its shapes}.
+
+    Returns:
+        {name: state} of those that the file holds, and its meta.
+
+    Raises:
+        ValueError: an array is missing or has another shape.
+    """
     with safe_open(path, framework="np") as file:
         stored, meta = set(file.keys()), json.loads(file.metadata()["meta"])
         parts = {name: fit for name, fit in like.items() if any(key.startswith(f"{name}/") for key in stored)}

@@ -51,8 +51,16 @@ def measure(
     """The FIGURES of an object; NaN where one has no meaning (views of a ball, anything of an empty scene).
 
     Args:
-      prompt: a caption of the tabletop world; ValueError if it is none.
-      look: cameras -> renders of 64 px on white, NumPy. points, mass: where the scene holds something, and how much.
+        prompt: a caption of the tabletop world.
+        look: cameras -> renders on white, NumPy.
+        points: where the scene holds something [n 3].
+        mass: how much it holds there [n].
+
+    Returns:
+        {figure: value}.
+
+    Raises:
+        ValueError: by `parse_caption`, for a prompt of another world.
     """
     caption, camera = parse_caption(prompt), eyes()
     seen = look(camera)
@@ -76,7 +84,16 @@ def measure(
 
 
 def visible_points(seen: Render, camera: Camera, n: int = POINTS) -> Float[np.ndarray, "m 3"]:
-    """At most n points of the surface that the cameras see: where more light is stopped than not, at the mean depth."""
+    """Points of the surface that cameras see: pixels with opacity above 1/2, at their mean depth.
+
+    Args:
+        seen: renders.
+        camera: their cameras.
+        n: the most points to give, drawn at random.
+
+    Returns:
+        [m 3], m <= n.
+    """
     _, h, w, _ = seen.rgb.shape
     origins, directions = (np.asarray(x) for x in rays(camera, h, w))
     forward = np.asarray(camera.c2w)[:, None, None, :3, 2]
@@ -87,7 +104,14 @@ def visible_points(seen: Render, camera: Camera, n: int = POINTS) -> Float[np.nd
 
 @cache
 def truth(caption: Caption) -> tuple[Float[np.ndarray, "b h w 4"], Float[np.ndarray, "m d"]]:
-    """The true object from the 24 cameras, RGBA on white, and the classifier's features of it in many proportions."""
+    """The true object of a caption.
+
+    Args:
+        caption: without view.
+
+    Returns:
+        RGBA [24 h w 4] on white, and the classifier's features [m d] of the object in many proportions.
+    """
     show = lambda variation: np.asarray(render_caption(caption, eyes(), SIZE, variation=variation))  # noqa: E731
     many = np.concatenate([show(variation) for variation in PROPORTIONS])
     return show(0.5), classify(_classifier(), many[..., :3]).features

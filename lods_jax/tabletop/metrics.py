@@ -22,7 +22,14 @@ MIDDLE = np.full(4, 0.5, np.float32)  # the proportions of `dataset.render_capti
 def janus_index(read: ClassifierOutput, view: np.ndarray) -> float:
     """Share of the views away from the front that show a front: 0 for a true object, 1 for a face on every side.
 
-    `view` [n] are the true views. Images that read as none count as no front; without side or back views it is NaN.
+    Images that read as no object count as no front.
+
+    Args:
+        read: by the classifier.
+        view: the true views [n].
+
+    Returns:
+        The share; NaN without side or back views.
     """
     away = np.isin(view, [VIEWS.index("side"), VIEWS.index("back")])
     front = (read.view == VIEWS.index("front")) & (read.kind != NONE)
@@ -32,7 +39,17 @@ def janus_index(read: ClassifierOutput, view: np.ndarray) -> float:
 def kid(ours: Float[np.ndarray, "n d"], true: Float[np.ndarray, "m d"]) -> float:
     """Kernel inception distance (Binkowski et al. 2018) in the classifier's features: unbiased, also for a few dozen images.
 
-    The squared maximum mean discrepancy under the kernel (x.y / d + 1)^3; about 0, or slightly below, for equal distributions.
+    The squared maximum mean discrepancy under the kernel (x.y / d + 1)^3.
+
+    Args:
+        ours: features [n d].
+        true: features [m d].
+
+    Returns:
+        About 0, or slightly below, for equal distributions.
+
+    Raises:
+        ValueError: there are fewer than 2 images on a side.
     """
     if len(ours) < 2 or len(true) < 2:
         raise ValueError(f"kid needs at least 2 images on each side, got {len(ours)} and {len(true)}")
@@ -42,14 +59,32 @@ def kid(ours: Float[np.ndarray, "n d"], true: Float[np.ndarray, "m d"]) -> float
 
 
 def saturation(rgb: Float[np.ndarray, "*n 3"], weight: Float[np.ndarray, "*n"]) -> float:
-    """Mean HSV saturation of the pixels, weighted by coverage; compare it to the true object's."""
+    """Mean HSV saturation of the pixels, to compare with the true object's.
+
+    Args:
+        rgb: [... 3].
+        weight: coverage [...].
+
+    Returns:
+        In [0, 1].
+    """
     top = rgb.max(-1)
     value = np.where(top > 0, (top - rgb.min(-1)) / np.where(top > 0, top, 1), 0)
     return float((value * weight).sum() / weight.sum())
 
 
 def surface_points(kind: str, n: int, camera: Camera | None = None, seed: int = 0) -> Float[np.ndarray, "n 3"]:
-    """Points on the surface of the middle object that cameras see, drawn from their rays; by default 24 cameras all around."""
+    """Points on the surface of the middle object that cameras see, drawn from their rays.
+
+    Args:
+        kind: of the object.
+        n: number of points.
+        camera: None for 24 cameras all around.
+        seed: of the draw.
+
+    Returns:
+        [n 3].
+    """
     camera = camera or _all_around(24)
     points, hit = _first_hits(kind, camera)
     points = np.asarray(points)[np.asarray(hit) > 0]
@@ -73,16 +108,32 @@ def _first_hits(kind: str, camera: Camera) -> tuple[Float[Array, "b 64 64 3"], F
 
 
 def chamfer(points: Float[np.ndarray, "n 3"], kind: str, camera: Camera | None = None) -> float:
-    """Mean of the distance of our points to the true surface and of the true surface's points to ours, world units.
+    """Mean of the distance of our points to the true surface and of the true surface's points to ours.
 
-    `camera` limits the true points to what these cameras see; the default is all that can be seen from outside.
+    Args:
+        points: ours [n 3], world units.
+        kind: of the object.
+        camera: limits the true points to those that it sees; None for all that can be seen from outside.
+
+    Returns:
+        World units.
     """
     inward = np.abs(np.asarray(signed_distance(kind, jnp.asarray(points), jnp.asarray(MIDDLE))))
     return float(0.5 * inward.mean() + 0.5 * _nearest(surface_points(kind, 4096, camera), points).mean())
 
 
 def coverage(points: Float[np.ndarray, "n 3"], kind: str, radius: float = 0.05 * BOUND, camera: Camera | None = None) -> float:
-    """Share of the true surface, as `camera` sees it, that has one of our points within `radius`, world units."""
+    """Share of the true surface that has one of our points nearby.
+
+    Args:
+        points: ours [n 3], world units.
+        kind: of the object.
+        radius: that is nearby, world units.
+        camera: limits the true surface to what it sees.
+
+    Returns:
+        The share.
+    """
     return float((_nearest(surface_points(kind, 4096, camera), points) < radius).mean())
 
 
@@ -94,9 +145,17 @@ def _nearest(a: Float[np.ndarray, "n 3"], b: Float[np.ndarray, "m 3"]) -> Float[
 
 
 def floaters(points: Float[np.ndarray, "n 3"], mass: Float[np.ndarray, "n"], cell: float = 0.1) -> float:
-    """Share of the opacity mass outside the largest connected component of occupied cells of `cell` world units.
+    """Share of the opacity mass outside the largest connected component of occupied cells.
 
-    Cells with less than 1 % of the mass of the fullest count as empty: they connect nothing. Without mass it is NaN.
+    Cells with less than 1 % of the mass of the fullest count as empty.
+
+    Args:
+        points: [n 3] world units.
+        mass: [n].
+        cell: edge, world units.
+
+    Returns:
+        The share; NaN without mass.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

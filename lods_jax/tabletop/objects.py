@@ -262,7 +262,19 @@ def _distance(kind, p, v):
 
 
 def signed_distance(kind: str, points: Float[Array, "*b 3"], variation: Float[Array, "4"]) -> Float[Array, "*b"]:
-    """Signed distance to the surface in world units, negative inside; a lower bound of it near unions and cuts."""
+    """Signed distance to the surface of an object, negative inside; a lower bound of it near unions and cuts.
+
+    Args:
+        kind: of the object.
+        points: [... 3] world units.
+        variation: of the proportions [4], in [0, 1].
+
+    Returns:
+        [...] world units.
+
+    Raises:
+        ValueError: by a check of the kind, for an unknown one.
+    """
     return _distance(_known(kind), tuple(jnp.moveaxis(points, -1, 0)), variation)
 
 
@@ -295,7 +307,18 @@ def trace(
     variation: Float[Array, "4"],
     steps: int = 36,
 ) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
-    """Sphere tracing (Hart 1996): ray lengths, and 1.0 where the ray hits. 36 steps are exact to 0.01 at the silhouette."""
+    """Sphere tracing (Hart 1996); 36 steps are exact to 0.01 at the silhouette.
+
+    Args:
+        kind: of the object.
+        origins: of the rays [h w 3].
+        directions: unit vectors [h w 3].
+        variation: of the proportions [4], in [0, 1].
+        steps: of each ray.
+
+    Returns:
+        Lengths of the rays [h w], and 1.0 where they hit [h w].
+    """
     o, d = tuple(jnp.moveaxis(origins, -1, 0)), tuple(jnp.moveaxis(directions, -1, 0))
     at = lambda t: tuple(o[i] + t * d[i] for i in range(3))  # noqa: E731
     closest = -sum(o[i] * d[i] for i in range(3))
@@ -338,11 +361,20 @@ def render_objects(
     supersample: int = 2,
     chunk: int = 1,
 ) -> Float[Array, "b size size 4"]:
-    """Premultiplied RGBA renders of one object kind, one camera each; values in [0, 1].
+    """Renders of one kind of object, one camera each.
 
     Args:
-      variation: proportions, in [0, 1]. color, pattern: indices into COLORS and PATTERNS.
-      supersample: rays per pixel side. chunk: views traced at once; 1 keeps a CPU's cache, a GPU wants dozens.
+        kind: of the object.
+        camera: b cameras.
+        variation: of the proportions [b 4], in [0, 1].
+        color: indices into COLORS [b].
+        pattern: indices into PATTERNS [b].
+        size: edge of the renders, pixels.
+        supersample: rays per pixel side.
+        chunk: views traced at once; 1 suits a CPU's cache, dozens a GPU.
+
+    Returns:
+        Premultiplied RGBA [b size size 4] in [0, 1].
     """
     _known(kind)
 

@@ -14,15 +14,32 @@ PER_KIND = {kind: 3 if kind in COMPOSITE else 1 for kind in KINDS}
 
 
 def fresh_renders(key: Key[Array, ""], part: int, size: int, copies: int = 24, split: str = "seen") -> Renders:
-    """Part number `part` of the endless stream of `key`: 28 * copies renders of all kinds, more of those with a front.
+    """One part of an endless stream: 28 * copies renders of all kinds, more of those with a front.
 
-    Each value of `copies` compiles twelve renderers anew, so most callers take the default and as many parts as they need.
+    Each value of `copies` compiles twelve renderers anew, so most callers use the default and as many parts as they need.
+
+    Args:
+        key: of the stream.
+        part: its number.
+        size: edge of the renders, pixels.
+        copies: of each object.
+        split: of the captions.
+
+    Returns:
+        The renders.
     """
     return sample_renders(jax.random.fold_in(key, part), {k: n * copies for k, n in PER_KIND.items()}, size, split=split)
 
 
 def ahead(draw: Callable[[int], tuple[np.ndarray, ...]]) -> Callable[[int], tuple[np.ndarray, ...]]:
-    """`draw` of parts that are asked for in order; the next one is under way in a thread while this one is used."""
+    """A function for parts that are asked for in order: `draw`, with the next part computed in a thread.
+
+    Args:
+        draw: number -> part.
+
+    Returns:
+        The same with a part in advance.
+    """
     thread, waiting = ThreadPoolExecutor(1), {}
 
     def get(number: int) -> tuple[np.ndarray, ...]:
@@ -36,10 +53,23 @@ def ahead(draw: Callable[[int], tuple[np.ndarray, ...]]) -> Callable[[int], tupl
 def pool_batches(
     draw: Callable[[int], tuple[np.ndarray, ...]], *, capacity: int, batch: int, reuse: float, seed: int
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Random batches from a ring buffer of at most `capacity` rows that `draw(0), draw(1), ...` keep fresh.
+    """Yields random batches from a ring buffer that `draw(0), draw(1), ...` keep fresh.
 
-    A new part replaces the oldest whenever the rows of the last one have been handed out `reuse` times on average, so the cost
-    of rendering is shared by `reuse` training steps and no row is seen often. Starts with a quarter of the capacity.
+    A new part replaces the oldest whenever the rows of the last one have been used `reuse` times on average, so that the cost of
+    rendering is shared and no row is seen often. Starts with a quarter of the capacity.
+
+    Args:
+        draw: number -> arrays with the same number of rows.
+        capacity: rows at most.
+        batch: rows per batch.
+        reuse: uses of a row, on average.
+        seed: of the choice.
+
+    Yields:
+        Arrays with `batch` rows.
+
+    Raises:
+        ValueError: `reuse` is not positive.
     """
     if not reuse > 0:
         raise ValueError(f"reuse must be above 0, got {reuse}")

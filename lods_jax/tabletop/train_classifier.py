@@ -32,12 +32,20 @@ FRONTED = jnp.array([KINDS.index(k) for k in COMPOSITE])
 
 
 def quality_of(e: Array) -> Array:
-    """Quality of a colour error (`damage.error`): 1 for none, 1 / e at ERROR_SCALE."""
+    """The quality of a colour error e (`damage.error`): 1 for none, 1/e at ERROR_SCALE."""
     return jnp.exp(-e / ERROR_SCALE)
 
 
 def augment(key: Key[Array, ""], rgb: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
-    """Small shifts, softness, brightness and noise: what differs between a render and a good reconstruction of it."""
+    """Small shifts, softness, brightness and noise, as between a render and a good reconstruction of it.
+
+    Args:
+        key: consumed.
+        rgb: [h w 3].
+
+    Returns:
+        [h w 3].
+    """
     k = jax.random.split(key, 4)
     rgb = jnp.roll(rgb, jax.random.randint(k[0], (2,), -6, 7), (0, 1))
     rgb = blur(rgb, jax.random.uniform(k[1], (), maxval=1.3 / SIZE))
@@ -48,15 +56,18 @@ def augment(key: Key[Array, ""], rgb: Float[Array, "h w 3"]) -> Float[Array, "h 
 def examples(
     key: Key[Array, ""], rgb: Array, labels: Int[Array, "b 4"], bad: Array, true: Array, bad_labels: Int[Array, "d 4"]
 ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-    """A training batch from byte images: the images, the target of each head, and where each head is asked.
+    """A training batch from byte images.
 
     Args:
-      key: of strengths, damages and augmentation.
-      rgb: true renders [b h w 3], of which the last len(DAMAGES) groups are damaged.
-      labels: of them.
-      bad: defective objects [d h w 3]; the last len(NOTHING) groups are replaced by images of nothing.
-      true: what the defective objects should look like.
-      bad_labels: of them.
+        key: of strengths, damages and augmentation.
+        rgb: true renders [b h w 3], of which the last len(DAMAGES) groups are damaged.
+        labels: of them [b 4].
+        bad: defective objects [d h w 3]; the last len(NOTHING) groups are replaced by images of nothing.
+        true: what the defective objects should look like [d h w 3].
+        bad_labels: of them [d 4].
+
+    Returns:
+        The images, the target of each head, and where each head is asked.
     """
     rgb, bad, true = (x.astype(jnp.float32) / 255 for x in (rgb, bad, true))
     b, group = len(rgb), max(1, len(rgb) // 32)
@@ -88,7 +99,16 @@ def examples(
 
 
 def loss(params, batch, key):
-    """Cross entropies of the heads where they are asked; of quality against its target as a probability."""
+    """Cross entropies of the heads where they are asked; of quality against its target as a probability.
+
+    Args:
+        params: of the classifier.
+        batch: from `batches`.
+        key: see `examples`.
+
+    Returns:
+        The loss, and {head: share of right answers}.
+    """
     images, targets, asked = examples(key, *batch)
     logits, _ = Classifier().apply({"params": params}, images)
     total, metrics = 0.0, {}
@@ -106,7 +126,15 @@ def loss(params, batch, key):
 
 
 def batches(seed: int, recipe: Recipe) -> Iterator[tuple[np.ndarray, ...]]:
-    """Renders with their labels, and three eighths as many defective objects, what they should be, and their labels."""
+    """Yields renders with their labels, and three eighths as many defective objects with what they should be and their labels.
+
+    Args:
+        seed: of the stream.
+        recipe: batch and reuse.
+
+    Yields:
+        Arrays for `examples`.
+    """
     key, each = jax.random.key(seed), 16
 
     def defects(i: int) -> tuple[np.ndarray, ...]:
@@ -121,17 +149,17 @@ def batches(seed: int, recipe: Recipe) -> Iterator[tuple[np.ndarray, ...]]:
 
 
 def train_classifier(path: Path, minutes: float, *, resume: bool = False, batch: int = 64, seed: int = 0) -> None:
-    """Trains the classifier for `minutes` on endless renders of all captions and writes its averaged weights in float16.
+    """Trains the classifier on endless renders of all captions, and writes its averaged weights in float16.
 
     Args:
-      path: file of the weights.
-      minutes: length of this sitting, compilation included.
-      resume: go on from the weights at `path`, with a fresh optimizer and new renders.
-      batch: true and damaged renders of a step, a multiple of 32.
-      seed: of parameters and renders.
+        path: file of the weights.
+        minutes: length of this sitting, compilation included.
+        resume: whether to go on from the weights at `path`, with a fresh optimizer and new renders.
+        batch: true and damaged renders per step, a multiple of 32.
+        seed: of parameters and renders.
 
     Raises:
-      ValueError: if `path` exists and `resume` is not given.
+        ValueError: `path` exists and `resume` is not given.
     """
     if path.exists() and not resume:
         raise ValueError(f"{path} exists already; pass --resume to go on with it, or another --out")
@@ -150,7 +178,13 @@ def train_classifier(path: Path, minutes: float, *, resume: bool = False, batch:
 
 
 def write_classifier(path: Path, params: Any, samples: int) -> None:
-    """Parameters in float16, and how many renders they were trained on."""
+    """Writes parameters in float16.
+
+    Args:
+        path: of the file.
+        params: of the classifier.
+        samples: number of renders they were trained on.
+    """
     flat = {"/".join(k): np.asarray(v, np.float16) for k, v in flatten_dict(params).items()}
     with replacing(path) as partial:
         save_file(flat, partial, {"samples": str(samples)})
@@ -160,9 +194,13 @@ def write_classifier(path: Path, params: Any, samples: int) -> None:
 def accuracy_on_renders(params: Any, seed: int = 77) -> dict[str, float]:
     """The classifier's own figures on fresh renders.
 
+    Args:
+        params: of the classifier.
+        seed: of the renders.
+
     Returns:
-      Shares of right answers: kind, color and pattern of all, view of composite kinds 3 degrees from a boundary; `none: X` the
-      share of images of nothing, and of wrecks at full strength, that read as none; `ranking: X` as `quality_ranking`.
+        Shares of right answers: kind, color and pattern of all, view of composite kinds 3 degrees from a boundary; `none: X`, the
+            share of images of nothing, and of wrecks at full strength, that read as none; `ranking: X`, see `quality_ranking`.
     """
     renders = fresh_renders(jax.random.key(seed), 0, SIZE, split="all")
     rgb = renders.rgb.astype(np.float32) / 255
@@ -192,7 +230,15 @@ _nothing = jax.jit(lambda name, keys: jax.vmap(lambda key: nothing(name, key, SI
 def quality_ranking(params: Any, rgb: Float[np.ndarray, "n h w 3"], seed: int) -> dict[str, float]:
     """Share of pairs whose more damaged image has the lower quality, by damage; `defects` against true objects.
 
-    A pair is one render under one draw of a damage at two strengths that lie 0.2 apart or more; of defects, those that show.
+    A pair is one render under one draw of a damage at two strengths at least 0.2 apart; of defects, those that show.
+
+    Args:
+        params: of the classifier.
+        rgb: true renders [n h w 3] in [0, 1].
+        seed: of the strengths.
+
+    Returns:
+        {damage: share}, and "all", their mean.
     """
     keys, rng = jax.random.split(jax.random.key(seed + 2), len(rgb)), np.random.default_rng(seed)
     low = rng.uniform(0, 0.8, len(rgb)).astype(np.float32)

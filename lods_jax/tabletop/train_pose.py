@@ -31,8 +31,8 @@ from lods_jax.tabletop.classifier import classify, load_classifier
 from lods_jax.tabletop.dataset import Renders, sample_renders
 from lods_jax.tabletop.fitting import Fit, Recipe, load_checkpoint, optimizer, save_checkpoint, start, train_for
 from lods_jax.tabletop.objects import COMPOSITE, KINDS
+from lods_jax.tabletop.prior_batches import decode, encode, in_chunks
 from lods_jax.tabletop.streams import PER_KIND, pool_batches
-from lods_jax.tabletop.train_prior import decode, encode, in_chunks
 
 VIEWS = 4  # images of an object; those at even places are on white, and serve as pictures
 COPIES = 6  # objects of a kind in a part of the stream, times PER_KIND
@@ -40,7 +40,7 @@ CAMERA = {"_class_name": "CCProjection", "in_channel": 64, "out_channel": 64}
 
 
 def configs_of(arch: Architecture) -> dict[str, dict]:
-    """Configurations of the networks of a pose prior beside a prior of that architecture."""
+    """The configurations of a pose prior for an architecture (arch) of the tabletop prior."""
     image = {
         "architectures": ["CLIPVisionModelWithProjection"],
         "model_type": "clip_vision_model",
@@ -57,6 +57,14 @@ def configs_of(arch: Architecture) -> dict[str, dict]:
 
 
 class Networks(NamedTuple):
+    """The Flax modules of the pose prior, without parameters.
+
+    Attributes:
+        unet: the noise predictor.
+        image: the image encoder.
+        camera: the layer that joins image and pose.
+    """
+
     unet: Any
     image: Any
     camera: Any
@@ -64,20 +72,38 @@ class Networks(NamedTuple):
 
 @cache
 def networks(size: int) -> Networks:
-    """The three Flax modules beside a prior of an image size."""
+    """The three Flax modules of the pose prior, for images of a size."""
     configs = configs_of(architecture(size))
     return Networks(modules.unet(configs["unet"]), modules.image_encoder(configs["image"]), modules.linear(configs["camera"]))
 
 
 # --- loss ---------------------------------------------------------------------------------------------------------------
 def context_of(params: Any, picture: jax.Array, pose: jax.Array) -> jax.Array:
-    """The context [b 1 w] of pictures [b h w 3] in [0, 1] and poses relative to theirs [b 4]."""
+    """The context of the U-Net.
+
+    Args:
+        params: of the networks.
+        picture: [b h w 3] in [0, 1].
+        pose: relative to the picture's camera [b 4].
+
+    Returns:
+        [b 1 w].
+    """
     seen = modules.encode_image(networks(picture.shape[1]).image, params["image"], picture)
     return token(params["camera"]["projection"], seen, pose)
 
 
 def loss(params, batch, key):
-    """Mean-squared error of the velocity, as `train_prior.unet_loss`; a tenth of the pairs sees nothing, for guidance."""
+    """Mean squared error of the velocity; a tenth of the pairs sees no image, for guidance.
+
+    Args:
+        params: of the networks.
+        batch: from `pairs`.
+        key: of timesteps and noise.
+
+    Returns:
+        The loss, and metrics.
+    """
     z, picture, pose, image = batch
     k_t, k_noise, k_null = jax.random.split(key, 3)
     u = (jnp.arange(len(z)) + jax.random.uniform(k_t, (len(z),))) / len(z)
@@ -96,14 +122,34 @@ RECIPE = Recipe(loss, peak=2e-3, batch=64, ema=0.998)
 
 # --- data ---------------------------------------------------------------------------------------------------------------
 def fresh_views(size: int, seed: int, part: int, split: str = "seen") -> Renders:
-    """Objects in VIEWS views each: renders [n VIEWS ...]."""
+    """Objects in VIEWS views each.
+
+    Args:
+        size: edge of the renders, pixels.
+        seed: of the stream.
+        part: its number.
+        split: of the captions.
+
+    Returns:
+        Renders [n VIEWS ...].
+    """
     per_kind = {kind: n * COPIES * VIEWS for kind, n in PER_KIND.items()}
     renders = sample_renders(jax.random.fold_in(jax.random.key(seed), part), per_kind, size, split=split, views=VIEWS)
     return Renders(*(x.reshape(-1, VIEWS, *x.shape[1:]) for x in renders))
 
 
 def pairs(size: int, seed: int, batch: int, vae: Any) -> Iterator[tuple[np.ndarray, ...]]:
-    """(latents of a view, another view on white, pose of the first relative to the second, latents of the second)."""
+    """Yields training pairs.
+
+    Args:
+        size: edge of the renders, pixels.
+        seed: of the stream.
+        batch: rows per batch.
+        vae: parameters of the autoencoder.
+
+    Yields:
+        Latents of a view, another view on white, pose of the first relative to the second, latents of the second.
+    """
     rng = np.random.default_rng([seed, 3])
 
     def draw(i):
@@ -119,18 +165,25 @@ def pairs(size: int, seed: int, batch: int, vae: Any) -> Iterator[tuple[np.ndarr
 
 
 def camera_at(place: np.ndarray) -> Camera:
-    """A camera of which only the place matters [b 3]: azimuth, elevation, radius."""
+    """Cameras at a place [b 3], azimuth, elevation and radius; all else is None."""
     azimuth, elevation, radius = place.T
     return Camera(c2w=None, fov_y=None, azimuth=azimuth, elevation=elevation, radius=radius, view=None)
 
 
 # --- training -----------------------------------------------------------------------------------------------------------
 def train(out: Path, minutes: float, prior: Path, *, resume: bool = False, name: str = "muon", seed: int = 0) -> None:
-    """Trains the pose prior into the folder `out` for `minutes`.
+    """Trains the pose prior into a folder.
 
     Args:
-      prior: folder of the tabletop prior, whose autoencoder it shares and whose U-Net it begins as.
-      resume: continue from what `out` holds. name: the optimizer, "muon" or "adamw".
+        out: the folder.
+        minutes: length of this sitting, compilation included.
+        prior: folder of the tabletop prior, whose autoencoder it shares and whose U-Net it starts from.
+        resume: whether to continue from what `out` holds.
+        name: of the optimizer, "muon" or "adamw".
+        seed: of parameters, renders and noise.
+
+    Raises:
+        ValueError: `minutes` is not positive, or `out` holds a checkpoint and `resume` is not given.
     """
     if not minutes > 0:
         raise ValueError(f"minutes must be positive, got {minutes}")
@@ -157,7 +210,16 @@ def train(out: Path, minutes: float, prior: Path, *, resume: bool = False, name:
 
 
 def new_fit(tx: optax.GradientTransformation, prior: Path, seed: int) -> Fit:
-    """The U-Net of the prior with an idle input for the picture's latents; encoder and join are random."""
+    """The U-Net of the prior with an unused input for the picture's latents; encoder and join are random.
+
+    Args:
+        tx: optimizer.
+        prior: folder of the tabletop prior.
+        seed: of the parameters.
+
+    Returns:
+        The state before the first step.
+    """
     keys, size = jax.random.split(jax.random.key(seed), 2), size_of(prior)
     nets = networks(size)
     unet = convert.to_flax(convert.read_state(prior, "unet"), modules.shapes(modules.unet(architecture(size).unet)))
@@ -168,7 +230,17 @@ def new_fit(tx: optax.GradientTransformation, prior: Path, seed: int) -> Fit:
 
 
 def resume_from(out: Path, tx: optax.GradientTransformation, prior: Path, seed: int) -> tuple[Fit, dict]:
-    """What a former sitting left: its checkpoint, or the folder's averaged weights with a fresh optimizer."""
+    """The state that a former sitting left: its checkpoint, or the folder's averaged weights with a fresh optimizer.
+
+    Args:
+        out: the folder.
+        tx: optimizer.
+        prior: folder of the tabletop prior.
+        seed: of the parameters.
+
+    Returns:
+        The state and its meta.
+    """
     file = out / "checkpoint.safetensors"
     if file.exists():
         fits, meta = load_checkpoint(file, {"pose": jax.eval_shape(lambda: new_fit(tx, prior, seed))})
@@ -186,7 +258,20 @@ def averaged(folder: Path) -> dict[str, Any]:
 
 @partial(jax.jit, static_argnames="steps")
 def sample(params: Any, picture: jax.Array, pose: jax.Array, image: jax.Array, key: jax.Array, s: float, steps: int) -> jax.Array:
-    """DDIM samples of latents [b h w c] of how pictures [b h w 3] look from elsewhere, with classifier-free guidance."""
+    """DDIM samples of how pictures look from elsewhere, with classifier-free guidance.
+
+    Args:
+        params: of the networks.
+        picture: [b h w 3] in [0, 1].
+        pose: relative to the picture's camera [b 4].
+        image: latents of the picture [b h w c].
+        key: of the noise.
+        s: guidance scale.
+        steps: of DDIM.
+
+    Returns:
+        Latents [b h w c].
+    """
 
     def predict(z_t, t, cond):
         # Both halves of the doubled batch: the one with the token sees the picture.
@@ -210,17 +295,34 @@ def sample(params: Any, picture: jax.Array, pose: jax.Array, image: jax.Array, k
 
 # --- looking at it ----------------------------------------------------------------------------------------------------------
 class Pairs(NamedTuple):
-    """Pictures of unseen objects, how these look from elsewhere, and what leads from one to the other."""
+    """Images of unseen objects, and how these look from another camera.
 
-    picture: np.ndarray  # [n h w 3] in [0, 1]
-    image: jax.Array  # its latents
-    pose: np.ndarray  # [n 4]
-    truth: np.ndarray  # [n h w 3] in [0, 1], both on white
-    labels: np.ndarray  # [n 4] of the truth
+    Attributes:
+        picture: [n h w 3] in [0, 1], on white.
+        image: latents of the picture.
+        pose: relative to the picture's camera [n 4].
+        truth: the other view [n h w 3] in [0, 1], on white.
+        labels: of the truth [n 4].
+    """
+
+    picture: np.ndarray
+    image: jax.Array
+    pose: np.ndarray
+    truth: np.ndarray
+    labels: np.ndarray
 
 
 def unseen_pairs(size: int, vae: Any, n: int) -> Pairs:
-    """n pairs of objects with a front, of captions that training never shows."""
+    """Pairs of objects with a front, of captions that training never shows.
+
+    Args:
+        size: edge of the renders, pixels.
+        vae: parameters of the autoencoder.
+        n: number of pairs.
+
+    Returns:
+        The pairs.
+    """
     r = fresh_views(size, 7, 0, split="unseen")
     front = np.flatnonzero(np.isin(r.labels[:, 0, 0], [KINDS.index(kind) for kind in COMPOSITE]))[:n]
     r = Renders(*(x[front] for x in r))
@@ -231,7 +333,15 @@ def unseen_pairs(size: int, vae: Any, n: int) -> Pairs:
 
 
 def preview(out: Path, size: int, fit: Fit, vae: Any, n: int = 12) -> None:
-    """Rows: pictures of unseen objects; how they truly look from elsewhere; samples of that at s = 2."""
+    """Writes a picture: unseen objects, how they truly look from elsewhere, and samples of that at s = 2.
+
+    Args:
+        out: the folder.
+        size: edge of the renders, pixels.
+        fit: the state.
+        vae: parameters of the autoencoder.
+        n: number of objects.
+    """
     p = unseen_pairs(size, vae, n)
     drawn = sample(fit.ema, p.picture, p.pose, p.image, jax.random.key(0), 2.0, 25)
     rows = np.concatenate([p.picture, p.truth, np.asarray(decode(size, vae, drawn))])
@@ -239,10 +349,17 @@ def preview(out: Path, size: int, fit: Fit, vae: Any, n: int = 12) -> None:
 
 
 def report(folder: Path, n: int = 96) -> dict[str, float]:
-    """Measures a folder on unseen objects, prints the figures, and writes `folder`/gates.json.
+    """Measures a folder on unseen objects, prints the figures, and writes gates.json.
 
     By how much the loss rises with the picture of another object, or with a pose turned by 90 to 270 degrees, as a share of the
     loss with the right ones; and the shares of samples (s = 2) in which the classifier reads kind, colour and view of the truth.
+
+    Args:
+        folder: of the pose prior.
+        n: number of objects.
+
+    Returns:
+        {figure: value}.
     """
     params, size = averaged(folder), size_of(folder)
     vae = convert.to_flax(convert.read_state(folder, "vae"), modules.shapes(modules.vae(architecture(size).vae)))

@@ -12,9 +12,7 @@ folder alone is what travels between machines.
 
 import json
 import time
-from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +29,10 @@ from lods_jax.priors import torch_weights as convert
 from lods_jax.priors.ddim import ddim
 from lods_jax.priors.sampling import CLIP
 from lods_jax.tabletop.architectures import LATENT, LENGTH, Architecture, Networks, architecture, networks, size_of
-from lods_jax.tabletop.dataset import COLORS, KINDS, PATTERNS, VIEWS, WORDS, Caption, captions
+from lods_jax.tabletop.dataset import WORDS, captions
 from lods_jax.tabletop.fitting import Fit, Recipe, checkpoint_meta, load_checkpoint, optimizer, save_checkpoint, start, train_for
-from lods_jax.tabletop.objects import COMPOSITE
-from lods_jax.tabletop.streams import ahead, fresh_renders, pool_batches
+from lods_jax.tabletop.prior_batches import decode, encode, in_chunks, unet_batches, vae_batches
+from lods_jax.tabletop.streams import fresh_renders
 
 PARTS = ("vae", "unet")
 PREVIEW = (
@@ -46,7 +44,17 @@ PREVIEW = (
 
 # --- losses ----------------------------------------------------------------------------------------------------------------
 def vae_loss(nets: Networks, params, batch, key):
-    """Error in squares, absolutes and edges, and a weak pull of the latents towards a unit Gaussian. Images are bytes."""
+    """Squared and absolute error, error of edges, and a weak pull of the latents towards a unit Gaussian.
+
+    Args:
+        nets: the modules.
+        params: of the VAE.
+        batch: byte images.
+        key: of the latents' noise.
+
+    Returns:
+        The loss, and metrics.
+    """
     x = batch[0].astype(jnp.float32) / 127.5 - 1
     mean, logvar = modules.encode_moments(nets.vae, params, x)
     z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
@@ -58,13 +66,34 @@ def vae_loss(nets: Networks, params, batch, key):
 
 
 def predict_v(nets: Networks, params, z_t, t, ids):
-    """Velocity predicted by the pair of U-Net and text tower for token ids [b n]."""
+    """The velocity that U-Net and text tower predict.
+
+    Args:
+        nets: the modules.
+        params: of both.
+        z_t: noised latents [b h w c].
+        t: timesteps [b].
+        ids: token ids [b n].
+
+    Returns:
+        [b h w c].
+    """
     tokens = modules.encode_text(nets.text, params["text"], ids)
     return modules.predict_noise(nets.unet, params["unet"], z_t, t, tokens)
 
 
 def unet_loss(nets: Networks, params, batch, key):
-    """Mean-squared error of the velocity; one timestep from each of b equal strata, density growing as sqrt(t)."""
+    """Mean squared error of the velocity; one timestep from each of b equal strata, density growing as sqrt(t).
+
+    Args:
+        nets: the modules.
+        params: of U-Net and text tower.
+        batch: latents and token ids.
+        key: of timesteps and noise.
+
+    Returns:
+        The loss, and metrics.
+    """
     z, ids = batch
     k_t, k_noise = jax.random.split(key)
     u = (jnp.arange(len(z)) + jax.random.uniform(k_t, (len(z),))) / len(z)
@@ -75,79 +104,35 @@ def unet_loss(nets: Networks, params, batch, key):
     return mse, {"loss": mse}
 
 
-# --- data ---------------------------------------------------------------------------------------------------------------
-@partial(jax.jit, static_argnums=0)
-def encode(size: int, vae: Any, rgb: Any) -> jax.Array:
-    """Latent means [n h w 4] of byte images."""
-    return modules.encode_moments(networks(size).vae, vae, rgb.astype(jnp.float32) / 127.5 - 1)[0]
-
-
-@partial(jax.jit, static_argnums=0)
-def decode(size: int, vae: Any, z: jax.Array) -> jax.Array:
-    """Images in [0, 1]."""
-    return modules.decode_image(networks(size).vae, vae, z) / 2 + 0.5
-
-
-def in_chunks(f: Callable, x: np.ndarray, size: int = 56) -> np.ndarray:
-    """f over rows of x in chunks of one size, so that it compiles once; the last chunk is padded."""
-    padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, 0)])
-    return np.concatenate([np.asarray(f(padded[i : i + size])) for i in range(0, len(padded), size)])[: len(x)]
-
-
-def caption_ids() -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of every caption [kind, colour, pattern, view, LENGTH], the last colour and view meaning none; and of no text."""
-    colors, views = (*COLORS, None), (*VIEWS, None)
-    texts = [str(Caption(*c)) for c in product(KINDS, colors, PATTERNS, views)]
-    ids = tokenizer.tokenize(tokenizer.from_words(WORDS), [*texts, ""], LENGTH)
-    return ids[:-1].reshape(len(KINDS), len(colors), len(PATTERNS), len(views), LENGTH), ids[-1]
-
-
-def draw_captions(rng: np.random.Generator, labels: np.ndarray, table: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """Training captions of labelled renders: 10 % empty for guidance, 5 % without colour and pattern, 10 % without view."""
-    kind, color, pattern, view = labels.T
-    u, w = rng.random(len(labels)), rng.random(len(labels))
-    bare = u < 0.05
-    no_view = (w < 0.10) | ~np.isin(kind, [KINDS.index(k) for k in COMPOSITE])
-    ids = table[kind, np.where(bare, len(COLORS), color), np.where(bare, 0, pattern), np.where(no_view, len(VIEWS), view)]
-    return np.where((u > 0.90)[:, None], empty, ids)
-
-
-def vae_batches(size: int, seed: int, recipe: Recipe, crop: int | None) -> Iterator[tuple[np.ndarray]]:
-    """Byte images, or random crops of them: an edge seen in a crop teaches as much as in a whole image and costs a quarter."""
-    rng = np.random.default_rng([seed, 1])
-    draw = ahead(lambda i: fresh_renders(jax.random.key(seed), i, size)[:1])
-    for (rgb,) in pool_batches(draw, capacity=8192, batch=recipe.batch, reuse=recipe.reuse, seed=seed):
-        if crop is None:
-            yield (rgb,)
-            continue
-        # Crops from the middle, where the objects are.
-        corners = rng.integers(2, size - crop - 1, (len(rgb), 2))
-        yield (np.stack([x[i : i + crop, j : j + crop] for x, (i, j) in zip(rgb, corners, strict=True)]),)
-
-
-def unet_batches(arch: Architecture, seed: int, recipe: Recipe, vae: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Latents of fresh renders with token ids of a caption drawn anew each time."""
-    rng = np.random.default_rng([seed, 2])
-    table, empty = caption_ids()
-
-    def draw(i):
-        renders = fresh_renders(jax.random.key(seed), i, arch.size)
-        return in_chunks(partial(encode, arch.size, vae), renders.rgb), renders.labels
-
-    for z, labels in pool_batches(ahead(draw), capacity=24_000, batch=recipe.batch, reuse=recipe.reuse, seed=seed):
-        yield z, draw_captions(rng, labels, table, empty)
-
-
 # --- training -----------------------------------------------------------------------------------------------------------
 def recipe_of(part: str, nets: Networks, batch: int | None = None) -> Recipe:
-    """How a part is trained. A larger batch than the default is for accelerators, which train faster than they render."""
+    """How a part is trained. A larger batch than the default is for accelerators, which train faster than they render.
+
+    Args:
+        part: "vae" or "unet".
+        nets: the modules.
+        batch: None for the default.
+
+    Returns:
+        The recipe.
+    """
     loss, peak, usual, ema = {"vae": (vae_loss, 3e-3, 16, 0.995), "unet": (unet_loss, 2e-3, 64, 0.998)}[part]
     batch = batch or usual
     return Recipe(partial(loss, nets), peak, batch, ema, reuse=6.0 * max(1.0, batch / usual))
 
 
 def new_fit(part: str, nets: Networks, tx: optax.GradientTransformation, seed: int) -> Fit:
-    """Random parameters and an empty optimizer."""
+    """Random parameters and an empty optimizer.
+
+    Args:
+        part: "vae" or "unet".
+        nets: the modules.
+        tx: optimizer.
+        seed: of the parameters.
+
+    Returns:
+        The state before the first step.
+    """
     key = jax.random.fold_in(jax.random.key(seed), PARTS.index(part))
     if part == "vae":
         return start(modules.init(nets.vae, key), tx)
@@ -156,7 +141,16 @@ def new_fit(part: str, nets: Networks, tx: optax.GradientTransformation, seed: i
 
 
 def normalize_latents(size: int, vae: Any, rgb: np.ndarray) -> Any:
-    """The VAE whose latents of `rgb` have zero mean and unit variance per channel, by an affine map in its 1x1 kernels."""
+    """The VAE whose latents of some images have zero mean and unit variance per channel, by an affine map in its 1x1 kernels.
+
+    Args:
+        size: edge of the images, pixels.
+        vae: parameters.
+        rgb: byte images [n h w 3].
+
+    Returns:
+        New parameters.
+    """
     z = in_chunks(partial(encode, size, vae), rgb)
     z = z.reshape(-1, z.shape[-1])
     mu, sd = z.mean(0), z.std(0)
@@ -172,7 +166,21 @@ def normalize_latents(size: int, vae: Any, rgb: np.ndarray) -> Any:
 def sample_latents(
     size: int, params: Any, ids: jax.Array, null: jax.Array, key: jax.Array, s: float, shape: tuple[int, ...], steps: int
 ) -> jax.Array:
-    """DDIM samples [b h w c] of token ids with classifier-free guidance."""
+    """DDIM samples of token ids, with classifier-free guidance.
+
+    Args:
+        size: edge of the images, pixels.
+        params: of U-Net and text tower.
+        ids: of the captions [b n].
+        null: of no text [b n].
+        key: of the noise.
+        s: guidance scale.
+        shape: of one latent.
+        steps: of DDIM.
+
+    Returns:
+        Latents [b h w c].
+    """
     nets = networks(size)
 
     def predict(z_t, t, cond):
@@ -184,7 +192,15 @@ def sample_latents(
 
 
 def preview(out: Path, part: str, arch: Architecture, fit: Fit, vae: Any) -> None:
-    """A picture of where training is: true and decoded renders, or samples of fixed prompts and seeds at s = 3."""
+    """Writes a picture of where training is: true and decoded renders, or samples of fixed prompts and seeds at s = 3.
+
+    Args:
+        out: folder of the prior.
+        part: "vae" or "unet".
+        arch: the architecture.
+        fit: the state of the part.
+        vae: parameters of the VAE.
+    """
     size = arch.size
     if part == "vae":
         rgb = fresh_renders(jax.random.key(7), 0, size, split="unseen").rgb[:24]
@@ -210,20 +226,20 @@ def train(
     batch: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Trains the prior's parts into the folder `out` for `minutes` in all. See the module docstring.
+    """Trains the prior's parts into a folder.
 
     Args:
-      out: folder of the prior; made if it is not there.
-      minutes: length of this sitting, compilation included.
-      size: edge of the images in pixels, one of `ARCHITECTURES`; by default 128, or what `out` holds when resuming.
-      resume: continue from what `out` holds; without it `out` must not hold a checkpoint.
-      part: "vae", "unet", or "all": a fifth of the time for the VAE if it is new, the rest for the U-Net.
-      name: the optimizer, "muon" or "adamw".
-      batch: images of a step; by default 16 for the VAE and 64 for the U-Net, which suits a CPU.
-      seed: of parameters, renders, noise and captions.
+        out: folder of the prior; made if it is not there.
+        minutes: length of this sitting, compilation included.
+        size: edge of the images, pixels, one of `ARCHITECTURES`; None for 128, or for what `out` holds when resuming.
+        resume: whether to continue from what `out` holds; otherwise it must not hold a checkpoint.
+        part: "vae", "unet", or "all": a fifth of the time for the VAE if it is new, the rest for the U-Net.
+        name: of the optimizer, "muon" or "adamw".
+        batch: images per step; None for 16 of the VAE and 64 of the U-Net, which suits a CPU.
+        seed: of parameters, renders, noise and captions.
 
     Raises:
-      ValueError: in one line, for what does not fit together.
+        ValueError: an argument is out of range, or does not fit what `out` holds.
     """
     if not minutes > 0:
         raise ValueError(f"minutes must be positive, got {minutes}")
@@ -256,7 +272,22 @@ def run_part(
     batch: int | None,
     seed: int,
 ) -> None:
-    """One sitting of one part; updates `fits` and `meta` and the files of `out`."""
+    """One sitting of one part; updates `fits`, `meta` and the files of the folder.
+
+    Args:
+        part: "vae" or "unet".
+        arch: the architecture.
+        out: folder of the prior.
+        fits: {part: state}.
+        meta: of the checkpoint.
+        seconds: length of the sitting.
+        tx: optimizer.
+        batch: images per step, or None.
+        seed: of parameters, renders and noise.
+
+    Raises:
+        ValueError: there is no VAE for the U-Net.
+    """
     if part == "unet" and "vae" not in fits:
         raise ValueError(f"the U-Net learns latents, but {out} has no VAE; train --part vae or all first")
     nets = networks(arch.size)
@@ -286,7 +317,16 @@ def run_part(
 
 
 def resume_from(out: Path, tx: optax.GradientTransformation, seed: int) -> tuple[Architecture, dict[str, Fit], dict]:
-    """What a former sitting left in `out`: its checkpoint, or the folder's averaged weights with fresh optimizers."""
+    """What a former sitting left: its checkpoint, or the folder's averaged weights with fresh optimizers.
+
+    Args:
+        out: folder of the prior.
+        tx: optimizer.
+        seed: of the parameters.
+
+    Returns:
+        The architecture, {part: state} and the meta.
+    """
     file = out / "checkpoint.safetensors"
     if file.exists():
         arch = architecture(checkpoint_meta(file).get("size", 64))  # 64 px before there was a choice
@@ -305,7 +345,14 @@ def resume_from(out: Path, tx: optax.GradientTransformation, seed: int) -> tuple
 
 
 def write_folder(out: Path, arch: Architecture, fits: dict[str, Fit], meta: dict) -> None:
-    """The averaged weights as a Stable Diffusion folder in float16, with `training.json` that tells how they came about."""
+    """Writes the averaged weights as a Stable Diffusion folder in float16, with `training.json` on how they came about.
+
+    Args:
+        out: folder of the prior.
+        arch: the architecture.
+        fits: {part: state}.
+        meta: of the checkpoint.
+    """
     unet, text = fits["unet"].ema["unet"], fits["unet"].ema["text"]
     configs = {"vae": arch.vae, "unet": arch.unet, "text": arch.text}
     meta = meta | {"samples": {part: int(fit.samples) for part, fit in fits.items()}}

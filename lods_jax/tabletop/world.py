@@ -18,7 +18,14 @@ from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
 
 
 def names_views(prompt: str) -> bool:
-    """Whether a prompt is to name the view: not for an object that looks alike from all sides."""
+    """Whether prompts of an object name the view: not for one that looks alike from all sides.
+
+    Args:
+        prompt: of a run.
+
+    Returns:
+        True also for a prompt of another world.
+    """
     try:
         return parse_caption(prompt).kind in COMPOSITE
     except ValueError:
@@ -26,7 +33,14 @@ def names_views(prompt: str) -> bool:
 
 
 def read_image(rgba: Float[np.ndarray, "n n 4"]) -> tuple[str | None, str | None]:
-    """Caption and view that the classifier reads in an image, the view of kinds with a front; None for what it cannot tell."""
+    """Caption and view that the classifier reads in an image.
+
+    Args:
+        rgba: [n n 4] in [0, 1].
+
+    Returns:
+        The caption, None for no object; and the view of a kind with a front, else None.
+    """
     seen = classify(load_classifier(), over(framed(rgba, SIZE), 1.0)[None].astype(np.float32))
     if seen.kind[0] == NONE:
         return None, None
@@ -35,7 +49,16 @@ def read_image(rgba: Float[np.ndarray, "n n 4"]) -> tuple[str | None, str | None
 
 
 def true_renders(prompt: str, n: int, size: int) -> Float[np.ndarray, "n size size 3"] | None:
-    """The true object of a caption from n equal azimuths, from the front on; None for a prompt of another world."""
+    """The true object of a caption at equal azimuths, from the front on.
+
+    Args:
+        prompt: of a run.
+        n: number of views.
+        size: edge of the renders, pixels.
+
+    Returns:
+        [n size size 3] in [0, 1]; None for a prompt of another world.
+    """
     try:
         caption = parse_caption(prompt)
     except ValueError:
@@ -56,7 +79,19 @@ def train(
     seed: int = 0,
     measure_gates: bool = False,
 ) -> None:
-    """What `lods train-prior` does: trains a part of the prior, measures its gates, or both."""
+    """Trains a part of the prior, measures its gates, or both (`lods train-prior`).
+
+    Args:
+        out: folder of the prior.
+        minutes: length of this sitting; 0 trains nothing.
+        part: "all", "vae", "unet", "pose" or "classifier".
+        size: edge of the images, pixels; None for the default.
+        batch: images per step; None for the default.
+        resume: whether to continue from what `out` holds.
+        optimizer: "muon" or "adamw".
+        seed: of parameters and renders.
+        measure_gates: whether to measure.
+    """
     if minutes:
         if part == "classifier":
             path = out / "classifier.safetensors"

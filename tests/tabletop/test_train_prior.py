@@ -9,7 +9,7 @@ from lods_jax.core.paths import TABLETOP_64
 from lods_jax.priors import flax_networks
 from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.tabletop import train_prior
+from lods_jax.tabletop import prior_batches, train_prior
 from lods_jax.tabletop.architectures import ARCHITECTURES, architecture, networks, size_of
 from lods_jax.tabletop.dataset import WORDS, caption_of
 from lods_jax.tabletop.fitting import Fit, learning_rate, load_checkpoint, optimizer, save_checkpoint, start
@@ -29,26 +29,26 @@ def images():
 
 def test_normalised_latents_are_standard_and_decode_to_the_same_images(vae, images):
     normal = train_prior.normalize_latents(64, vae, images)
-    z, z_normal = (train_prior.encode(64, v, images) for v in (vae, normal))
+    z, z_normal = (prior_batches.encode(64, v, images) for v in (vae, normal))
     np.testing.assert_allclose(z_normal.mean((0, 1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(z_normal.std((0, 1, 2)), 1, atol=1e-4)
     # A random VAE's latents vary by 1e-3, so that dividing by their deviation amplifies float32 rounding.
-    np.testing.assert_allclose(train_prior.decode(64, normal, z_normal), train_prior.decode(64, vae, z), atol=1e-3)
+    np.testing.assert_allclose(prior_batches.decode(64, normal, z_normal), prior_batches.decode(64, vae, z), atol=1e-3)
 
 
 def test_chunks_do_not_change_the_result():
     x = np.arange(23.0)[:, None]
-    np.testing.assert_array_equal(train_prior.in_chunks(lambda x: 2 * x, x, 8), 2 * x)
+    np.testing.assert_array_equal(prior_batches.in_chunks(lambda x: 2 * x, x, 8), 2 * x)
 
 
 def test_training_captions_say_what_is_shown():
     """10 % empty, 5 % bare, 10 % without view; whatever is said is true of the render."""
-    table, empty = train_prior.caption_ids()
+    table, empty = prior_batches.caption_ids()
     words = {tuple(ids): text for ids, text in zip(table.reshape(-1, 12), texts_of_table(), strict=True)}
     words[tuple(empty)] = ""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, (12, 8, 3, 4), (2000, 4))
-    said = [words[tuple(ids)] for ids in train_prior.draw_captions(rng, labels, table, empty)]
+    said = [words[tuple(ids)] for ids in prior_batches.draw_captions(rng, labels, table, empty)]
     full = [str(caption_of(row)) for row in labels]
     assert 0.07 < np.mean([s == "" for s in said]) < 0.13
     for short, long in zip(said, full, strict=True):
@@ -68,7 +68,7 @@ def texts_of_table():
 
 
 def test_every_caption_fits_and_every_word_is_one_token():
-    table, empty = train_prior.caption_ids()
+    table, empty = prior_batches.caption_ids()
     end = empty[1]
     for ids, text in zip(table.reshape(-1, 12), texts_of_table(), strict=True):
         assert list(ids).index(end) == 1 + len(text.replace(",", " ,").split())
