@@ -275,11 +275,20 @@ def parse(argv: list[str]) -> Any:
     box = io.StringIO()
     try:
         with redirect_stderr(box):
-            command = tyro.cli(reduce(or_, kinds), prog="lods", args=argv, description="Score-distillation 3D generation in JAX.")
+            # Unknown words come back: to look for their neighbours takes tyro a second.
+            command, unknown = tyro.cli(
+                reduce(or_, kinds),
+                prog="lods",
+                args=argv,
+                description="Score-distillation 3D generation in JAX.",
+                return_unknown_args=True,
+            )
     except SystemExit as end:
         if not end.code:  # --help
             raise
         raise UserError(f"{unboxed(box.getvalue())}; see lods {' '.join([*argv[:1], '--help'])}") from None
+    if unknown:
+        raise UserError(f"{argv[0]} does not take {unknown[0]!r} there; see lods {argv[0]} --help")
     if not isinstance(command, TextTo3D | ImageTo3D):  # whose settings are a configuration, and are checked as one
         configs.check_ranges(command, called=lambda name: "the prompt" if name == "prompt" else f"--{name.replace('_', '-')}")
     return command
