@@ -5,11 +5,12 @@ value, 0400 is four hundred, 2024-01-01 is no date. Only an empty place and a pl
 """
 
 import io
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import ReusedAnchorWarning, YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, Event
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 from ruamel.yaml.reader import ReaderError
@@ -44,7 +45,9 @@ def read_yaml(text: str | bytes, source: str) -> Any:
     yaml = YAML(typ="safe", pure=True)  # the reader in C is one of YAML 1.1
     try:
         check_size(yaml.parse(text), source)
-        root = YAML(typ="safe", pure=True).compose(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReusedAnchorWarning)  # a name may be given anew, and its last meaning counts
+            root = YAML(typ="safe", pure=True).compose(text)
         return None if root is None else value_of(root, source, {})
     except (YAMLError, ValueError) as error:
         raise UserError(f"{source} is not YAML: {problem(error)}") from None

@@ -55,6 +55,11 @@ def test_what_is_no_yaml_is_one_line(text, says):
     assert "\n" not in str(caught.value)
 
 
+def test_an_anchor_that_is_named_anew_means_the_new_one_and_warns_nobody(recwarn):
+    assert read_yaml("a: &x 1\nb: &x 2\nc: *x", "it") == {"a": "1", "b": "2", "c": "2"}
+    assert not recwarn.list
+
+
 def test_references_in_a_circle_and_nine_to_the_ninth_are_values_like_others():
     assert list(read_yaml("a: &a {b: *a}", "it")) == ["a"]
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
