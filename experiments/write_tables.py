@@ -8,7 +8,7 @@ same and fails where a page would change.
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,8 @@ from typing import Any
 import lods_jax
 from experiments import editing_2d, generation_2d, image_to_3d, text_to_3d
 from experiments.benchmarks import slices
-from lods_jax.core.paths import TABLETOP
+from lods_jax.core.paths import TABLETOP, TABLETOP_64
+from lods_jax.tabletop.damage import DAMAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.S)
@@ -34,12 +35,14 @@ def objectives_in_2d() -> str:
     return generation_2d.table(generation_2d.SETTINGS, [row for row in rows("generation_2d") if row["seed"] < 2])
 
 
-def prior_gates(folder: Path) -> str:
+def prior_gates(folder: Path, labels: Mapping[str, str]) -> str:
     """What a tabletop prior was asked to pass before it shipped, and what it reaches."""
     figures = json.loads((folder / "gates.json").read_text(encoding="utf-8"))
     gates = figures["gates"]
     lines = ["| figure | value | gate | |", "|---|---|---|---|"]
-    for name, label in GATES.items():
+    for name, label in labels.items():
+        if name not in figures:
+            continue
         show = (lambda x: f"{x:.1f} dB") if "psnr" in name else (lambda x: f"{x:.1%}")
         error = f" ± {figures[f'{name} +-']:.1%}" if f"{name} +-" in figures else ""
         gate, verdict = (
@@ -65,14 +68,33 @@ GATES = {
     "caption swap: kind": "loss rises with a wrong kind",
     "caption swap: view": "loss rises with a wrong view (kinds with a front)",
     **{
-        f"{split}: {name}": f"judge reads the asked {label} in samples{of}"
+        f"{split}: {name}": f"the asked {label} is read in samples{of}"
         for name, label in (("kind", "kind"), ("color", "colour"), ("view", "view"), ("pattern", "pattern"))
         for split, of in (("samples", ""), ("samples, unseen triples", " of held-out captions"))
     },
-    "judge: kind": "judge on unseen renders, kind",
-    "judge: color": "judge on unseen renders, colour",
-    "judge: view": "judge on unseen renders, view",
-    "judge: none": "judge reads none in blobs, floaters, smears and half-noised images (worst of them)",
+    "samples: quality": "mean quality of samples",
+    "samples, unseen triples: quality": "mean quality of samples of held-out captions",
+}
+
+CLASSIFIER = {
+    "classifier: kind": "kind of unseen renders",
+    "classifier: color": "their colour",
+    "classifier: pattern": "their pattern",
+    "classifier: view": "their view, 3 degrees and more from a boundary",
+    "classifier: quality of true renders": "mean quality of true renders",
+    **{
+        f"classifier: none: {name}": f"reads none in {label}"
+        for name, label in (
+            ("blob", "blobs"),
+            ("specks", "clouds of specks"),
+            *(("melted", "melted objects"), ("holes", "what holes left of an object")),
+            *(("smeared", "smears"), ("noised", "half-noised images")),
+        )
+    },
+    **{
+        f"classifier: ranking: {name}": f"the more damaged of two has the lower quality: {name}"
+        for name in (*DAMAGES, "defects", "all")
+    },
 }
 
 HEADLINES = ("kid", "view", "janus", "chamfer", "floaters", "saturation")  # of the README
@@ -85,7 +107,9 @@ def short(whole: str, labels: Collection[str]) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "prior-gates": lambda: prior_gates(TABLETOP),
+    "prior-gates": lambda: prior_gates(TABLETOP, GATES),
+    "prior-gates-64": lambda: prior_gates(TABLETOP_64, GATES),
+    "classifier": lambda: prior_gates(TABLETOP, CLASSIFIER),
     "text-to-3d": lambda: text_to_3d.table(rows("text_to_3d-tabletop"), list(text_to_3d.TRIALS)),
     "text-to-3d-short": lambda: short(table("text-to-3d"), [text_to_3d.COLUMNS[name] for name in HEADLINES]),
     "text-to-3d-exact": lambda: text_to_3d.table(rows("text_to_3d-exact-gaussians"), list(text_to_3d.TRIALS)),
