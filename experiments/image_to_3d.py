@@ -18,6 +18,7 @@ call goes on where the first was stopped.
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -137,14 +138,14 @@ def compile(config: Config, components: Components, shapes: StaticShapes) -> Cal
     p = replace(config.image, file="", azimuth=0.0, elevation=0.0, radius=None, fov_y=45.0)
     key = configs.dump(replace(config, prompt="", seed=0, image=p)), shapes
     if key not in STEPS:
-        STEPS[key] = loop.compiled(config, components, shapes)
+        STEPS[key] = loop.compiled(components, shapes)
     return STEPS[key]
 
 
 def run_one(config: Config, i: int, seed: int, folder: Path) -> dict[str, float]:
     """One run, from where it is, and its figures."""
     if (folder / "config.yaml").exists():
-        code = run.resume(configs.load(folder / "config.yaml"), folder, compile)
+        code = run.resume(own := configs.load(folder / "config.yaml"), folder, partial(compile, own))
     else:
         caption, proportions, camera = thing(i)
         file = folder.parent / f"picture-{i}.png"
@@ -152,7 +153,8 @@ def run_one(config: Config, i: int, seed: int, folder: Path) -> dict[str, float]
         azimuth, elevation, fov_y = (float(np.rad2deg(x[0])) for x in (camera.azimuth, camera.elevation, camera.fov_y))
         p = replace(config.image, file=str(file), azimuth=azimuth, elevation=elevation, fov_y=fov_y, frame="as-is")
         p = replace(p, radius=float(camera.radius[0]))
-        code = run.start(image_to_3d.resolve_image_config(replace(config, image=p, seed=seed))[0], folder, compile)
+        config, _ = image_to_3d.resolve_image_config(replace(config, image=p, seed=seed))
+        code = run.start(config, folder, partial(compile, config))
     if code:
         raise SystemExit(code)
     return figures(folder, i)
@@ -200,7 +202,7 @@ def main() -> None:
     if args.examples:
         for name, (text, azimuth, elevation) in EXAMPLES.items():
             p = configs.ImageConfig(azimuth=azimuth, elevation=elevation)
-            take(text, 0.3, image_to_3d.camera_of(Config(image=p)), 256, Path("examples") / f"{name}.png")
+            take(text, 0.3, image_to_3d.camera_of(p, TABLETOP), 256, Path("examples") / f"{name}.png")
         return
     start_jax(4)
     out = args.out or Path("outputs/experiments/image_to_3d", "full" if args.full else "default")

@@ -25,6 +25,7 @@ was stopped.
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -152,16 +153,16 @@ STEPS: dict = {}  # compiled steps, one for all runs that differ in prompt and s
 def compile(config: Config, components: Components, shapes: StaticShapes) -> Callable:
     key = configs.dump(replace(config, prompt="", seed=0)), shapes
     if key not in STEPS:
-        STEPS[key] = loop.compiled(config, components, shapes)
+        STEPS[key] = loop.compiled(components, shapes)
     return STEPS[key]
 
 
 def run_one(config: Config, folder: Path) -> dict:
     """One run, from where it is, and its figures."""
     if (folder / "config.yaml").exists():
-        code = run.resume(configs.load(folder / "config.yaml"), folder, compile)
+        code = run.resume(own := configs.load(folder / "config.yaml"), folder, partial(compile, own))
     else:
-        code = run.start(config, folder, compile)
+        code = run.start(config, folder, partial(compile, config))
     if code:
         raise SystemExit(code)
     return plain([evaluate(read_run(folder))])[0]

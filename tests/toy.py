@@ -20,7 +20,7 @@ TINY = [
 def final(folder, step=8):
     config = load(folder / "config.yaml")
     components = build(config, folder)
-    state, _ = checkpoint.restore(folder / "checkpoints", loop.state_shapes(config, components))
+    state, _ = checkpoint.restore(folder / "checkpoints", loop.state_shapes(components))
     assert int(state.step) == step
     return state
 

@@ -79,8 +79,8 @@ def main() -> None:
             config = replace(base, objective=OBJECTIVES[name], batch=views)
             components = untrained(config, weights)
             weights, found = components.weights, cost.estimate(config, components)
-            step = loop.compiled(config, components, components.setup.choose_shapes(config, config.resolution, None))
-            held = [loop.first_state(config, components)]
+            step = loop.compiled(components, components.setup.choose_shapes(config.resolution, None))
+            held = [loop.first_state(components)]
 
             def once(step=step, components=components, held=held):
                 held[0], metrics = step(

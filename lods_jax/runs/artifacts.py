@@ -19,23 +19,22 @@ from lods_jax.priors.adapter_files import save_embedding, save_lora
 from lods_jax.runs.page import write_page
 from lods_jax.runs.run_directory import read_run
 from lods_jax.training.build import Components
-from lods_jax.training.scene_setups import SCENES, StaticShapes, unstack_particles
+from lods_jax.training.scene_setups import SceneSetup, StaticShapes, unstack_particles
 
 AT_ONCE = 4  # views rendered in one call
 SceneRenderer = Callable[[Any, Any, Camera], Render]
 
 
-def scene_renderer(config: Config, size: int) -> SceneRenderer:
+def scene_renderer(setup: SceneSetup, size: int) -> SceneRenderer:
     """Builds (theta, aux, n cameras) -> renders of one particle on white, size pixels wide, as NumPy arrays without extras.
 
     Compiled for AT_ONCE views whatever n is, and again where capacity runs out.
     """
-    setup = SCENES[config.scene]
-    shapes = setup.choose_shapes(config, size, {"total": 0})  # the least: what a view needs is known once it is rendered
+    shapes = setup.choose_shapes(size, {"total": 0})  # the least: what a view needs is known once it is rendered
 
     @cache
     def render(shapes: StaticShapes) -> Callable:
-        scene = setup.eval_scene(config, shapes)
+        scene = setup.eval_scene(shapes)
         keys = jax.random.split(jax.random.key(0), AT_ONCE)  # a white background draws nothing
         return jax.jit(lambda theta, aux, camera: scene.render(theta, aux, camera, keys, scene.means2d_probe(aux, AT_ONCE)))
 
@@ -46,7 +45,7 @@ def scene_renderer(config: Config, size: int) -> SceneRenderer:
             rows = np.minimum(first + np.arange(AT_ONCE), n - 1)
             some = jax.tree.map(lambda x: x[rows], camera)  # noqa: B023 (used at once)
             out = render(shapes)(theta, aux, some)
-            while (grown := setup.choose_shapes(config, size, out.extras)) > shapes:
+            while (grown := setup.choose_shapes(size, out.extras)) > shapes:
                 shapes = grown
                 out = render(shapes)(theta, aux, some)
             chunks.append(jax.tree.map(np.asarray, out.replace(extras={})))
@@ -74,16 +73,32 @@ def output_views(config: Config, orbit: Orbit, n: int) -> Camera:
     return turntable_cameras(orbit, n, config.output.elevation, config.output.radius, config.output.fov_y)
 
 
-def render_views(config: Config, state: TrainState, render_fn: SceneRenderer, camera: Camera) -> UInt8[np.ndarray, "n h w 3"]:
+def scenes_of(components: Components, state: TrainState) -> list[tuple[Any, Any]]:
+    """theta and aux of each particle."""
+    n = components.setup.particles
+    return list(zip(unstack_particles(state.theta, n), unstack_particles(state.aux, n), strict=True))
+
+
+def render_views(
+    components: Components, state: TrainState, render_fn: SceneRenderer, camera: Camera
+) -> UInt8[np.ndarray, "n h w 3"]:
     """What n cameras see, on white; particles side by side."""
-    scenes = zip(unstack_particles(config, state.theta), unstack_particles(config, state.aux), strict=True)
+    scenes = zip(
+        unstack_particles(state.theta, components.setup.particles),
+        unstack_particles(state.aux, components.setup.particles),
+        strict=True,
+    )
     return np.concatenate([to_uint8(render_fn(theta, aux, camera).rgb) for theta, aux in scenes], axis=2)
 
 
-def export(config: Config, components: Components, folder: Path, state: TrainState) -> str:
+def export(components: Components, folder: Path, state: TrainState) -> str:
     """The scene in its own format: of the first particle into `folder`, of the others below particles/. Says what it wrote."""
     for i, (theta, aux) in enumerate(
-        zip(unstack_particles(config, state.theta), unstack_particles(config, state.aux), strict=True)
+        zip(
+            unstack_particles(state.theta, components.setup.particles),
+            unstack_particles(state.aux, components.setup.particles),
+            strict=True,
+        )
     ):
         below = folder / "particles" / str(i) if i else folder
         below.mkdir(parents=True, exist_ok=True)
@@ -96,8 +111,8 @@ def write_preview(
     config: Config, components: Components, folder: Path, done: int, state: TrainState, render_fn: SceneRenderer
 ) -> Path:
     """Four sides in a row, as previews/<step>.png; and the scene as it is, for `lods view` and for whoever survives a crash."""
-    images = render_views(config, state, render_fn, output_views(config, components.orbit, 4))
-    export(config, components, folder, state)
+    images = render_views(components, state, render_fn, output_views(config, components.orbit, 4))
+    export(components, folder, state)
     return write_png(folder / "previews" / f"{done:06d}.png", grid(images, 4))
 
 
@@ -105,15 +120,15 @@ def write_results(
     config: Config, components: Components, folder: Path, state: TrainState, render_fn: SceneRenderer, log: Callable
 ) -> None:
     """video.mp4 (a turntable), eight stills, one by one and in one image, the scene in its own format, and what was learned."""
-    stills = render_views(config, state, render_fn, output_views(config, components.orbit, 8))
+    stills = render_views(components, state, render_fn, output_views(config, components.orbit, 8))
     write_png(folder / "stills.png", grid(stills, 4))
     for i, image in enumerate(stills):
         write_png(folder / "stills" / f"{i * 45:03d}.png", image)
-    log("", export(config, components, folder, state))
+    log("", export(components, folder, state))
     if written := write_learned(components, folder, state.psi):
         log("", f"{' and '.join(written)}: what the prior learned")
     try:
-        frames = render_views(config, state, render_fn, output_views(config, components.orbit, config.output.frames))
+        frames = render_views(components, state, render_fn, output_views(config, components.orbit, config.output.frames))
         write_video(folder / "video.mp4", frames, float(config.output.fps))
     except RuntimeError as error:  # no ffmpeg that works: everything else is there
         log("", f"no video: {error}")

@@ -108,9 +108,9 @@ def shared(compiled: Callable) -> Callable:
     """The train step of a static shape, compiled once for all runs."""
     steps: dict[Any, Callable] = {}
 
-    def compile(config, components, shapes):
+    def compile(components, shapes):
         if shapes not in steps:
-            steps[shapes] = compiled(config, components, shapes)
+            steps[shapes] = compiled(components, shapes)
         return steps[shapes]
 
     return compile

@@ -15,8 +15,8 @@ from lods_jax.priors.registry import embedded_world
 from lods_jax.runs.artifacts import SceneRenderer, scene_renderer
 from lods_jax.runs.restore import restore_scene
 from lods_jax.runs.run_directory import Run, is_figure, read_run, write_json
-from lods_jax.training.build import objective_of, predictions_per_view
-from lods_jax.training.scene_setups import scene_setup, unstack_particles
+from lods_jax.training.build import objective_of, predictions_per_view, scene_setup
+from lods_jax.training.scene_setups import unstack_particles
 
 COSTS = {
     "gaussians": "Gaussians at the end",
@@ -48,7 +48,7 @@ def evaluate(run: Run, newest: int | None = None) -> dict[str, Any]:
     try:
         figures = [
             world.measure(run.config.prompt, partial(render_fn, theta, aux), *kind.mass(theta, aux))
-            for theta, aux in zip(unstack_particles(run.config, theta), unstack_particles(run.config, aux), strict=True)
+            for theta, aux in zip(unstack_particles(theta, kind.particles), unstack_particles(aux, kind.particles), strict=True)
         ]
     except ValueError as error:  # a prompt of another world: there is no truth to compare with
         return row | {"missing": f"no figures against the truth: {error}"}
@@ -62,7 +62,7 @@ def shared_renderer(run: Run) -> SceneRenderer:
     """The viewer of 64 px for a run; runs whose scenes have the same settings share its compilation."""
     key = run.config.scene, repr((run.config.gaussians, run.config.nerf))
     if key not in _RENDERERS:
-        _RENDERERS[key] = scene_renderer(run.config, embedded_world().measured_size)
+        _RENDERERS[key] = scene_renderer(scene_setup(run.config), embedded_world().measured_size)
     return _RENDERERS[key]
 
 

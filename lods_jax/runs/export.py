@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from lods_jax.config import Config
 from lods_jax.core import cameras
 from lods_jax.core.cameras import Orbit
 from lods_jax.core.errors import UserError
@@ -32,7 +31,8 @@ from lods_jax.scenes.mesh import (
     write_mesh_ply,
     write_obj,
 )
-from lods_jax.training.scene_setups import SCENES, unstack_particles
+from lods_jax.training.build import Components, orbit_of, scene_setup
+from lods_jax.training.scene_setups import unstack_particles
 
 COARSE, FINE = 64, 128  # grid points an edge: to choose a level on, and of the mesh
 SIZE = 96  # pixels of a silhouette
@@ -48,27 +48,28 @@ def export(run: Run, to: str, out: Path | None, faces: int, texture: int, partic
         raise UserError(f"--particle must be in 0..{run.config.particles - 1}, got {particle}")
     if faces < 4 or not 16 <= texture <= 8192:
         raise UserError(f"--faces must be at least 4 and --texture in 16..8192, got {faces} and {texture}")
-    out, kind, orbit = out or run.path, SCENES[run.config.scene], Orbit(**vars(run.config.camera))
+    out, kind, orbit = out or run.path, scene_setup(run.config), orbit_of(run.config.camera)
     state = restore_scene(run)
-    theta, aux = (unstack_particles(run.config, state[name])[particle] for name in ("theta", "aux"))
+    theta, aux = (unstack_particles(state[name], kind.particles)[particle] for name in ("theta", "aux"))
     out.mkdir(parents=True, exist_ok=True)
     if to == "splat":
         return kind.export(out, theta, aux)
     if to == "mp4":
-        render_fn = partial(scene_renderer(run.config, run.config.output.size), theta, aux)
+        render_fn = partial(scene_renderer(kind, run.config.output.size), theta, aux)
         return write_videos(
             render_fn, output_views(run.config, orbit, run.config.output.frames), out, float(run.config.output.fps)
         )
-    render_fn = partial(scene_renderer(run.config, SIZE), theta, aux)
+    render_fn = partial(scene_renderer(kind, SIZE), theta, aux)
     return write_mesh(kind.surface(theta, aux), render_fn, orbit, out / f"mesh.{to}", faces, texture)
 
 
-def mesh_of_run(config: Config, folder: Path, state: TrainState) -> str:
+def mesh_of_run(components: Components, folder: Path, state: TrainState) -> str:
     """What a run of a solid kind of scene ends with: mesh.glb of the first particle, or a word on why there is none."""
-    theta, aux = (unstack_particles(config, tree)[0] for tree in (state.theta, state.aux))
-    render_fn, orbit = partial(scene_renderer(config, SIZE), theta, aux), Orbit(**vars(config.camera))
+    setup = components.setup
+    theta, aux = (unstack_particles(tree, setup.particles)[0] for tree in (state.theta, state.aux))
+    render_fn = partial(scene_renderer(setup, SIZE), theta, aux)
     try:
-        return write_mesh(SCENES[config.scene].surface(theta, aux), render_fn, orbit, folder / "mesh.glb")
+        return write_mesh(setup.surface(theta, aux), render_fn, components.orbit, folder / "mesh.glb")
     except UserError as error:
         return f"no mesh: {error}"
 

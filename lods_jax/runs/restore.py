@@ -7,13 +7,13 @@ import numpy as np
 
 from lods_jax.runs.run_directory import Run
 from lods_jax.training import checkpoint
-from lods_jax.training.scene_setups import scene_setup, without_file
+from lods_jax.training.build import scene_setup
 
 
 def restore_scene(run: Run, newest: int | None = None) -> dict[str, Any]:
     """step, theta and aux of a run's newest whole checkpoint up to a step; ValueError if there is none."""
-    config, kind = without_file(run.config), scene_setup(run.config)
-    scene = kind.scene(config, kind.choose_shapes(config, config.resolution, None))
+    setup = scene_setup(run.config)
+    scene = setup.blank_scene(setup.choose_shapes(run.config.resolution, None))
     theta, aux = jax.eval_shape(scene.init, jax.random.key(0))
     like = {"step": jax.ShapeDtypeStruct((), np.int32), "theta": theta, "aux": aux}
     state, _ = checkpoint.restore(run.path / "checkpoints", like, print, newest)

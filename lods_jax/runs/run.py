@@ -29,7 +29,7 @@ from lods_jax.training import checkpoint, image_to_3d
 from lods_jax.training.build import Components, build, predictions_per_view
 from lods_jax.training.distributed import agreed, all_or_none, is_first
 from lods_jax.training.loop import Compile, compiled, first_state, mode_of, state_shapes, train
-from lods_jax.training.scene_setups import notes_on_start, read_shapes
+from lods_jax.training.scene_setups import read_shapes
 
 
 # --- a run and its folder ---------------------------------------------------------------------------------------------------
@@ -44,8 +44,8 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
             if is_first():
                 check_empty(folder)
             components = build(check(config))  # before anything is written: most mistakes show here
-            notes = notes_on_start(config)
-            mode_of(config)
+            notes = components.setup.notes()
+            mode_of(components)
             if is_first():
                 held.enter_context(locked(folder, empty=True))
         if is_first():  # and all of them can begin
@@ -54,7 +54,7 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
             point_latest_at(folder)
         for note in notes:
             log("scene", note)
-        return execute(config, components, folder, Start(first_state(config, components)), compile)
+        return execute(config, components, folder, Start(first_state(components)), compile)
 
 
 def resume(config: Config, folder: Path, compile: Compile = compiled, changed: bool = False) -> int:
@@ -67,7 +67,7 @@ def resume(config: Config, folder: Path, compile: Compile = compiled, changed: b
     with ExitStack() as held:
         with all_or_none():
             components = build(check(config), folder)
-            mode_of(config)
+            mode_of(components)
             if is_first():
                 held.enter_context(locked(folder))
             begin = last_state(config, components, folder, changed)
@@ -81,8 +81,8 @@ def last_state(config: Config, components: Components, folder: Path, changed: bo
     """What a run goes on from: its newest whole checkpoint, or the beginning."""
     if not checkpoint.steps(folder / "checkpoints"):
         log("resume", f"{folder} has no checkpoint: from the beginning")
-        return Start(first_state(config, components))
-    like = state_shapes(config, components)
+        return Start(first_state(components))
+    like = state_shapes(components)
     state, meta = checkpoint.restore(folder / "checkpoints", like, tell=lambda line: log("resume", line))
     step = int(state.step)
     before, shapes = (meta.get("config"), meta.get("static")) if isinstance(meta, dict) else (None, None)
@@ -114,16 +114,16 @@ def execute(config: Config, components: Components, folder: Path, begin: Start, 
         note |= {"pose_sha256": components.image_inputs.zero123_sha256}
     write_json(folder / "run.json", note | {"state": "running"})
     log("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
-    render_fn, diagnose = scene_renderer(config, config.output.size), diagnosis(config, components, begin.shapes)
+    render_fn, diagnose = scene_renderer(components.setup, config.output.size), diagnosis(components, begin.shapes)
     with catch_signals() as stop:
         try:
-            steps = train(config, components, begin.state, begin.shapes, compile)
+            steps = train(components, begin.state, begin.shapes, compile)
             state, seconds = training_loop(config, components, folder, begin, steps, diagnose, render_fn, stop)
             log("write", "video, stills, scene and page")
             began = time.monotonic()
             write_results(config, components, folder, state, render_fn, log)
             if components.setup.exports_mesh:
-                log("", mesh_of_run(config, folder, state))
+                log("", mesh_of_run(components, folder, state))
             seconds["write"] = round(time.monotonic() - began, 1)
         except BaseException as error:
             with suppress(OSError):  # what went wrong may be the disk
@@ -144,7 +144,7 @@ def with_picture(config: Config, components: Components, folder: Path) -> Compon
     """The parts with the prompt fitted to the image; copies of both lie in the folder. The first process does it for all."""
     if is_first():
         with tolerate_io_errors("the picture", "stop"):
-            image_to_3d.keep(folder, config, components.image_inputs)
+            image_to_3d.keep(folder, config.image, components.image_inputs)
         if config.image.invert and image_to_3d.load_textual_inversion(folder, config) is None:
             log("picture", f"fits the embedding of the prompt, {config.image.invert} steps")
             by = image_to_3d.textual_inversion(
@@ -162,7 +162,7 @@ def with_picture(config: Config, components: Components, folder: Path) -> Compon
 def worker_loop(config: Config, components: Components, begin: Start, compile: Compile) -> int:
     """What every process but the first does: the same steps to the same end, and nothing that leaves a trace."""
     with catch_signals() as stop:
-        for done, _, _, _ in train(config, components, begin.state, begin.shapes, compile):
+        for done, _, _, _ in train(components, begin.state, begin.shapes, compile):
             if stops(config, done, stop):
                 break
         agreed(0)  # the first process writes the results, and is waited for: without it the others could not stay

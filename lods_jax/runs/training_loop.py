@@ -22,7 +22,7 @@ from lods_jax.training import checkpoint
 from lods_jax.training.build import Components
 from lods_jax.training.compilation import compilations, compile_seconds
 from lods_jax.training.distributed import agreed, is_first
-from lods_jax.training.loop import Progress
+from lods_jax.training.loop import Progress, first_shapes
 from lods_jax.training.scene_setups import StaticShapes
 
 FIRST_PREVIEW = 10  # steps: something to look at within a minute
@@ -120,15 +120,13 @@ def stops(config: Config, done: int, stop: list[int]) -> bool:
     return done == config.steps or bool(stop)
 
 
-def diagnosis(config: Config, components: Components, shapes: StaticShapes | None) -> Callable[[TrainState], dict[str, float]]:
+def diagnosis(components: Components, shapes: StaticShapes | None) -> Callable[[TrainState], dict[str, float]]:
     """state -> psi_displacement and fit_gain; nothing for objectives that learn nothing."""
     if components.objective.trained_query is None:
         return lambda state: {}
-    shapes = shapes or components.setup.choose_shapes(config, config.resolution, None)
-    scene, key = components.setup.scene(config, shapes), jax.random.fold_in(jax.random.key(config.seed), 3)
-    diagnose = make_diagnosis(
-        scene, components.prior, components.objective, components.cameras, config.batch, config.prior.vae_slicing
-    )
+    plan, key = components.plan, jax.random.fold_in(jax.random.key(components.plan.seed), 3)
+    scene = components.setup.scene(shapes or first_shapes(components))
+    diagnose = make_diagnosis(scene, components.prior, components.objective, components.cameras, plan.batch, plan.vae_slicing)
     return lambda state: {
         name: float(x) for name, x in diagnose(state, components.psi, components.weights, components.texts, key).items()
     }

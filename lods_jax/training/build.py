@@ -1,5 +1,6 @@
 """Where names meet code: a configuration turned into the components of a run."""
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from lods_jax.config import Config, OptimizerConfig, PriorConfig, ever_on
+from lods_jax.config import CameraConfig, Config, OptimizerConfig, PriorConfig, ever_on
 from lods_jax.core.cameras import Orbit, sample_orbit
 from lods_jax.core.errors import UserError, tell
 from lods_jax.core.types import Objective, Prior
@@ -28,9 +29,27 @@ from lods_jax.priors.loading import load_prior
 from lods_jax.priors.registry import world_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.tokenizer import left_out
+from lods_jax.training.gaussian_setup import gaussian_setup
 from lods_jax.training.image_to_3d import ImageInputs, image_inputs
-from lods_jax.training.scene_setups import SceneSetup, StaticShapes, scene_setup
-from lods_jax.training.schedules import phase, window
+from lods_jax.training.nerf_setup import nerf_setup
+from lods_jax.training.scene_setups import SceneSetup, StaticShapes, in_particles
+from lods_jax.training.schedules import Timeline, phase, window
+
+
+class Plan(NamedTuple):
+    """The numbers of the loop."""
+
+    seed: int
+    steps: int
+    batch: int  # views of a step on all devices together
+    resolution: int  # edge of the renders, pixels
+    later_resolution: int  # from the step `switch` on
+    switch: float
+    parallel: str  # "auto", "jit", "pmap" or "shard_map"
+    reduce: str  # "sum" or "ordered"
+    fit_shares_noise: bool
+    schedule: tuple[int, int] | None  # steps of the scene alone, then of the learned branch alone
+    vae_slicing: bool
 
 
 class Components(NamedTuple):
@@ -50,6 +69,9 @@ class Components(NamedTuple):
     orbit: Orbit
     window: Callable
     regularizers: Callable
+    plan: Plan
+    reference_view: Callable[[StaticShapes], ReferenceView | None]
+    score_path: ScorePath | None = None  # None is the encoder's
     image_inputs: ImageInputs | None = None  # of an image
 
 
@@ -68,7 +90,8 @@ def build(config: Config, folder: Path | None = None) -> Components:
     weights = prior.init(jax.random.key(0))
     texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
     psi = first_psi(config, prior, objective, weights, texts["null"][0])
-    found = image_inputs(config, folder, prior, weights) if config.image.file else None
+    orbit, timeline = orbit_of(config.camera), timeline_of(config)
+    found = image_inputs(config, orbit, timeline, folder, prior, weights) if config.image.file else None
     components = assemble(config, prior, unet_hash(local(config.prior.name)), without_text(weights), objective, texts, psi)
     return components._replace(image_inputs=found)
 
@@ -101,7 +124,7 @@ def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
         learns = f"objective {config.objective.name} learns" if objective.trained_query else "image.invert fits an embedding"
         raise UserError(f"{learns}, and float16 would round its gradients away: pass --prior.dtype bfloat16")
     # Built here for its complaints alone, before weights are read.
-    setup.scene(config, setup.choose_shapes(config, config.resolution, None))
+    setup.scene(setup.choose_shapes(config.resolution, None))
     table = prompt_table_of(config)
     check_queries(config, objective, table)
     return objective, table
@@ -139,7 +162,7 @@ def psi_optimizer(o: OptimizerConfig) -> optax.GradientTransformation:
 def assemble(
     config: Config, prior: Prior, sha256: str | None, weights: Any, objective: Objective, texts: dict[str, Array], psi: Any
 ) -> Components:
-    setup, orbit = scene_setup(config), Orbit(**vars(config.camera))
+    setup, orbit, timeline = scene_setup(config), orbit_of(config.camera), timeline_of(config)
     return Components(
         setup,
         prior,
@@ -149,30 +172,70 @@ def assemble(
         texts,
         interpolate_view_prompts if config.perp_neg else select_view_prompts,
         psi,
-        tx_theta=setup.tx(config),
+        tx_theta=setup.tx,
         tx_psi=psi_optimizer(config.optimizer),
         cameras=lambda keys, views: sample_orbit(keys, views, config.batch, orbit),
         orbit=orbit,
-        window=window(config, config.timesteps),
+        window=window(timeline, config.timesteps.min, config.timesteps.max),
         regularizers=weighted_regularizers(
-            {k: partial(phase, config, v) for k, v in vars(config.regularizers).items() if ever_on(v)}
+            {k: partial(phase, timeline, v) for k, v in vars(config.regularizers).items() if ever_on(v)}
         ),
+        plan=plan_of(config),
+        reference_view=reference_view_of(config, setup),
+        score_path=score_path_of(config),
     )
 
 
 def score_path_of(config: Config) -> ScorePath | None:
     """The way of scores to pixels; None is the encoder's."""
-    share = partial(phase, config, config.score_path.decoder_share)
+    share = partial(phase, timeline_of(config), config.score_path.decoder_share)
     return {"encoder": None, "decoder": blend(lambda step: 1.0), "blend": blend(share), "split": split()}[config.score_path.name]
 
 
-def reference_view_of(config: Config, shapes: StaticShapes) -> ReferenceView | None:
-    """The view of the image of a run, at a static shape."""
+def reference_view_of(config: Config, setup: SceneSetup) -> Callable[[StaticShapes], ReferenceView | None]:
+    """static shape -> the view of the image of a run, if it has one."""
     if not config.image.file:
-        return None
+        return lambda shapes: None
     weights = {name: getattr(config.image, name) for name in IMAGE_ERRORS}
-    schedules = {name: partial(phase, config, pair) for name, pair in weights.items() if any(pair)}
-    return ReferenceView(scene_setup(config).eval_scene(config, shapes), image_errors(schedules))
+    errors = image_errors({name: partial(phase, timeline_of(config), pair) for name, pair in weights.items() if any(pair)})
+    return lambda shapes: ReferenceView(setup.eval_scene(shapes), errors)
+
+
+def timeline_of(config: Config) -> Timeline:
+    return Timeline(config.steps, config.milestone)
+
+
+def orbit_of(camera: CameraConfig) -> Orbit:
+    """The distribution of training cameras."""
+    return Orbit(**vars(camera))
+
+
+def scene_setup(config: Config) -> SceneSetup:
+    """The kind of scene that a configuration names, in as many particles as it asks for."""
+    c, o, steps = config.camera, config.optimizer, config.steps
+    if config.scene == "nerf":
+        one = nerf_setup(config.nerf, o, steps, normals=ever_on(config.regularizers.orientation))
+    else:
+        view = max(c.extent) if c.extent else max(c.radius) * math.tan(math.radians(sum(c.fov_y) / 4))
+        one = gaussian_setup(config.gaussians, o, steps, view, config.seed)
+    return in_particles(one, config.particles)
+
+
+def plan_of(config: Config) -> Plan:
+    """What the loop asks of a configuration."""
+    return Plan(
+        seed=config.seed,
+        steps=config.steps,
+        batch=config.batch,
+        resolution=config.resolution,
+        later_resolution=config.resolution_after or config.resolution,
+        switch=timeline_of(config).switch,
+        parallel=config.parallel,
+        reduce=config.reduce,
+        fit_shares_noise=config.objective.fit_shares_noise,
+        schedule=config.objective.schedule,
+        vae_slicing=config.prior.vae_slicing,
+    )
 
 
 def check_queries(config: Config, objective: Objective, texts: Mapping[str, Any]) -> None:

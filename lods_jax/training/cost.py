@@ -16,7 +16,7 @@ from lods_jax.config import Config
 from lods_jax.core.errors import UserError
 from lods_jax.distillation.parallel import AXIS, over_devices
 from lods_jax.training.build import Components
-from lods_jax.training.loop import first_state, mode_of, train_step
+from lods_jax.training.loop import first_shapes, first_state, mode_of, train_step
 
 GIB = 2**30
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(.*?channel_id=(\d+)")
@@ -51,13 +51,12 @@ def estimate(config: Config, components: Components, devices: list | None = None
     """Compiles the step, runs nothing. Arrays of `parts` may be shapes alone (`build.build_abstract`)."""
     here = devices is None
     if here:
-        devices = jax.devices()[:1] if mode_of(config) == "jit" else jax.devices()
+        devices = jax.devices()[:1] if mode_of(components) == "jit" else jax.devices()
     if config.batch % len(devices):
         raise UserError(f"batch must be a multiple of the {len(devices)} devices, got {config.batch}")
-    shapes = components.setup.choose_shapes(config, config.resolution, None)
     mode = "jit" if here and len(devices) == 1 else "shard_map"
-    step, views = over_devices(train_step(config, components, shapes), mode, config.batch, devices)
-    state = jax.eval_shape(lambda psi: first_state(config, components._replace(psi=psi)), components.psi)
+    step, views = over_devices(train_step(components, first_shapes(components)), mode, config.batch, devices)
+    state = jax.eval_shape(lambda psi: first_state(components._replace(psi=psi)), components.psi)
     reference = components.image_inputs and components.image_inputs.reference
     arguments = (state, components.weights, components.texts, reference, jax.eval_shape(lambda: jax.random.key(0)))
     mesh = Mesh(np.asarray(devices), (AXIS,))

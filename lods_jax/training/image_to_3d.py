@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy import ndimage
 
-from lods_jax.config import Config
+from lods_jax.config import Config, ImageConfig, PriorConfig, Zero123Config
 from lods_jax.core.cameras import Orbit, orbit_camera, relative_pose
 from lods_jax.core.cutouts import centre, cut_out, framed, is_seen, over
 from lods_jax.core.errors import UserError
@@ -38,7 +38,7 @@ from lods_jax.priors.zero123 import token, zero123
 from lods_jax.scenes.gaussians import white_or_grey
 from lods_jax.training.checkpoint import digest
 from lods_jax.training.distill_2d import fit_on
-from lods_jax.training.schedules import phase, window
+from lods_jax.training.schedules import Timeline, phase, window
 
 SHARE = 0.7  # of the image's edge that the object fills where it is framed anew
 EDGES = (64, 512)  # least and most of an image that a run keeps, pixels
@@ -59,69 +59,73 @@ class ImageInputs(NamedTuple):
     zero123_sha256: str | None  # of the U-Net of the Zero-1-to-3 prior
 
 
-def image_inputs(config: Config, folder: Path | None, prior: Prior, weights: Any) -> ImageInputs:
+def image_inputs(
+    config: Config, orbit: Orbit, timeline: Timeline, folder: Path | None, prior: Prior, weights: Any
+) -> ImageInputs:
     """The image of a configuration and who looks at it. `folder` is that of a run, which may hold copies to go on with."""
-    rgba = object_image(config, folder)
-    depth, normal = depth_of(config, folder, len(rgba)), normal_of(config, folder, len(rgba))
+    rgba = object_image(config.image, folder)
+    depth, normal = depth_of(config.image, folder, len(rgba)), normal_of(config.image, folder, len(rgba))
     image = ReferenceImage(
         over(rgba, 1.0),
         rgba[..., 3:],
-        camera_of(config),
+        camera_of(config.image, orbit),
         depth=None if depth is None else in_unit_range(depth, rgba)[..., None],
         normal=None if normal is None else np.asarray(normalize(jnp.asarray(2 * normal - 1))),
     )
     reference = Reference(image=jax.tree.map(jnp.asarray, image))
     if config.zero123.name == "none":
         return ImageInputs(rgba, reference, (), None)
-    auxiliary_prior, inputs = zero123_auxiliary(config, prior, weights, reference.image)
-    return ImageInputs(rgba, reference.replace(auxiliary=(inputs,)), (auxiliary_prior,), unet_hash(zero123_folder(config)))
+    auxiliary_prior, inputs = zero123_auxiliary(config.zero123, config.prior, timeline, prior, weights, reference.image)
+    return ImageInputs(
+        rgba, reference.replace(auxiliary=(inputs,)), (auxiliary_prior,), unet_hash(zero123_folder(config.zero123.name))
+    )
 
 
-def keep(folder: Path, config: Config, found: ImageInputs) -> None:
+def keep(folder: Path, p: ImageConfig, found: ImageInputs) -> None:
     """Leaves copies in the folder of a run, from which it goes on, and which people look at."""
     write_png(folder / COPY, found.rgba)
-    if (depth := depth_of(config, folder, len(found.rgba))) is not None:
+    if (depth := depth_of(p, folder, len(found.rgba))) is not None:
         write_tiff(folder / DEPTH, depth)
-    if (normal := normal_of(config, folder, len(found.rgba))) is not None:
+    if (normal := normal_of(p, folder, len(found.rgba))) is not None:
         write_png(folder / NORMAL, normal)
 
 
 # --- the image and its camera -----------------------------------------------------------------------------------------------
-def object_image(config: Config, folder: Path | None = None) -> Float[np.ndarray, "n n 4"]:
+def object_image(p: ImageConfig, folder: Path | None = None) -> Float[np.ndarray, "n n 4"]:
     """The cut-out that a run works with, square, alpha not multiplied in: the copy of its folder, or made from the file."""
     if folder and (folder / COPY).is_file():
         return read_rgba(folder / COPY)
-    rgba = read_rgba(config.image.file)
+    rgba = read_rgba(p.file)
     try:
         rgba = cut_out(rgba)
     except ValueError as error:
-        raise UserError(f"{config.image.file}: {error}") from None
+        raise UserError(f"{p.file}: {error}") from None
     edge = int(np.clip(min(rgba.shape[:2]), *EDGES))
     # Eight bits, as the copy has them.
-    framed_rgba = to_uint8(framed(rgba, edge, SHARE if config.image.frame == "fit" else None)).astype(np.float32) / 255
+    framed_rgba = to_uint8(framed(rgba, edge, SHARE if p.frame == "fit" else None)).astype(np.float32) / 255
     if np.mean(is_seen(framed_rgba[..., 3])) < 1e-3:
-        raise UserError(f"{config.image.file} shows nothing in its centre square: pass --image.frame fit to crop to the object")
+        raise UserError(f"{p.file} shows nothing in its centre square: pass --image.frame fit to crop to the object")
     return framed_rgba
 
 
-def depth_of(config: Config, folder: Path | None, edge: int) -> Float[np.ndarray, "n n"] | None:
+def depth_of(p: ImageConfig, folder: Path | None, edge: int) -> Float[np.ndarray, "n n"] | None:
     """The depths beside the image, at its size, in the units of their file; None where there are none."""
-    file = beside(config, folder, "depth", DEPTH, "picture-depth.png")  # runs of old have a PNG
+    file = beside(p, folder, "depth", DEPTH, "picture-depth.png")  # runs of old have a PNG
     return None if file is None else centre(read_depth(file), edge)
 
 
-def normal_of(config: Config, folder: Path | None, edge: int) -> Float[np.ndarray, "n n 3"] | None:
+def normal_of(p: ImageConfig, folder: Path | None, edge: int) -> Float[np.ndarray, "n n 3"] | None:
     """The normals beside the image as colours, at its size, in eight bits; None where there are none."""
-    file = beside(config, folder, "normal", NORMAL)
+    file = beside(p, folder, "normal", NORMAL)
     return None if file is None else to_uint8(framed(read_rgba(file), edge)[..., :3]).astype(np.float32) / 255
 
 
-def beside(config: Config, folder: Path | None, name: str, *copies: str) -> Path | None:
+def beside(p: ImageConfig, folder: Path | None, name: str, *copies: str) -> Path | None:
     """What lies beside the image: a copy in the folder of a run, else the file of the configuration, if there is one."""
-    file = getattr(config.image, f"{name}_file")
+    file = getattr(p, f"{name}_file")
     if not file:
         return None
-    if config.image.frame != "as-is":
+    if p.frame != "as-is":
         raise UserError(f"image.{name}_file goes with the image as it is: pass --image.frame as-is")
     return next((folder / copy for copy in copies if folder and (folder / copy).is_file()), Path(file))
 
@@ -142,10 +146,10 @@ def depth_range(depth: Float[np.ndarray, "n n"], rgba: Float[np.ndarray, "n n 4"
 
 def notes_on_image(config: Config) -> list[str]:
     """What a person should know of how the image and what lies beside it were read."""
-    rgba, notes = object_image(config), []
+    rgba, notes = object_image(config.image), []
     if (white := white_of_file(config.image.file) or 1) != 1:
         notes.append(f"{white:,} is taken for white, as its greys are no bytes")
-    if (depth := depth_of(config, None, len(rgba))) is not None:
+    if (depth := depth_of(config.image, None, len(rgba))) is not None:
         near, far = depth_range(depth, rgba)
         notes.append(f"depths of the object are {near:.6g} to {far:.6g} in {config.image.depth_file}: 0 and 1 to this run")
         if near == far:
@@ -161,9 +165,8 @@ def notes_on_image(config: Config) -> list[str]:
     return notes
 
 
-def camera_of(config: Config) -> Camera:
+def camera_of(p: ImageConfig, orbit: Orbit) -> Camera:
     """The camera of the image."""
-    p, orbit = config.image, Orbit(**vars(config.camera))
     middle = lambda limits: sum(limits) / 2  # noqa: E731
     fov_y = np.deg2rad(p.fov_y)
     radius = p.radius or (middle(orbit.radius) if orbit.radius else middle(orbit.extent) / np.tan(fov_y / 2))
@@ -177,7 +180,7 @@ def resolve_image_config(config: Config) -> tuple[Config, str]:
     A prompt that is not given is also fitted to the image.
     """
     p, said, world = config.image, "", world_of(config.prior.name)
-    caption, view = world.read_image(object_image(config)) if world else (None, None)
+    caption, view = world.read_image(object_image(config.image)) if world else (None, None)
     if caption:
         said = f"reads as {caption!r}" + (f", {view} view" if view else "")
     azimuth = p.azimuth if p.azimuth is not None else AZIMUTHS.get(view, 0.0)
@@ -250,17 +253,22 @@ def made_with(folder: Path, config: Config) -> str:
 
 # --- the Zero-1-to-3 prior ----------------------------------------------------------------------------------------------------
 def zero123_auxiliary(
-    config: Config, prior: Prior, weights: Any, image: ReferenceImage
+    settings: Zero123Config, beside: PriorConfig, timeline: Timeline, prior: Prior, weights: Any, image: ReferenceImage
 ) -> tuple[AuxiliaryPrior, tuple[dict[str, Any], dict[str, Any]]]:
     """The Zero-1-to-3 prior of a configuration, with its weights and what it is asked with.
 
     Args:
-      prior, weights: the prior beside it, with which it shares latents if both encode the image alike.
+      settings: its guidance, weight and timesteps.
+      beside: settings of the prior beside it, whose arithmetic it shares.
+      timeline: of the run.
+      prior: the prior beside it, with which it shares latents if both encode the image alike.
+      weights: of that prior.
+      image: what it is conditioned on.
     """
-    folder, settings, key = zero123_folder(config), config.zero123, jax.random.key(0)
+    folder, key = zero123_folder(settings.name), jax.random.key(0)
     if not (folder / "image_encoder").is_dir():
         raise UserError(f"no Zero-1-to-3 prior at {folder}: --pose-prior takes tabletop, none, or a folder in diffusers layout")
-    posed = zero123(folder, jnp.dtype(config.prior.dtype), attention=config.prior.attention, remat=config.prior.remat)
+    posed = zero123(folder, jnp.dtype(beside.dtype), attention=beside.attention, remat=beside.remat)
     own = posed.prior.init(key)
     z, z_own = (jax.jit(p.encode)(w, image.rgb[None], key) for p, w in ((prior, weights), (posed.prior, own)))
     shares = z.shape == z_own.shape and bool(jnp.allclose(z, z_own, atol=1e-4))
@@ -269,8 +277,8 @@ def zero123_auxiliary(
         posed.prior,
         condition_on_image(sds(settings.guidance_scale)),
         select_zero123_prompts,
-        window=window(config, settings),
-        weight=partial(phase, config, settings.weight),
+        window=window(timeline, settings.min, settings.max),
+        weight=partial(phase, timeline, settings.weight),
         shares_latents=shares,
     )
     tables = jax.jit(posed.encode_image)(own, image.rgb, image.camera)
@@ -278,9 +286,9 @@ def zero123_auxiliary(
     return auxiliary_prior, ({part: own[part] for part in (("unet",) if shares else ("unet", "vae"))}, tables)
 
 
-def zero123_folder(config: Config) -> Path:
+def zero123_folder(name: str) -> Path:
     """Where the Zero-1-to-3 prior lies, "tabletop" being the shipped one."""
-    return TABLETOP_POSE if config.zero123.name == "tabletop" else local(config.zero123.name)
+    return TABLETOP_POSE if name == "tabletop" else local(name)
 
 
 def select_zero123_prompts(tables: dict[str, Any], camera: Camera) -> tuple[dict[str, Array], PredictNoise]:

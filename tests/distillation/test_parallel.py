@@ -55,10 +55,10 @@ def last_of(config, components, mode: str, n: int | None, folder: Path | None = 
     """The last state on n devices, as NumPy arrays; with a checkpoint of step 10 in a folder."""
     devices = jax.devices()[:n]
 
-    def compiled(config, components, shapes):
-        return compile_train_step(loop.train_step(config, components, shapes), mode, config.batch, devices)
+    def compiled(components, shapes):
+        return compile_train_step(loop.train_step(components, shapes), mode, config.batch, devices)
 
-    for p in loop.train(config, components, *(start or [loop.first_state(config, components)]), compile=compiled):
+    for p in loop.train(components, *(start or [loop.first_state(components)]), compile=compiled):
         if folder and p.done == SGD // 2:
             checkpoint.save(folder, p.state, {"static": p.shapes._asdict(), "config": dump(config)})
     return jax.tree.map(np.array, p.state)
@@ -101,7 +101,7 @@ def on_devices(request, toy, tmp_path_factory):
 
 def moves(config, components, last) -> float:
     """How far the scene has moved, as a share of the leaf that moved the farthest."""
-    start = loop.first_state(config, components).theta
+    start = loop.first_state(components).theta
     return max(near(b, a) for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(last.theta), strict=True))
 
 
@@ -118,7 +118,7 @@ def test_1_2_and_8_devices_make_the_same_20_steps(on_devices):
 def test_a_checkpoint_of_8_devices_goes_on_on_one(on_devices):
     scene, out, found = on_devices
     config, components = toy_run(scene, sgd=True)
-    state, meta = checkpoint.restore(out / "saves8", jax.eval_shape(lambda: loop.first_state(config, components)))
+    state, meta = checkpoint.restore(out / "saves8", jax.eval_shape(lambda: loop.first_state(components)))
     assert int(state.step) == SGD // 2
     last = last_of(config, components, "jit", 1, start=(state, read_shapes(meta["static"])))
     print(f"{scene} from 8 devices to one: {near(found[True, 1], last):.1e}")
@@ -129,11 +129,11 @@ def test_a_checkpoint_of_8_devices_goes_on_on_one(on_devices):
 def test_with_adam_their_renders_look_alike(on_devices):
     """At least 50 dB: a root mean square of 0.8 of 255 levels."""
     scene, _, found = on_devices
-    config, components = toy_run(scene, sgd=False)
-    render_fn = scene_renderer(config, 32)
+    _, components = toy_run(scene, sgd=False)
+    render_fn = scene_renderer(components.setup, 32)
     one, eight = (
         render_views(
-            config, jax.tree.map(jax.numpy.asarray, found[False, n]), render_fn, turntable_cameras(components.orbit, 8)
+            components, jax.tree.map(jax.numpy.asarray, found[False, n]), render_fn, turntable_cameras(components.orbit, 8)
         ).astype(np.float64)
         for n in (1, 8)
     )

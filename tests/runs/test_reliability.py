@@ -112,7 +112,7 @@ def test_a_save_that_is_killed_before_any_of_its_calls_costs_nothing(tmp_path):
     config = parse([*TINY, "--steps", "6"]).settings
     components, folder = build(config), tmp_path / "cut"
     meta_of = lambda shapes: {"static": shapes._asdict(), "config": dump(config)}  # noqa: E731
-    progress = loop.train(config, components, loop.first_state(config, components))
+    progress = loop.train(components, loop.first_state(components))
     whole = {p.done: (jax.tree.map(np.array, p.state), p.shapes) for p in progress}
     checkpoint.save(tmp_path / "start", whole[2][0], meta_of(whole[2][1]))
     calls, restored = [], {2: [], 4: []}
@@ -134,7 +134,7 @@ def test_a_save_that_is_killed_before_any_of_its_calls_costs_nothing(tmp_path):
     assert len(calls) > 60
     assert {"mkdir", "openat", "write", "writev", "fsync", "rename", "unlinkat"} <= {call.split()[0] for call in calls}
     for start in (restored[2][-1], restored[4][0]):
-        *_, last = loop.train(config, components, *start)
+        *_, last = loop.train(components, *start)
         same(last.state, whole[6][0])
 
 

@@ -23,7 +23,7 @@ from lods_jax.config import load
 from lods_jax.priors.adapter_files import load_lora
 from lods_jax.runs import training_loop
 from lods_jax.scenes.ply import read_ply
-from lods_jax.training import loop, scene_setups
+from lods_jax.training import gaussian_setup, loop
 from lods_jax.training.build import build
 from lods_jax.training.compilation import compilations
 from tests.toy import TINY, TOY, final, metrics, same
@@ -157,27 +157,22 @@ def test_a_seed_changes_the_run(whole, tmp_path):
 
 def test_room_for_intersections_grows_when_it_is_too_small(monkeypatch):
     """The plan hangs on the state alone, so a resumed run plans alike."""
-    monkeypatch.setattr(scene_setups, "INTERSECTIONS_PER_GAUSSIAN", 1)
+    monkeypatch.setattr(gaussian_setup, "INTERSECTIONS_PER_GAUSSIAN", 1)
     monkeypatch.setattr(loop, "PLAN_EVERY", 2)
     config = parse([*TINY, "--gaussians.init-count", "64", "--steps", "3"]).settings
     components = build(config)
-    progress = [
-        (p.shapes.capacity, int(p.state.aux["total"]))
-        for p in loop.train(config, components, loop.first_state(config, components))
-    ]
+    progress = [(p.shapes.capacity, int(p.state.aux["total"])) for p in loop.train(components, loop.first_state(components))]
     assert progress[0][0] == 64
     assert progress[1][0] >= 1.1 * progress[1][1] > 64
 
 
 def test_renders_grow_at_the_switch_and_the_room_for_them(monkeypatch):
-    monkeypatch.setattr(scene_setups, "INTERSECTIONS_PER_GAUSSIAN", 1)
+    monkeypatch.setattr(gaussian_setup, "INTERSECTIONS_PER_GAUSSIAN", 1)
     config = parse([*TINY, "--resolution-after", "32", "--steps", "4"]).settings
     components = build(config)
-    first = components.setup.choose_shapes(config, 16, None)
+    first = components.setup.choose_shapes(16, None)
     with compilations() as spans:
-        statics = [
-            p.shapes for p in loop.train(config, components, loop.first_state(config, components))
-        ]  # of the next step each
+        statics = [p.shapes for p in loop.train(components, loop.first_state(components))]  # of the next step each
     assert [shapes.resolution for shapes in statics] == [16, 32, 32, 32]
     assert statics[1].capacity >= statics[0].capacity
     names = [span.name for span in spans if span.stage == "backend_compile"]

@@ -37,9 +37,9 @@ def test_a_state_enters_the_step_and_refinement_with_the_types_that_it_leaves_th
     """Shapes, dtypes and weak types: whatever differs is compiled for a second time."""
     config = parse([*TINY, *flags]).settings
     parts = build(config)
-    state, key = loop.first_state(config, parts), jax.random.key(0)
-    step = fused_step(loop.train_step(config, parts, parts.setup.choose_shapes(config, config.resolution, None)))
-    refine = lambda key, state: parts.setup.refine(config, parts.tx_theta, key, state)  # noqa: E731
+    state, key = loop.first_state(parts), jax.random.key(0)
+    step = fused_step(loop.train_step(parts, parts.setup.choose_shapes(config.resolution, None)))
+    refine = lambda key, state: parts.setup.refine(parts.tx_theta, key, state)  # noqa: E731
     after, _ = jax.eval_shape(step, state, parts.weights, parts.texts, None, key, jnp.arange(config.batch))
     types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)  # noqa: E731
     assert types(after) == types(state)
@@ -77,7 +77,7 @@ def test_compilation_at_any_step_is_no_optimisation(tmp_path, monkeypatch):
     """Two steps, of which each waits a second for what JAX then says was compilation."""
     config = parse([*TINY, "--steps", "2", "--output.preview-every", "0"]).settings
     parts = build(config)
-    state = loop.first_state(config, parts)
+    state = loop.first_state(parts)
 
     def steps():
         for done in (1, 2):

@@ -14,7 +14,8 @@ from scipy import ndimage
 
 from lods_jax.cli import main
 from lods_jax.config import Config, ImageConfig, Zero123Config, load
-from lods_jax.core.cameras import TABLETOP, VIEWS, turntable
+from lods_jax.core.cameras import TABLETOP as ORBIT
+from lods_jax.core.cameras import VIEWS, turntable
 from lods_jax.core.cutouts import over, unmultiplied
 from lods_jax.core.errors import UserError
 from lods_jax.core.images import read_rgba, write_png, write_tiff
@@ -25,8 +26,10 @@ from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.zero123 import zero123
 from lods_jax.tabletop.dataset import render_caption
 from lods_jax.training import image_to_3d
+from lods_jax.training.schedules import Timeline
 from tests.toy import TINY, final, metrics, same
 
+TIMELINE = Timeline(400, 0.5)
 DATA = Path(__file__).resolve().parents[1] / "data"
 SD, POSED = DATA / "lods_parity" / "sd", DATA / "zero123"
 FLAGS = ["--prior", str(SD), "--pose-prior", str(POSED), "--image.invert", "3", "--azimuth", "30", "--elevation", "20"]
@@ -93,11 +96,15 @@ def test_a_changed_prompt_is_fitted_anew_and_damage_is_seen(run, tmp_path):
 def test_priors_share_latents_only_where_both_encode_alike(picture):
     """The pose prior beside itself, and beside one of another size of image: Stable Diffusion beside Zero-1-to-3."""
     config = Config(prompt="a thing", image=ImageConfig(file=str(picture)), zero123=Zero123Config(name=str(POSED)))
-    rgba = image_to_3d.object_image(config)
-    known = image_to_3d.ReferenceImage(jnp.asarray(over(rgba, 1.0)), jnp.asarray(rgba[..., 3:]), image_to_3d.camera_of(config))
+    rgba = image_to_3d.object_image(config.image)
+    known = image_to_3d.ReferenceImage(
+        jnp.asarray(over(rgba, 1.0)), jnp.asarray(rgba[..., 3:]), image_to_3d.camera_of(config.image, ORBIT)
+    )
     for size, shares in ((None, True), (32, False)):
         prior = zero123(POSED, image_size=size).prior
-        auxiliary_prior, (own, tables) = image_to_3d.zero123_auxiliary(config, prior, prior.init(jax.random.key(0)), known)
+        auxiliary_prior, (own, tables) = image_to_3d.zero123_auxiliary(
+            config.zero123, config.prior, TIMELINE, prior, prior.init(jax.random.key(0)), known
+        )
         assert auxiliary_prior.shares_latents == shares
         assert set(own) == ({"unet"} if shares else {"unet", "vae"})
         assert tables["image"].shape == (8, 8, 4)
@@ -112,19 +119,19 @@ def test_depths_beside_the_picture_keep_every_digit_and_a_run_its_own_copy(tmp_p
     write_tiff(depth, np.where(ndimage.binary_dilation(solid, iterations=3), ramp, np.float32(behind)))
     p = ImageConfig(file=str(file), frame="as-is", depth=(1.0, 1.0), depth_file=str(depth))
     config, folder, prior = Config(prompt="a green robot", image=p), tmp_path / "run", stable_diffusion(SD)
-    found = image_to_3d.image_inputs(config, None, prior, {})
+    found = image_to_3d.image_inputs(config, ORBIT, TIMELINE, None, prior, {})
     seen, inner = np.asarray(found.reference.image.depth)[..., 0], ndimage.binary_erosion(solid)
     near, far = ramp[inner].min().astype(np.float64), ramp[inner].max().astype(np.float64)
     np.testing.assert_allclose(seen[inner], (ramp[inner].astype(np.float64) - near) / (far - near), atol=1e-6)
     assert (seen.min(), seen.max()) == (0, 1)
     (said,) = image_to_3d.notes_on_image(config)
     assert f"{near:.6g} to {far:.6g} in {depth}" in said
-    image_to_3d.keep(folder, config, found)
+    image_to_3d.keep(folder, config.image, found)
     depth.unlink()
-    again = image_to_3d.image_inputs(config, folder, prior, {})
+    again = image_to_3d.image_inputs(config, ORBIT, TIMELINE, folder, prior, {})
     np.testing.assert_array_equal(again.reference.image.depth, found.reference.image.depth)
     with pytest.raises(UserError, match="goes with the image as it is"):
-        image_to_3d.image_inputs(replace(config, image=replace(p, frame="fit")), None, prior, {})
+        image_to_3d.image_inputs(replace(config, image=replace(p, frame="fit")), ORBIT, TIMELINE, None, prior, {})
 
 
 @pytest.mark.slow
@@ -136,7 +143,7 @@ def test_its_configuration_repeats_it(run, picture, tmp_path):
 # --- what an image tells -----------------------------------------------------------------------------------------------------
 def shot(file, text, azimuth, size=96):
     """A tabletop object from one side, with alpha."""
-    camera = image_to_3d.camera_of(Config(image=ImageConfig(azimuth=azimuth)))
+    camera = image_to_3d.camera_of(ImageConfig(azimuth=azimuth), ORBIT)
     flat = np.asarray(render_caption(text, camera, size, background=0.0))[0]
     return write_png(file, unmultiplied(flat))
 
@@ -164,7 +171,7 @@ def test_an_object_beside_the_centre_and_a_camera_unlike_those_of_training_are_t
     rgba[20:40, 4:30] = (0.9, 0.1, 0.1, 1)
     file = write_png(tmp_path / "x.png", rgba)
     with pytest.raises(UserError, match=r"x\.png shows nothing in its centre square: pass --image\.frame fit"):
-        image_to_3d.object_image(Config(image=ImageConfig(file=str(file), frame="as-is")))
+        image_to_3d.object_image(ImageConfig(file=str(file), frame="as-is"))
     assert image_to_3d.notes_on_image(Config(image=ImageConfig(file=str(file)))) == []
     (said,) = image_to_3d.notes_on_image(Config(image=ImageConfig(file=str(file), radius=50.0)))
     assert "sees 20.7 to each side of the origin, the cameras of training 0.82" in said
@@ -191,11 +198,11 @@ def test_a_picture_of_nothing_known_is_refused(tmp_path):
 
 
 def test_the_camera_is_one_of_the_orbit():
-    camera = image_to_3d.camera_of(Config(image=ImageConfig(azimuth=90.0, elevation=20.0)))
-    expected = jax.tree.map(lambda x: x[1:2], turntable(4, 20.0, TABLETOP))
+    camera = image_to_3d.camera_of(ImageConfig(azimuth=90.0, elevation=20.0), ORBIT)
+    expected = jax.tree.map(lambda x: x[1:2], turntable(4, 20.0, ORBIT))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), camera, expected)
     assert VIEWS[int(camera.view[0])] == "side"
-    near = image_to_3d.camera_of(Config(image=ImageConfig(azimuth=90.0, radius=0.5)))
+    near = image_to_3d.camera_of(ImageConfig(azimuth=90.0, radius=0.5), ORBIT)
     np.testing.assert_allclose(np.linalg.norm(near.c2w[0, :3, 3]), 0.5, rtol=1e-5)
 
 
@@ -205,8 +212,8 @@ def test_an_inversion_moves_all_views_alike_and_denoises_the_picture_better(pict
     weights = prior.init(jax.random.key(0))
     table = prior.embed(weights, [f"an object, {view} view" for view in VIEWS])
     config = Config(image=ImageConfig(file=str(picture), azimuth=180.0, invert=60, invert_lr=0.03))
-    rgba = image_to_3d.object_image(config)
-    known = image_to_3d.ReferenceImage(over(rgba, 1.0), rgba[..., 3:], image_to_3d.camera_of(config))
+    rgba = image_to_3d.object_image(config.image)
+    known = image_to_3d.ReferenceImage(over(rgba, 1.0), rgba[..., 3:], image_to_3d.camera_of(config.image, ORBIT))
     by = image_to_3d.textual_inversion(config, prior, weights, table, known)
     texts = image_to_3d.shift_embeddings({"prompt": table, "plain": table[:1], "null": table[:1]}, by)
     moved = texts["prompt"]

@@ -9,10 +9,11 @@ import pytest
 
 from lods_jax.config import Config, GaussianConfig, OptimizerConfig, check, ever_on, load, parse_yaml
 from lods_jax.core.errors import UserError
-from lods_jax.training.scene_setups import gaussian_optimizer
-from lods_jax.training.schedules import phase
+from lods_jax.training.gaussian_setup import gaussian_optimizer
+from lods_jax.training.schedules import Timeline, phase
 
 RUN = Config(steps=1000, milestone=0.4)
+TIMELINE = Timeline(1000, 0.4)
 
 
 @pytest.mark.parametrize(
@@ -26,8 +27,8 @@ RUN = Config(steps=1000, milestone=0.4)
 )
 def test_a_schedule_has_its_value_from_the_milestone_on(schedule, values):
     """A pair changes at the run's switch; a milestone up to 1 is a share of the run, above it a step."""
-    assert {step: float(phase(RUN, schedule, step)) for step in values} == values
-    assert float(jax.jit(lambda step: phase(RUN, schedule, step))(jnp.asarray(999))) == list(values.values())[-1]
+    assert {step: float(phase(TIMELINE, schedule, step)) for step in values} == values
+    assert float(jax.jit(lambda step: phase(TIMELINE, schedule, step))(jnp.asarray(999))) == list(values.values())[-1]
 
 
 def test_a_weight_that_is_never_on_is_left_out():
@@ -68,7 +69,10 @@ def test_milestones_come_from_flags_too():
 
 def rates_of(config: Config) -> dict[str, list[float]]:
     """The updates of each parameter under a gradient of 1, which Adam turns into 1: minus the learning rate, step by step."""
-    tx, theta = gaussian_optimizer(config), {name: jnp.ones(3) for name in vars(config.gaussians.lr)}
+    tx, theta = (
+        gaussian_optimizer(config.gaussians, config.optimizer, config.steps),
+        {name: jnp.ones(3) for name in vars(config.gaussians.lr)},
+    )
     state, found = tx.init(theta), {name: [] for name in theta}
     for _ in range(config.steps + 1):
         updates, state = tx.update(theta, state, theta)
@@ -91,9 +95,12 @@ def test_the_rate_of_means_falls_beside_those_of_all():
 
 def test_an_optimizer_without_a_rate_of_its_own_for_means_keeps_the_leaves_that_checkpoints_hold():
     theta = {name: jnp.ones(3) for name in vars(GaussianConfig().lr)}
-    assert len(jax.tree.leaves(gaussian_optimizer(RUN).init(theta))) == 2 * len(theta) + 2
+    assert len(jax.tree.leaves(gaussian_optimizer(RUN.gaussians, RUN.optimizer, RUN.steps).init(theta))) == 2 * len(theta) + 2
     falling = replace(RUN, gaussians=GaussianConfig(means_decay=0.5))
-    assert len(jax.tree.leaves(gaussian_optimizer(falling).init(theta))) == 2 * len(theta) + 3
+    assert (
+        len(jax.tree.leaves(gaussian_optimizer(falling.gaussians, falling.optimizer, falling.steps).init(theta)))
+        == 2 * len(theta) + 3
+    )
 
 
 @pytest.mark.parametrize(("psi_b2", "used"), [(None, 0.999), (0.9, 0.9)])

@@ -8,8 +8,9 @@ import pytest
 from lods_jax.config import Config, GaussianConfig
 from lods_jax.core.errors import UserError
 from lods_jax.scenes.ply import write_ply
-from lods_jax.training import scene_setups
-from lods_jax.training.scene_setups import notes_on_start, points_of_file
+from lods_jax.training import gaussian_setup
+from lods_jax.training.build import scene_setup
+from lods_jax.training.gaussian_setup import points_of_file
 
 ROOM = GaussianConfig(capacity=64, init_count=50, sh_degree=1)
 
@@ -28,9 +29,9 @@ def config(tmp_path, gaussians=ROOM, **changes):
 
 def test_a_file_that_fits_is_taken_without_a_word(tmp_path):
     made = config(tmp_path)
-    assert notes_on_start(made) == []
-    np.testing.assert_allclose(points_of_file(made)[0]["means"], splats()["means"], atol=1e-6)
-    assert notes_on_start(Config()) == []
+    assert scene_setup(made).notes() == []
+    np.testing.assert_allclose(points_of_file(made.gaussians, 0.88, 0)[0]["means"], splats()["means"], atol=1e-6)
+    assert scene_setup(Config()).notes() == []
 
 
 @pytest.mark.parametrize(
@@ -48,15 +49,15 @@ def test_a_file_that_fits_is_taken_without_a_word(tmp_path):
     ],
 )
 def test_what_is_done_to_a_file_is_said_with_its_name(tmp_path, changes, gaussians, says):
-    (note,) = notes_on_start(config(tmp_path, gaussians, **changes))
+    (note,) = scene_setup(config(tmp_path, gaussians, **changes)).notes()
     assert note.startswith(f"{tmp_path / 'a.ply'}: ")
     assert says in note
 
 
 def test_of_a_large_file_some_rows_are_looked_at_and_all_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(scene_setups, "ENOUGH", 40)
+    monkeypatch.setattr(gaussian_setup, "ENOUGH", 40)
     made = config(tmp_path, replace(ROOM, init_count=20), n=300)
-    start, (note,) = points_of_file(made)
+    start, (note,) = points_of_file(made.gaussians, 0.88, 0)
     assert start["means"].shape == (20, 3)
     assert "20 of its 300 rows" in note
     distance = np.abs(np.asarray(start["means"])[:, None] - splats(n=300)["means"][None]).max(-1)
@@ -71,4 +72,4 @@ def test_a_file_of_nothing_that_can_be_rendered_is_refused(tmp_path, n):
         text = (tmp_path / "a.ply").read_bytes()
         (tmp_path / "a.ply").write_bytes(text[: text.index(b"end_header") + 11] + np.full(3 * 26, np.nan, "<f4").tobytes())
     with pytest.raises(UserError, match=r"a\.ply holds no point that can be rendered"):
-        notes_on_start(made)
+        scene_setup(made).notes()

@@ -1,0 +1,119 @@
+"""The radiance field as a run needs it."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, Key
+
+from lods_jax.config import NerfConfig, OptimizerConfig
+from lods_jax.core.types import Scene, TrainState
+from lods_jax.scenes import density_field
+from lods_jax.scenes import nerf as radiance
+from lods_jax.scenes.density_field import Surface
+from lods_jax.scenes.ply import write_ply, write_splat
+from lods_jax.training.scene_setups import BACKGROUNDS, SceneSetup, StaticShapes, decaying
+
+FIELDS = {"tiny": radiance.TINY, "official": radiance.OFFICIAL}
+NORMAL_EPS = 0.01  # world units
+WALL = 10.0  # density that viewers take for solid, per world unit
+BESIDE_LEARNED = {"learned": "white-or-grey", "learned-or-random": "random"}  # what views without the learned background show
+MASS = 0.05  # a cell that stops less light is empty to a count
+BUCKETS = 6  # capacities for samples: all, a half, a quarter, ...
+
+
+def nerf_setup(n: NerfConfig, optimizer: OptimizerConfig, steps: int, normals: bool) -> SceneSetup:
+    """The setup of a radiance field.
+
+    Args:
+        n: its settings.
+        optimizer: settings of Adam that all parameters share.
+        steps: of the run; its learning rates fall over it.
+        normals: whether training renders normals, which a regularizer may need.
+    """
+    field = FIELDS[n.size]
+
+    def scene(shapes: StaticShapes, for_eval: bool = False) -> Scene:
+        behind = "white" if for_eval else n.background
+        return radiance.nerf(
+            height=shapes.resolution,
+            width=shapes.resolution,
+            capacity=shapes.capacity,
+            field=field,
+            samples=n.samples,
+            stratified=not for_eval,
+            normal_eps=NORMAL_EPS if normals and not for_eval else None,
+            environment=behind in BESIDE_LEARNED,
+            background=BACKGROUNDS[BESIDE_LEARNED.get(behind, behind)],
+        )
+
+    def nerf_refine(tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
+        del tx  # no parameter moves
+        return state.replace(aux=radiance.update_occupancy_grid(key, field, state.theta, state.aux))
+
+    return SceneSetup(
+        scene,
+        scene,
+        partial(scene, for_eval=True),
+        nerf_optimizer(n, optimizer, steps),
+        partial(nerf_shapes, n.samples),
+        lambda done: done % n.update_grid_every == 0,
+        nerf_refine,
+        lambda aux: {"samples": int(np.max(np.maximum(aux["total"], aux["last"])))},
+        export_nerf,
+        nerf_mass,
+        nerf_surface,
+        exports_mesh=True,
+    )
+
+
+def nerf_optimizer(n: NerfConfig, o: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW with one learning rate per part of the field, all of them falling alike."""
+    rates = vars(n.lr)
+    return optax.chain(
+        optax.scale_by_adam(o.b1, o.b2, o.eps),
+        optax.add_decayed_weights(n.weight_decay),
+        decaying(o.decay, steps),
+        optax.stateless(lambda updates, _: {name: scaled(-rates[name], update) for name, update in updates.items()}),
+    )
+
+
+def scaled(factor: float, tree: Any) -> Any:
+    return jax.tree.map(lambda x: factor * x, tree)
+
+
+def nerf_shapes(samples: int, resolution: int, aux: Any) -> StaticShapes:
+    """Capacity for the most samples that a view has needed lately, and an eighth more; for half of all before the first step."""
+    most = [] if aux is None else [int(np.max(aux[name])) for name in ("total", "last") if name in aux]
+    every = samples * resolution**2
+    capacities = [max(every >> i, 1) for i in range(BUCKETS)]
+    if aux is None:
+        return StaticShapes(resolution, capacities[1])
+    return StaticShapes(resolution, min(x for x in capacities if x >= min(1.125 * max(most), every)))
+
+
+def field_of(aux: Any) -> radiance.FieldConfig:
+    """The size of a field, which its grid tells."""
+    return next(field for field in FIELDS.values() if field.cells == len(aux["density"]))
+
+
+def export_nerf(folder: Path, theta: Any, aux: Any) -> str:
+    splats = density_field.surfels(nerf_surface(theta, aux), WALL)
+    write_ply(folder / "scene.ply", splats)
+    write_splat(folder / "scene.splat", splats)
+    return f"scene.ply and scene.splat with {len(splats['means'])} flat Gaussians on the field's surface, for viewers"
+
+
+def nerf_surface(theta: Any, aux: Any) -> Surface:
+    return density_field.of_field(field_of(aux), theta)
+
+
+def nerf_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Middles of the occupancy cells, and the light that a cell stops at most."""
+    held, field = np.asarray(aux["density"]), field_of(aux)
+    middles = np.asarray(radiance.centres(field)).T
+    mass = 1 - np.exp(-held.ravel() * 2 * field.bound / field.cells)
+    return middles[mass > MASS], mass[mass > MASS]
