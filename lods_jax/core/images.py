@@ -1,10 +1,11 @@
 """Image files, read and written, and image grids."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
@@ -67,6 +68,20 @@ def write_image(path: str | Path, rgb: np.ndarray, scale: int = 1) -> Path:
     with replacing(path) as partial:
         large.save(partial, WRITTEN_FORMATS.get(Path(path).suffix.lower(), "PNG"), quality=95, lossless=True)
     return Path(path)
+
+
+def png_bytes(rgb: UInt8[np.ndarray, "h w c"]) -> bytes:
+    """An image as the bytes of a PNG file.
+
+    Args:
+        rgb: [h w 3] or [h w 4].
+
+    Returns:
+        What a file of it holds.
+    """
+    file = BytesIO()
+    Image.fromarray(rgb).save(file, "PNG")
+    return file.getvalue()
 
 
 def write_png(path: str | Path, rgb: np.ndarray, scale: int = 1) -> Path:

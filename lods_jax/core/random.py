@@ -51,3 +51,20 @@ def view_keys(key: Key[Array, ""], step: Int[Array, ""] | int, views: Int[Array,
         Keys [b].
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(step_key(key, step), views)
+
+
+# What a run draws, each with a key of its own. The numbers are part of what a seed means.
+STREAMS = {"psi": 1, "scene": 2, "train": 3, "inversion": 4}
+
+
+def run_key(seed: int, stream: str) -> Key[Array, ""]:
+    """The key of one of the things that a run draws.
+
+    Args:
+        seed: of the run.
+        stream: a key of `STREAMS`: what is learned of the prior, the first scene, the steps, textual inversion.
+
+    Returns:
+        A key.
+    """
+    return jax.random.fold_in(jax.random.key(seed), STREAMS[stream])

@@ -8,16 +8,14 @@ import base64
 import html
 import re
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from lods_jax.config import dump, leaves
 from lods_jax.core.files import is_regular, replacing
-from lods_jax.core.images import to_uint8
+from lods_jax.core.images import png_bytes, to_uint8
 from lods_jax.runs.run_directory import Run
 
 ASSETS = Path(__file__).parent / "assets"
@@ -129,7 +127,7 @@ def truth_card(prompt: str, frames: np.ndarray, store: list[str]) -> str:
         HTML.
     """
     name = f"truth-{len(store)}"
-    keep(store, name, png(np.concatenate(list(to_uint8(frames)), axis=1)))
+    keep(store, name, png_bytes(np.concatenate(list(to_uint8(frames)), axis=1)))
     label = f"{html.escape(prompt, quote=True)}: renders of the true object, turn with the views beside them"
     return (
         "<article><h2>the true object</h2>"
@@ -239,13 +237,6 @@ def keep(store: list[str], name: str, data: bytes) -> None:
         data: to add.
     """
     store.append(f"<script type=text/plain id={name}>{base64.b64encode(data).decode()}</script>")
-
-
-def png(rgb: np.ndarray) -> bytes:
-    """The bytes of a PNG file of an rgb image [h w 3]."""
-    file = BytesIO()
-    Image.fromarray(rgb).save(file, "PNG")
-    return file.getvalue()
 
 
 # --- plots and settings -----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lods_jax.config import Config, dump
 from lods_jax.core.errors import UserError, escaped, one_line
+from lods_jax.core.random import run_key
 from lods_jax.core.trees import leaf_names
 from lods_jax.core.types import TrainState
 from lods_jax.distillation.diagnosis import make_diagnosis
@@ -124,7 +125,7 @@ def diagnosis(components: Components, shapes: StaticShapes | None) -> Callable[[
     """state -> psi_displacement and fit_gain; nothing for objectives that learn nothing."""
     if components.objective.trained_query is None:
         return lambda state: {}
-    plan, key = components.plan, jax.random.fold_in(jax.random.key(components.plan.seed), 3)
+    plan, key = components.plan, run_key(components.plan.seed, "train")
     scene = components.setup.scene(shapes or first_shapes(components))
     diagnose = make_diagnosis(scene, components.prior, components.objective, components.cameras, plan.batch, plan.vae_slicing)
     return lambda state: {

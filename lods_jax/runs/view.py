@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from lods_jax.core.errors import UserError, tell
+from lods_jax.core.quaternions import covariance
 from lods_jax.runs.run_directory import read_run
-from lods_jax.scenes.gaussian_rasterizer_reference import covariance
 from lods_jax.scenes.ply import read_ply
 from lods_jax.scenes.spherical_harmonics import Y00
 

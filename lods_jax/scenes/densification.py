@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from lods_jax.core.quaternions import rotate
 from lods_jax.core.types import TrainState
 
 SHRINK = 1.6  # the two halves of a split Gaussian are this much smaller
@@ -80,7 +81,7 @@ def densify(
 
     theta = jax.tree.map(lambda x: x[source], theta)
     # Both halves of a split are drawn from the Gaussian that they replace.
-    offset = _rotate(theta["quats"], jnp.exp(theta["log_scales"]) * jax.random.normal(key, (n, 3)))
+    offset = rotate(theta["quats"], jnp.exp(theta["log_scales"]) * jax.random.normal(key, (n, 3)))
     theta = theta | {
         "means": jnp.where(halved[:, None], theta["means"] + offset, theta["means"]),
         "log_scales": jnp.where(halved[:, None], theta["log_scales"] - jnp.log(SHRINK), theta["log_scales"]),
@@ -178,10 +179,3 @@ def reslot(
     opt = optax.tree_utils.tree_map_params(tx, move, state.opt_theta)
     cleared = {name: jnp.zeros_like(state.aux[name]) for name in ("grad", "seen", "radius")}
     return state.replace(theta=theta, aux=state.aux | cleared | {"alive": alive}, opt_theta=opt)
-
-
-def _rotate(quats: Float[Array, "n 4"], v: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
-    """v turned by quaternions wxyz of any length but 0."""
-    quats = quats / jnp.linalg.norm(quats, axis=-1, keepdims=True)
-    w, u = quats[:, :1], quats[:, 1:]
-    return v + 2 * jnp.cross(u, jnp.cross(u, v) + w * v)

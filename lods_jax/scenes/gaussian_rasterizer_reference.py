@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lods_jax.core.math import normalize
+from lods_jax.core.quaternions import covariance
 from lods_jax.core.types import Camera, Render
 from lods_jax.scenes.gaussian_projection import ALPHA_CAP, ALPHA_CUT, FRUSTUM, LOW_PASS, NEAR
 from lods_jax.scenes.gaussian_rasterizer import radiance
@@ -78,25 +79,3 @@ def rasterize_reference(
     seen = light < 1
     depth = jnp.where(seen, sums[..., 3:] / jnp.where(seen, 1 - light, 1.0), 0.0)
     return Render(sums[..., :3] + light * background[:, None, None], 1 - light, depth, {})
-
-
-def covariance(quats: Float[Array, "n 4"], scales: Float[Array, "n 3"]) -> Float[Array, "n 3 3"]:
-    """Covariances R S S^T R^T of Gaussians (Kerbl et al. 2023, eq. 6).
-
-    Args:
-        quats: [n 4] wxyz, of any length.
-        scales: standard deviations [n 3].
-
-    Returns:
-        [n 3 3].
-    """
-    w, x, y, z = normalize(quats).T
-    rotation = jnp.stack(
-        [
-            jnp.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
-            jnp.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], -1),
-            jnp.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], -1),
-        ],
-        -2,
-    )
-    return jnp.einsum("nij,nj,nkj->nik", rotation, scales**2, rotation)

@@ -7,19 +7,17 @@ import json
 import struct
 from collections.abc import Callable
 from importlib import import_module
-from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
 from scipy import ndimage, sparse
 
 from lods_jax.core.errors import UserError
 from lods_jax.core.files import replacing
-from lods_jax.core.images import to_uint8
+from lods_jax.core.images import png_bytes, to_uint8
 
 Y_UP = [1, 2, 0]  # (x, y, z) -> (y, z, x): up and front of our world become those of glTF
 
@@ -269,7 +267,7 @@ def write_glb(path: Path, mesh: Mesh) -> None:
         attributes["TEXCOORD_0"] = accessor(mesh.uv.astype("<f4"), "VEC2", 5126, 34962)
         surface["baseColorTexture"] = {"index": 0}
         images = {
-            "images": [{"bufferView": view(png(mesh.texture)), "mimeType": "image/png"}],
+            "images": [{"bufferView": view(png_bytes(mesh.texture)), "mimeType": "image/png"}],
             "textures": [{"source": 0, "sampler": 0}],
             "samplers": [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}],
         }
@@ -320,7 +318,7 @@ def write_obj(path: Path, mesh: Mesh) -> None:
     rows += [f"vn {x:.4g} {y:.4g} {z:.4g}" for x, y, z in vertex_normals(mesh)[:, Y_UP]]
     rows += [f"f {a}/{a}/{a} {b}/{b}/{b} {c}/{c}/{c}" for a, b, c in mesh.faces + 1]
     with replacing(path.with_suffix(".png")) as file:
-        file.write_bytes(png(mesh.texture))
+        file.write_bytes(png_bytes(mesh.texture))
     with replacing(path.with_suffix(".mtl")) as file:
         file.write_text(f"newmtl baked\nKd 1 1 1\nKs 0 0 0\nmap_Kd {path.stem}.png\n")
     with replacing(path) as file:
@@ -343,10 +341,3 @@ def write_mesh_ply(path: Path, mesh: Mesh) -> None:
     head += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header"]
     with replacing(path) as file:
         file.write_bytes("\n".join(head).encode() + b"\n" + vertices.tobytes() + faces.tobytes())
-
-
-def png(rgb: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """The bytes of a PNG file of an rgb image [h w 3]."""
-    file = BytesIO()
-    Image.fromarray(rgb).save(file, "PNG")
-    return file.getvalue()

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 
 from lods_jax.core.files import replacing
 from lods_jax.core.images import white_level
+from lods_jax.core.quaternions import multiply
 from lods_jax.scenes.ply_format import Table, read_ply_tables
 from lods_jax.scenes.ply_header import is_ply
 from lods_jax.scenes.spherical_harmonics import Y00, rotate_harmonics
@@ -55,7 +56,7 @@ def write_ply(path: str | Path, splats: Splats) -> int:
         The number of rows that were dropped because they are not finite.
     """
     n = len(splats["means"])
-    means, quats = splats["means"] @ FLIP.T, _turn(np.array([HALF, HALF, 0, 0]), splats["quats"])
+    means, quats = splats["means"] @ FLIP.T, multiply(np.array([HALF, HALF, 0, 0]), splats["quats"])
     sh = rotate_harmonics(splats["sh"], FLIP)
     rest = sh[:, 1:].transpose(0, 2, 1).reshape(n, 3 * (sh.shape[1] - 1))
     opacity = splats["opacity_logits"][:, None]
@@ -82,7 +83,7 @@ def write_splat(path: str | Path, splats: Splats) -> int:
     Returns:
         The number of rows that were dropped because they are not finite.
     """
-    means, quats = splats["means"] @ FLIP.T, _turn(np.array([HALF, HALF, 0, 0]), splats["quats"])
+    means, quats = splats["means"] @ FLIP.T, multiply(np.array([HALF, HALF, 0, 0]), splats["quats"])
     scales, opacity = np.exp(splats["log_scales"]), 1 / (1 + np.exp(-splats["opacity_logits"]))
     rgba = np.concatenate([0.5 + Y00 * splats["sh"][:, 0], opacity[:, None]], 1)
     finite = np.isfinite(np.concatenate([means, quats, scales, rgba], 1)).all(1)
@@ -232,7 +233,7 @@ def splat_rows(column: Table) -> tuple[Splats, list[str]]:
     sh, said = splat_colors(column)
     rows = {
         "means": means @ FLIP.astype(np.float64),
-        "quats": _turn(np.array([HALF, -HALF, 0, 0]), quats),
+        "quats": multiply(np.array([HALF, -HALF, 0, 0]), quats),
         "log_scales": np.maximum(log_scales, -np.log(MAX_VALUE)).astype(np.float32),
         # A logit of +-infinity is an opacity of 1 or 0.
         "opacity_logits": np.clip(logits, -MAX_LOGIT, MAX_LOGIT).astype(np.float32),
@@ -324,12 +325,3 @@ def color_names(column: Table) -> list[str]:
 def prefix_rank(prefix: str) -> int:
     """Sorts a prefix of colour names: none before that of a material's diffuse light, and others last."""
     return ("", "diffuse_").index(prefix) if prefix in ("", "diffuse_") else 2
-
-
-def _turn(by: Float[np.ndarray, "4"], quats: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-    """Hamilton products by * quats, wxyz: the same orientations in a turned frame."""
-    aw, ax, ay, az = by
-    w, x, y, z = quats.T
-    product = [aw * w - ax * x - ay * y - az * z, aw * x + ax * w + ay * z - az * y]
-    product += [aw * y - ax * z + ay * w + az * x, aw * z + ax * y - ay * x + az * w]
-    return np.stack(product, 1).astype(np.float32)

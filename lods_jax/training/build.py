@@ -15,6 +15,7 @@ from jaxtyping import Array
 from lods_jax.config import CameraConfig, Config, OptimizerConfig, PriorConfig, ever_on
 from lods_jax.core.cameras import Orbit, sample_orbit
 from lods_jax.core.errors import UserError, tell
+from lods_jax.core.random import run_key
 from lods_jax.core.types import Objective, Prior
 from lods_jax.distillation import prompts
 from lods_jax.distillation.perp_neg import interpolate_view_prompts
@@ -151,7 +152,7 @@ def predictions_per_view(config: Config, objective: Objective) -> int:
 
 def first_psi(config: Config, prior: Prior, objective: Objective, weights: Any, tokens: Array) -> Any:
     """What is learned of the prior, before the first step."""
-    return prior.init_psi(weights, jax.random.fold_in(jax.random.key(config.seed), 1), tokens, objective.trained_queries)
+    return prior.init_psi(weights, run_key(config.seed, "psi"), tokens, objective.trained_queries)
 
 
 def psi_optimizer(o: OptimizerConfig) -> optax.GradientTransformation:

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from lods_jax.core.cameras import TABLETOP, Orbit, sample_orbit
+from lods_jax.core.random import run_key
 from lods_jax.core.types import Objective, Prior, Scene, TrainState
 from lods_jax.distillation.parallel import compile_train_step
 from lods_jax.distillation.prompts import prompt_table
@@ -72,10 +73,9 @@ def distill_scene(
             raise ValueError(
                 f"the objective asks with the text {query.text!r} on {query.latents} latents, which there are none of"
             )
-    key = jax.random.key(seed)
-    weights = prior.init(key) if weights is None else weights
+    weights = prior.init(jax.random.key(0)) if weights is None else weights
     texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
-    psi = prior.init_psi(weights, jax.random.fold_in(key, 1), texts["null"][0], objective.trained_queries)
+    psi = prior.init_psi(weights, run_key(seed, "psi"), texts["null"][0], objective.trained_queries)
     tx_theta = lr if isinstance(lr, optax.GradientTransformation) else optax.adam(lr, b2=0.99)
     tx_psi = optax.adam(psi_lr, b2=0.99)
     made = make_train_step(
@@ -89,7 +89,8 @@ def distill_scene(
         batch=batch,
         **options,
     )
-    step, state = compile_train_step(made, "jit", batch), init_state(scene, psi, tx_theta, tx_psi, jax.random.fold_in(key, 2))
+    step, state = compile_train_step(made, "jit", batch), init_state(scene, psi, tx_theta, tx_psi, run_key(seed, "scene"))
+    key = run_key(seed, "train")
     for _ in range(steps):
-        state, metrics = step(state, weights, texts, None, jax.random.fold_in(key, 3))
+        state, metrics = step(state, weights, texts, None, key)
         yield state, metrics

@@ -28,6 +28,7 @@ from lods_jax.core.files import replacing
 from lods_jax.core.images import read_depth, read_rgba, to_uint8, white_of_file, write_png, write_tiff
 from lods_jax.core.math import normalize
 from lods_jax.core.paths import TABLETOP_POSE
+from lods_jax.core.random import run_key
 from lods_jax.core.types import Camera, Objective, Prior, Reference, ReferenceImage
 from lods_jax.distillation.objectives import lods_embedding, sds
 from lods_jax.distillation.scores import PredictNoise, predict_noise
@@ -202,7 +203,7 @@ def textual_inversion(
 
     Textual inversion (Gal et al. 2023) in the output space of the text encoder, by the fit of LODS's learned branch.
     """
-    k_behind, k_fit = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 4))
+    k_behind, k_fit = jax.random.split(run_key(config.seed, "inversion"))
     behind = jax.vmap(white_or_grey)(jax.random.split(k_behind, config.image.invert_batch))[:, None, None]
     rgb, mask = image.rgb, image.mask
     if len(rgb) > config.resolution:  # as large as the renders will be

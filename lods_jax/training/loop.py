@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from lods_jax.core.errors import UserError
-from lods_jax.core.random import step_key
+from lods_jax.core.random import run_key, step_key
 from lods_jax.core.types import Scene, TrainState
 from lods_jax.distillation.parallel import compile_train_step
 from lods_jax.distillation.train_step import TrainStep, init_state, make_train_step
@@ -47,7 +47,7 @@ def state_shapes(components: Components) -> TrainState:
 
 
 def state_of(scene: Scene, components: Components) -> TrainState:
-    key = jax.random.fold_in(jax.random.key(components.plan.seed), 2)
+    key = run_key(components.plan.seed, "scene")
     return init_state(scene, components.psi, components.tx_theta, components.tx_psi, key)
 
 
@@ -104,7 +104,7 @@ def train(
         that a resumed run decides as an uninterrupted one.
       compile: gives the step for a static shape. Runs of one process may share it where they differ in prompt and seed alone.
     """
-    setup, plan, key = components.setup, components.plan, jax.random.fold_in(jax.random.key(components.plan.seed), 3)
+    setup, plan, key = components.setup, components.plan, run_key(components.plan.seed, "train")
     refine = jax.jit(partial(setup.refine, components.tx_theta))
     shapes = shapes or first_shapes(components)
     step_at = cache(lambda shapes: compile(components, shapes))  # a shape may come back
