@@ -2,8 +2,29 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
+
+
+def safe_norm(x: Float[Array, "*b n"], keepdims: bool = False) -> Float[Array, "..."]:
+    """Euclidean length over the last axis, with gradient 0 at the origin.
+
+    The plain form has the gradient 0 * inf = NaN there.
+
+    Args:
+        x: vectors [... n].
+        keepdims: whether the last axis stays, with size 1.
+
+    Returns:
+        Lengths [...], or [... 1].
+
+    Examples:
+        >>> float(safe_norm(jnp.array([3.0, 4.0])))
+        5.0
+    """
+    squared = jnp.sum(x * x, -1, keepdims=keepdims)
+    positive = squared > 0
+    # The double where: the sqrt itself must not see 0, or its NaN gradient leaks through the unselected branch.
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
 def normalize(x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
@@ -19,8 +40,7 @@ def normalize(x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
         >>> normalize(jnp.zeros(3)).tolist()
         [0.0, 0.0, 0.0]
     """
-    # optax's norm has the gradient 0 at the origin, where that of the plain form is 0 * inf = NaN.
-    length = optax.safe_norm(x, 0.0, axis=-1, keepdims=True)
+    length = safe_norm(x, keepdims=True)
     return x / jnp.where(length > 0, length, 1.0)
 
 
