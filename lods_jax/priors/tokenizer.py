@@ -145,7 +145,8 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers.models.clip.tokenization_clip_fast import CLIPTokenizerFast
 
     try:
-        clip = (CLIPTokenizer if slow else CLIPTokenizerFast).from_pretrained(directory)
+        # `tokenize` cuts to the length that it is given; with a limit of its own the tokenizer warns of what is only counted.
+        clip = (CLIPTokenizer if slow else CLIPTokenizerFast).from_pretrained(directory, model_max_length=2**31)
         clip("a mug")
     except Exception as error:  # of the types that transformers and tokenizers raise for a damaged file none is their own
         raise ValueError(f"{directory} holds no CLIP tokenizer: {one_line(error, 200)}") from None

@@ -8,7 +8,9 @@ arrays.npz, NCHW       ids, emb of TEXTS; eps at z, t; eps of the U-Net with the
 """
 
 import json
+import logging
 import shutil
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +128,23 @@ def test_shards_are_no_variant(folder):
     index = {"weight_map": {k: names[i % 2] for i, k in enumerate(sorted(state))}}
     (directory / "diffusion_pytorch_model.safetensors.index.fp16.json").write_text(json.dumps(index))
     assert [file.name for file in weight_files(folder, "unet")] == names
+
+
+@pytest.mark.parametrize("name", ["transformers4", "transformers5"])
+def test_counting_the_tokens_of_a_long_text_warns_of_nothing(folders, sd, caplog, name):
+    clip = tokenizer.load_tokenizer(sd if name == "transformers4" else folders / name)
+    with transformers_logs_reach(caplog):
+        assert len(tokenizer.truncate(clip, "a red mug " * 100, "", 77).split()) < 77
+    assert caplog.records == []
+
+
+@contextmanager
+def transformers_logs_reach(caplog):
+    """transformers keeps its log lines from the root logger, where pytest listens."""
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    yield
+    logger.removeHandler(caplog.handler)
 
 
 # --- refused in one line ----------------------------------------------------------------------------------------------------
