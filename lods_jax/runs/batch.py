@@ -1,5 +1,6 @@
 """Many prompts, one run folder each: a folder belongs to one prompt and one configuration, and one that fails ends no other."""
 
+import gc
 import hashlib
 import os
 import re
@@ -89,6 +90,7 @@ def run_all(config: Config, jobs: Jobs, check: Callable[[str], None] = lambda pr
             check(prompt)
             run.log("prompt", f"{i} of {len(jobs)}")
             code = run.resume(mine, folder, compile) if begun else run.start(mine, folder, compile)
+            gc.collect()  # what a run has compiled for itself hangs in circles, and would wait for its turn
         except Exception as error:  # whatever it is: the other prompts are run
             if os.environ.get("LODS_TRACEBACK"):
                 raise

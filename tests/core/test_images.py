@@ -10,7 +10,17 @@ import pytest
 from PIL import Image, ImageOps
 
 from lods_jax.core import images
-from lods_jax.core.images import grid, read_depth, read_rgba, to_uint8, white_level, white_of_file, write_png, write_tiff
+from lods_jax.core.images import (
+    grid,
+    read_depth,
+    read_rgba,
+    to_uint8,
+    white_level,
+    white_of_file,
+    write_image,
+    write_png,
+    write_tiff,
+)
 
 FILES = Path(__file__).parents[1] / "data" / "user_files" / "pictures"
 BYTES = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 3)).astype(np.uint8)
@@ -280,3 +290,14 @@ def test_a_coloured_depth_map_is_refused(tmp_path):
     Image.fromarray(np.full((16, 16), np.nan, np.float32)).save(tmp_path / "x.tif")
     with pytest.raises(ValueError, match="holds no finite depth"):
         read_depth(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP"), ("a.png", "PNG"), ("a", "PNG")]
+)
+def test_a_picture_is_written_in_the_format_that_its_name_says(tmp_path, name, kind):
+    rgb = np.full((4, 6, 3), [200, 100, 50], np.uint8)
+    write_image(tmp_path / name, rgb, scale=2)
+    with Image.open(tmp_path / name) as image:
+        assert (image.format, image.size) == (kind, (12, 8))
+        np.testing.assert_allclose(np.asarray(image).mean((0, 1)), [200, 100, 50], atol=3)
