@@ -81,7 +81,7 @@ def rasterize(
 
     # Recomputed in the backward pass, where its residuals would be a hundred numbers per Gaussian and camera.
     @partial(jax.checkpoint, prevent_cse=False)
-    def look(c2w, fov_y, means2d_probe):
+    def project_view(c2w, fov_y, means2d_probe):
         ellipses = project(means, quats, scales, c2w, fov_y, height, width)
         ellipses = ellipses._replace(x=ellipses.x + means2d_probe[:, 0], y=ellipses.y + means2d_probe[:, 1])
         rgb = colors if colors.ndim == 2 else radiance(normalize(means - c2w[None, :3, 3]), colors)
@@ -92,7 +92,7 @@ def rasterize(
 
     def view(inputs) -> Render:
         c2w, fov_y, background, means2d_probe = inputs
-        ellipses, table = look(c2w, fov_y, means2d_probe)
+        ellipses, table = project_view(c2w, fov_y, means2d_probe)
         order, bins, reaches, total = bin_tiles(*lax.stop_gradient((ellipses, opacities)), height, width, capacity)
         table = table.at[order].get(mode="promise_in_bounds", unique_indices=True)
         rgb, depth, light = jnp.split(composite(table, bins, height, width), (3, 4), -1)

@@ -95,8 +95,8 @@ def points_of_file(g: GaussianConfig, view: float, seed: int) -> tuple[Start, li
         raise UserError(f"{g.init_type} holds no point that can be rendered")
     columns, notes = fitted(points.columns, g.fit, view, g.init_extent)
     if points.total > g.init_count:
-        n, room = min(points.total, MOST_GAUSSIANS), min(2 * points.total, MOST_GAUSSIANS)
-        more = f"--gaussians.init-count {n}" + (f" --gaussians.capacity {room}" if room > g.capacity else "")
+        n, slots = min(points.total, MOST_GAUSSIANS), min(2 * points.total, MOST_GAUSSIANS)
+        more = f"--gaussians.init-count {n}" + (f" --gaussians.capacity {slots}" if slots > g.capacity else "")
         notes.append(f"{g.init_count:,} of its {points.total:,} rows are drawn at random: pass {more} for more")
     if (degree := math.isqrt(columns["sh"].shape[1]) - 1 if "sh" in columns else 0) > g.sh_degree:
         notes.append(f"its colours depend on the view to degree {degree}: pass --gaussians.sh-degree {degree} to keep that")
