@@ -13,7 +13,7 @@ from docstring_parser import DocstringStyle, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(ROOT.joinpath("lods_jax").rglob("*.py"))
-PACKAGES = ("cli", "config", "core", "distillation", "priors", "scenes", "tabletop")
+PACKAGES = ("cli", "config", "core", "distillation", "priors", "runs", "scenes", "tabletop", "training")
 WITH_EXAMPLES = [file for file in MODULES if ">>> " in file.read_text(encoding="utf-8")]
 SHORT = 2  # parameters that a summary may name by itself, without `Args:`
 

@@ -295,14 +295,7 @@ def parse(argv: list[str]) -> Any:
 
 
 def unboxed(text: str) -> str:
-    """The message that tyro prints in a box, as one line.
-
-    Args:
-        text: with the box.
-
-    Returns:
-        What stands between its first two rules.
-    """
+    """The text that tyro prints in a box, as one line: what stands between the first two rules."""
     lines = [line.strip(" │") for line in text.splitlines()]
     rules = [i for i, line in enumerate(lines) if line and not line.strip("╭╮╰╯─-")]
     said = lines[rules[0] + 1 : rules[1]] if len(rules) > 1 else lines
@@ -328,14 +321,7 @@ def preset(argv: list[str], task: str = "") -> Config:
 
 
 def given(argv: list[str], flag: str) -> str | None:
-    """The value of a flag, written `--flag VALUE` or `--flag=VALUE`.
-
-    Args:
-        argv: the words after `lods`.
-        flag: with its dashes.
-
-    Returns:
-        The value; None without the flag.
+    """The value of a flag in argv, written `--flag VALUE` or `--flag=VALUE`; None without the flag.
 
     Examples:
         >>> given(["text-to-3d", "--seed=3"], "--seed")

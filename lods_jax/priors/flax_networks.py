@@ -39,7 +39,7 @@ def unet(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module
 
     Returns:
         The network, without parameters. Where the config says upcast_attention and dtype is not float32, `predict_noise` needs
-        `fused_attention`, whose scores are float32.
+            `fused_attention`, whose scores are float32.
 
     Raises:
         ValueError: a setting is malformed or not supported.

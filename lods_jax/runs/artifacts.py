@@ -26,9 +26,16 @@ SceneRenderer = Callable[[Any, Any, Camera], Render]
 
 
 def scene_renderer(setup: SceneSetup, size: int) -> SceneRenderer:
-    """Builds (theta, aux, n cameras) -> renders of one particle on white, size pixels wide, as NumPy arrays without extras.
+    """Builds a renderer of one particle on white for evaluation, previews and videos.
 
-    Compiled for AT_ONCE views whatever n is, and again where capacity runs out.
+    It compiles for AT_ONCE views whatever their number, and again where the capacity runs out.
+
+    Args:
+        setup: of the scene.
+        size: edge of the renders, pixels.
+
+    Returns:
+        A function (theta, aux, n cameras) -> `Render` of NumPy arrays without extras.
     """
     shapes = setup.choose_shapes(size, {"total": 0})  # the least: what a view needs is known once it is rendered
 
@@ -57,10 +64,17 @@ def scene_renderer(setup: SceneSetup, size: int) -> SceneRenderer:
 def turntable_cameras(
     orbit: Orbit, n: int, elevation: float = 20.0, radius: float | None = None, fov_y: float | None = None
 ) -> Camera:
-    """n cameras around the object for people, in degrees; as far away as training ever was, so that nothing is cut off.
+    """n cameras around the object, at the largest distance of training, so that nothing is cut off.
 
     Args:
-      radius: the distance instead. fov_y: instead of the middle of training's.
+        orbit: the cameras of training.
+        n: number of cameras.
+        elevation: degrees.
+        radius: distance, world units; None for the largest of training.
+        fov_y: vertical field of view, degrees; None for the mean of training.
+
+    Returns:
+        n cameras at equal azimuths.
     """
     farthest = {name: (limits[1],) * 2 for name in ("radius", "extent") if (limits := getattr(orbit, name))}
     chosen = {} if radius is None else {"radius": (radius, radius), "extent": None}
@@ -69,12 +83,29 @@ def turntable_cameras(
 
 
 def output_views(config: Config, orbit: Orbit, n: int) -> Camera:
-    """n cameras around the object, as a configuration asks for them."""
+    """n cameras around the object, with the output settings of a configuration.
+
+    Args:
+        config: of the run.
+        orbit: the cameras of training.
+        n: number of cameras.
+
+    Returns:
+        n cameras at equal azimuths.
+    """
     return turntable_cameras(orbit, n, config.output.elevation, config.output.radius, config.output.fov_y)
 
 
 def scenes_of(components: Components, state: TrainState) -> list[tuple[Any, Any]]:
-    """theta and aux of each particle."""
+    """The scene of each particle.
+
+    Args:
+        components: of the run.
+        state: of the training.
+
+    Returns:
+        (theta, aux) pairs.
+    """
     n = components.setup.particles
     return list(zip(unstack_particles(state.theta, n), unstack_particles(state.aux, n), strict=True))
 
@@ -82,7 +113,17 @@ def scenes_of(components: Components, state: TrainState) -> list[tuple[Any, Any]
 def render_views(
     components: Components, state: TrainState, render_fn: SceneRenderer, camera: Camera
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """What n cameras see, on white; particles side by side."""
+    """Renders of n cameras on white, particles side by side.
+
+    Args:
+        components: of the run.
+        state: its state.
+        render_fn: from `scene_renderer`.
+        camera: n cameras.
+
+    Returns:
+        Bytes [n h w*particles 3].
+    """
     scenes = zip(
         unstack_particles(state.theta, components.setup.particles),
         unstack_particles(state.aux, components.setup.particles),
@@ -92,7 +133,16 @@ def render_views(
 
 
 def export(components: Components, folder: Path, state: TrainState) -> str:
-    """The scene in its own format: of the first particle into `folder`, of the others below particles/. Says what it wrote."""
+    """Writes the scene in its own format: the first particle into a folder, the others below particles/.
+
+    Args:
+        components: of the run.
+        folder: of the run.
+        state: its state.
+
+    Returns:
+        A line on what was written.
+    """
     for i, (theta, aux) in enumerate(
         zip(
             unstack_particles(state.theta, components.setup.particles),
@@ -110,7 +160,21 @@ def export(components: Components, folder: Path, state: TrainState) -> str:
 def write_preview(
     config: Config, components: Components, folder: Path, done: int, state: TrainState, render_fn: SceneRenderer
 ) -> Path:
-    """Four sides in a row, as previews/<step>.png; and the scene as it is, for `lods view` and for whoever survives a crash."""
+    """Writes previews/STEP.png, four sides in a row, and the scene as it is.
+
+    `lods view` shows that scene, and a crash leaves it behind.
+
+    Args:
+        config: of the run.
+        components: of the run.
+        folder: of the run.
+        done: steps so far.
+        state: its state.
+        render_fn: from `scene_renderer`.
+
+    Returns:
+        The path of the image.
+    """
     images = render_views(components, state, render_fn, output_views(config, components.orbit, 4))
     export(components, folder, state)
     return write_png(folder / "previews" / f"{done:06d}.png", grid(images, 4))
@@ -119,7 +183,16 @@ def write_preview(
 def write_results(
     config: Config, components: Components, folder: Path, state: TrainState, render_fn: SceneRenderer, log: Callable
 ) -> None:
-    """video.mp4 (a turntable), eight stills, one by one and in one image, the scene in its own format, and what was learned."""
+    """Writes the results of a run: a turntable video, eight stills, the scene in its own format, and the learned branch.
+
+    Args:
+        config: of the run.
+        components: of the run.
+        folder: of the run.
+        state: its last state.
+        render_fn: from `scene_renderer`.
+        log: (phase, text), gets a line for each.
+    """
     stills = render_views(components, state, render_fn, output_views(config, components.orbit, 8))
     write_png(folder / "stills.png", grid(stills, 4))
     for i, image in enumerate(stills):
@@ -135,7 +208,16 @@ def write_results(
 
 
 def write_learned(components: Components, folder: Path, psi: Any) -> list[str]:
-    """The learned branch of a Stable Diffusion, as files that PyTorch pipelines read; returns their names."""
+    """Writes the learned branch of a Stable Diffusion prior as files that PyTorch pipelines read.
+
+    Args:
+        components: of the run.
+        folder: of the run.
+        psi: the learned branch.
+
+    Returns:
+        Names of the files.
+    """
     written = []
     if components.prior_sha256 and "embedding" in psi:
         save_embedding(folder / "negative_prompt_embeds.safetensors", psi["embedding"])
@@ -151,7 +233,12 @@ def write_learned(components: Components, folder: Path, psi: Any) -> list[str]:
 
 
 def write_page_of(folder: Path, log: Callable) -> None:
-    """index.html; what a run lacks, and a page that fails, never fails the run."""
+    """Writes index.html. A page that fails never fails the run.
+
+    Args:
+        folder: of the run.
+        log: (phase, text), gets a line if it fails.
+    """
     try:
         write_page([read_run(folder)], folder / "index.html")
     except Exception as error:  # whatever it is: the run is whole without a page

@@ -16,7 +16,22 @@ Jobs = Sequence[tuple[str, Path]]  # prompts and the folders of their runs
 
 
 def share(items: Sequence[Any], shard: str) -> list[Any]:
-    """Every N-th item from the I-th on, for "I/N" with I from 1: the part of one job of an array."""
+    """The I-th of N shares of a list: every N-th item from the I-th on, for the jobs of an array.
+
+    Args:
+        items: of all jobs.
+        shard: "I/N", with I from 1 to N.
+
+    Returns:
+        The items of the share.
+
+    Raises:
+        UserError: the shard does not read like that.
+
+    Examples:
+        >>> share(["a", "b", "c", "d", "e"], "1/2")
+        ['a', 'c', 'e']
+    """
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"shard must read like 1/4, the first of four, got {shard}")
@@ -24,26 +39,57 @@ def share(items: Sequence[Any], shard: str) -> list[Any]:
 
 
 def slug(prompt: str) -> str:
-    """A prompt as words of a folder's name."""
+    """A prompt as words of a folder's name.
+
+    Examples:
+        >>> slug("A red mug!")
+        'a-red-mug'
+    """
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "prompt"
 
 
 def folder_name(prompt: str) -> str:
     """The name of a prompt's folder: its words, and a hash where the words are not the whole prompt.
 
-    It hangs on the prompt alone: other lines of a file change nothing, and no two prompts share a folder.
+    It depends on the prompt alone: other lines of a file do not change it, and no two prompts share a folder.
+
+    Args:
+        prompt: any.
+
+    Returns:
+        The name.
+
+    Examples:
+        >>> folder_name("a red mug")
+        'a-red-mug'
     """
     words = slug(prompt)
     return words if words.replace("-", " ") == prompt else f"{words}-{hashlib.sha256(prompt.encode()).hexdigest()[:10]}"
 
 
 def folders(prompts: Iterable[str], out: Path) -> list[tuple[str, Path]]:
-    """Each prompt with the folder of its run."""
+    """Each prompt with the folder of its run.
+
+    Args:
+        prompts: any number.
+        out: the folder of all.
+
+    Returns:
+        (prompt, folder) pairs.
+    """
     return [(prompt, out / folder_name(prompt)) for prompt in prompts]
 
 
 def check_folders(config: Config, jobs: Jobs) -> None:
-    """Refuses a folder of another prompt or configuration, or of something else, before any run begins."""
+    """Checks, before any run begins, that each folder is empty or holds the run of its prompt and configuration.
+
+    Args:
+        config: of all runs, except the prompt.
+        jobs: from `folders`.
+
+    Raises:
+        UserError: a folder holds another run, or something else.
+    """
     from lods_jax.runs.run_directory import check_empty, read_run
 
     for prompt, folder in jobs:
@@ -60,20 +106,20 @@ def check_folders(config: Config, jobs: Jobs) -> None:
 
 
 def run_all(config: Config, jobs: Jobs, check: Callable[[str], None] = lambda prompt: None) -> int:
-    """Runs every prompt that is not finished, and goes on with those that were begun. All share their compiled steps.
+    """Runs every prompt that is not finished, and resumes those that were begun. All share their compiled steps.
 
     A prompt that fails is recorded in its folder with the reason, and tried again by the next call; the others are run.
 
     Args:
-      config: of all runs, but for the prompt.
-      jobs: as from `folders`.
-      check: raises for a prompt that cannot be run.
+        config: of all runs, except the prompt.
+        jobs: from `folders`.
+        check: raises for a prompt that cannot be run.
 
     Returns:
-      The exit code: 0, 1 after failures, or that of the run that was stopped by a signal, after which no other is begun.
+        The exit code: 0, 1 after failures, or that of the run that a signal stopped, after which no other is begun.
 
     Raises:
-      UserError: a folder holds another run, or something else; nothing has begun then.
+        UserError: a folder holds another run, or something else; then nothing has begun.
     """
     from lods_jax.runs import run
     from lods_jax.runs.run_directory import read_run
@@ -107,7 +153,14 @@ def run_all(config: Config, jobs: Jobs, check: Callable[[str], None] = lambda pr
 
 
 def shared(compiled: Callable) -> Callable:
-    """The train step of a static shape, compiled once for all runs."""
+    """A function that compiles the train step once per static shape, for all runs.
+
+    Args:
+        compiled: (components, shapes) -> step.
+
+    Returns:
+        The same with a memory.
+    """
     steps: dict[Any, Callable] = {}
 
     def compile(components, shapes):
@@ -119,7 +172,16 @@ def shared(compiled: Callable) -> Callable:
 
 
 def record(config: Config, folder: Path, error: Exception) -> str:
-    """Writes into a run's folder why it failed, unless another process has it; returns the reason."""
+    """Writes into a run's folder why it failed, unless another process holds the folder.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        error: that ended it.
+
+    Returns:
+        The reason, one line.
+    """
     from lods_jax.core.files import replacing
     from lods_jax.runs.run_directory import locked, read_json, write_json
 

@@ -29,10 +29,14 @@ COSTS = {
 
 
 def evaluate(run: Run, newest: int | None = None) -> dict[str, Any]:
-    """All figures of a run at its newest checkpoint, means over its particles; `missing` says in one line what is not there.
+    """All figures of a run at its newest checkpoint, means over its particles.
 
     Args:
-      newest: the last step to look at. Costs are those of the end all the same.
+        run: the run.
+        newest: the last step to look at; None for the newest. Costs are those of the end in any case.
+
+    Returns:
+        A row; its `missing` is one line on what cannot be measured.
     """
     row = {"run": str(run.path), "prompt": run.config.prompt, "objective": run.config.objective.name, "end": run.end}
     row |= {"s": run.config.objective.guidance_scale, "prior": run.config.prior.name, "seed": run.config.seed, "step": run.step}
@@ -59,7 +63,14 @@ _RENDERERS: dict[tuple[str, str], SceneRenderer] = {}  # by what a compiled rend
 
 
 def shared_renderer(run: Run) -> SceneRenderer:
-    """The viewer of 64 px for a run; runs whose scenes have the same settings share its compilation."""
+    """A 64 px renderer for a run; runs with the same scene settings share its compilation.
+
+    Args:
+        run: the run.
+
+    Returns:
+        From `artifacts.scene_renderer`.
+    """
     key = run.config.scene, repr((run.config.gaussians, run.config.nerf))
     if key not in _RENDERERS:
         _RENDERERS[key] = scene_renderer(scene_setup(run.config), embedded_world().measured_size)
@@ -67,7 +78,14 @@ def shared_renderer(run: Run) -> SceneRenderer:
 
 
 def costs(run: Run) -> dict[str, Any]:
-    """What a run has spent, and what its learned branch did, from its log. Never imports the objective that a run names."""
+    """The costs of a run, and what its learned branch did, from its log. The objective that a run names is never imported.
+
+    Args:
+        run: the run.
+
+    Returns:
+        Part of a row.
+    """
     last, config = run.metrics[-1] if run.metrics else {}, run.config
     asked = run.note.get("predictions_per_view")  # which run.json did not always hold
     if not is_figure(asked) and not is_code(config.objective.name):
@@ -79,7 +97,14 @@ def costs(run: Run) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of `evaluate` as aligned text: one line a figure, one column a run, and what the figure says."""
+    """Rows as aligned text: a line per figure, a column per run, and what the figure means.
+
+    Args:
+        rows: from `evaluate`.
+
+    Returns:
+        The text.
+    """
     about = dict(embedded_world().figures) | COSTS
     names = [name for name in about if any(is_number(row.get(name)) for row in rows)]
     heads = [Path(row["run"]).name for row in rows]
@@ -91,23 +116,41 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """An objective and its guidance scale: "sds s=7.5"."""
+    """The objective and guidance scale of a row.
+
+    Examples:
+        >>> label({"objective": "sds", "s": 7.5})
+        'sds s=7.5'
+    """
     return row["objective"] + (f" s={row['s']:g}" if row.get("s") is not None else "")
 
 
 def is_number(x: Any) -> bool:
+    """Whether x is a number, and not NaN."""
     return isinstance(x, int | float) and not math.isnan(x)
 
 
 def format_number(x: Any) -> str:
-    """Three digits of a number; a dash where there is none."""
+    """A number x with three digits; a dash for anything else.
+
+    Examples:
+        >>> format_number(0.12345), format_number(None)
+        ('0.123', '-')
+    """
     if not is_number(x):
         return "-"
     return str(x) if isinstance(x, int) else f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
 
 
 def cell(x: np.ndarray) -> str:
-    """Interquartile mean of some runs and its bootstrap interval; a dash where there is nothing."""
+    """Interquartile mean of some runs and its bootstrap interval, as text.
+
+    Args:
+        x: a figure of n runs [n].
+
+    Returns:
+        "mean (low to high)", or a dash without runs.
+    """
     if not len(x):
         return "-"
     low, high = bootstrap(x)
@@ -115,7 +158,12 @@ def cell(x: np.ndarray) -> str:
 
 
 def report(paths: Sequence[Path], out: Path | None) -> None:
-    """Prints the table of some runs and one line for each that is missing something; writes the rows as JSON."""
+    """Prints the table of some runs, and a line for each that lacks something.
+
+    Args:
+        paths: folders of the runs.
+        out: a JSON file for the rows, or None.
+    """
     rows = [evaluate(read_run(path)) for path in paths]
     tell(table(rows))
     for row in rows:

@@ -43,7 +43,22 @@ RenderFn = Callable[[Camera], Render]  # n cameras -> renders on white, as NumPy
 
 
 def export(run: Run, to: str, out: Path | None, faces: int, texture: int, particle: int) -> str:
-    """Writes the newest checkpoint of a run into a folder, by default its own; says what it wrote."""
+    """Writes the newest checkpoint of a run for other programs.
+
+    Args:
+        run: the run.
+        to: "glb", "obj", "ply", "splat" or "mp4".
+        out: a folder; None for that of the run.
+        faces: largest number of faces of a mesh.
+        texture: edge of the texture, pixels.
+        particle: which of several.
+
+    Returns:
+        A line on what was written.
+
+    Raises:
+        UserError: a number is out of range, or the scene makes no mesh.
+    """
     if not 0 <= particle < run.config.particles:
         raise UserError(f"--particle must be in 0..{run.config.particles - 1}, got {particle}")
     if faces < 4 or not 16 <= texture <= 8192:
@@ -64,7 +79,16 @@ def export(run: Run, to: str, out: Path | None, faces: int, texture: int, partic
 
 
 def mesh_of_run(components: Components, folder: Path, state: TrainState) -> str:
-    """What a run of a solid kind of scene ends with: mesh.glb of the first particle, or a word on why there is none."""
+    """Writes mesh.glb of the first particle, at the end of a run.
+
+    Args:
+        components: of the run.
+        folder: of the run.
+        state: its last state.
+
+    Returns:
+        A line on what was written, or on why there is no mesh.
+    """
     setup = components.setup
     theta, aux = (unstack_particles(tree, setup.particles)[0] for tree in (state.theta, state.aux))
     render_fn = partial(scene_renderer(setup, SIZE), theta, aux)
@@ -76,9 +100,23 @@ def mesh_of_run(components: Components, folder: Path, state: TrainState) -> str:
 
 # --- meshes -----------------------------------------------------------------------------------------------------------------
 def write_mesh(surface: Surface, render_fn: RenderFn, orbit: Orbit, path: Path, faces: int = 10_000, texture: int = 512) -> str:
-    """A mesh at the level whose silhouettes agree best with renders, in the format of the path's suffix; says how well it fits.
+    """Writes a mesh at the level of density whose silhouettes agree best with renders.
 
     GLB and OBJ have a baked texture, PLY has colours at the vertices.
+
+    Args:
+        surface: the density field.
+        render_fn: cameras -> renders on white.
+        orbit: the cameras of training.
+        path: of the file; its suffix is the format.
+        faces: largest number of faces.
+        texture: edge of the texture, pixels.
+
+    Returns:
+        A line on what was written and how well it agrees.
+
+    Raises:
+        UserError: the scene is almost empty, no mesh agrees with it, or the extra `mesh` is not installed.
     """
     camera = jax.tree.map(lambda *x: jnp.concatenate(x), *(turntable_cameras(orbit, 8, elevation) for elevation in (0.0, 40.0)))
     seen = render_fn(camera).opacity[..., 0] > 0.5
@@ -102,7 +140,19 @@ def write_mesh(surface: Surface, render_fn: RenderFn, orbit: Orbit, path: Path, 
 
 
 def best_level(surface: Surface, camera: Camera, seen: Bool[np.ndarray, "n size size"]) -> float:
-    """The level, of LEVELS times the highest density, whose silhouettes have the largest IoU with `seen`, on a coarse grid."""
+    """The level of density whose silhouettes have the largest IoU with renders, on a coarse grid.
+
+    Args:
+        surface: the density field.
+        camera: n cameras.
+        seen: where the renders are opaque [n size size].
+
+    Returns:
+        One of LEVELS times the highest density.
+
+    Raises:
+        UserError: the scene is empty.
+    """
     values = grid(surface, COARSE)
     levels = LEVELS * np.quantile(values, 0.999)
     if not levels[-1] > 0:
@@ -111,13 +161,32 @@ def best_level(surface: Surface, camera: Camera, seen: Bool[np.ndarray, "n size 
 
 
 def silhouettes(mesh: Mesh, camera: Camera) -> Bool[np.ndarray, "n size size"]:
+    """The pixels that a mesh covers in each view.
+
+    Args:
+        mesh: the triangles.
+        camera: n cameras.
+
+    Returns:
+        Masks [n size size].
+    """
     pixels, _ = cameras.project(camera, jnp.asarray(mesh.vertices), SIZE, SIZE)
     return np.stack([silhouette(one, mesh.faces, SIZE) for one in np.asarray(pixels)])
 
 
 # --- videos -----------------------------------------------------------------------------------------------------------------
 def write_videos(render_fn: RenderFn, camera: Camera, folder: Path, fps: float) -> str:
-    """video.mp4, depth.mp4 (near is bright) and normal.mp4 (camera frame: x right red, y up green, towards us blue)."""
+    """Writes video.mp4, depth.mp4 (near is bright) and normal.mp4 (x right is red, y up green, z towards the camera blue).
+
+    Args:
+        render_fn: cameras -> renders on white.
+        camera: one camera per frame.
+        folder: to write to.
+        fps: frames per second.
+
+    Returns:
+        A line on what was written.
+    """
     render = render_fn(camera)
     solid = render.opacity > 0.5
     near, far = np.quantile(render.depth[solid], [0.005, 0.995]) if solid.any() else (0.0, 1.0)
@@ -133,7 +202,15 @@ def write_videos(render_fn: RenderFn, camera: Camera, folder: Path, fps: float) 
 
 
 def normals_of(render: Render, camera: Camera) -> Float[np.ndarray, "n h w 3"]:
-    """Unit normals of the depth map by central differences: x right, y up, z towards the camera."""
+    """Unit normals of depth maps, by central differences.
+
+    Args:
+        render: n views.
+        camera: n cameras.
+
+    Returns:
+        [n h w 3] in the frame of the camera: x right, y up, z towards the camera.
+    """
     z = ndimage.median_filter(render.depth[..., 0], size=(1, 3, 3))
     h, w = z.shape[1:]
     scale = (2 * np.tan(np.asarray(camera.fov_y) / 2) / h)[:, None, None]

@@ -11,7 +11,18 @@ from lods_jax.training.build import scene_setup
 
 
 def restore_scene(run: Run, newest: int | None = None) -> dict[str, Any]:
-    """step, theta and aux of a run's newest whole checkpoint up to a step; ValueError if there is none."""
+    """The scene of a run's newest whole checkpoint.
+
+    Args:
+        run: the run.
+        newest: the last step to look at; None for any.
+
+    Returns:
+        {"step", "theta", "aux"}.
+
+    Raises:
+        ValueError: there is no whole checkpoint.
+    """
     setup = scene_setup(run.config)
     scene = setup.blank_scene(setup.choose_shapes(run.config.resolution, None))
     theta, aux = jax.eval_shape(scene.init, jax.random.key(0))

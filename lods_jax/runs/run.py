@@ -25,7 +25,7 @@ from lods_jax.runs.export import mesh_of_run
 from lods_jax.runs.log_window import Window, read_window
 from lods_jax.runs.run_directory import check_empty, locked, point_latest_at, read_metrics, write_json
 from lods_jax.runs.training_loop import Start, diagnosis, log, stops, tolerate_io_errors, training_loop
-from lods_jax.training import checkpoint, image_to_3d
+from lods_jax.training import checkpoint, image_to_3d, textual_inversion
 from lods_jax.training.build import Components, build, predictions_per_view
 from lods_jax.training.distributed import agreed, all_or_none, is_first
 from lods_jax.training.loop import Compile, compiled, first_state, mode_of, state_shapes, train
@@ -34,10 +34,18 @@ from lods_jax.training.scene_setups import read_shapes
 
 # --- a run and its folder ---------------------------------------------------------------------------------------------------
 def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
-    """Runs a configuration in a new or empty folder. Returns the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM.
+    """Runs a configuration in a new or empty folder.
 
     Args:
-      compile: as for `train`.
+        config: of the run.
+        folder: of the run.
+        compile: see `loop.train`.
+
+    Returns:
+        The exit code: 0, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        UserError: the configuration is invalid, or the folder holds something.
     """
     with ExitStack() as held:
         with all_or_none():
@@ -58,11 +66,19 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
 
 
 def resume(config: Config, folder: Path, compile: Compile = compiled, changed: bool = False) -> int:
-    """Continues a run from its newest whole checkpoint, bit for bit on as many devices; returns what `start` returns.
+    """Continues a run from its newest whole checkpoint, bit for bit on the same number of devices.
 
     Args:
-      config: what config.yaml of the folder holds.
-      changed: go on although the checkpoint was made with other settings, and the end will be that of neither.
+        config: of the folder's config.yaml.
+        folder: of the run.
+        compile: see `loop.train`.
+        changed: whether to go on although the checkpoint was made with other settings; the end will be that of neither.
+
+    Returns:
+        The exit code, as `start`.
+
+    Raises:
+        UserError: the settings have changed, the folder is held by another process, or processes find different checkpoints.
     """
     with ExitStack() as held:
         with all_or_none():
@@ -78,7 +94,20 @@ def resume(config: Config, folder: Path, compile: Compile = compiled, changed: b
 
 
 def last_state(config: Config, components: Components, folder: Path, changed: bool) -> Start:
-    """What a run goes on from: its newest whole checkpoint, or the beginning."""
+    """The state that a run goes on from: its newest whole checkpoint, or the beginning.
+
+    Args:
+        config: of the run.
+        components: of the run.
+        folder: of the run.
+        changed: whether other settings than the checkpoint's are allowed.
+
+    Returns:
+        State, static shapes and log window.
+
+    Raises:
+        UserError: the settings have changed, or the checkpoint does not hold its static shapes.
+    """
     if not checkpoint.steps(folder / "checkpoints"):
         log("resume", f"{folder} has no checkpoint: from the beginning")
         return Start(first_state(components))
@@ -103,7 +132,18 @@ def last_state(config: Config, components: Components, folder: Path, changed: bo
 
 
 def execute(config: Config, components: Components, folder: Path, begin: Start, compile: Compile = compiled) -> int:
-    """From a state to the end or to a signal; the results are written in both cases."""
+    """Runs from a state to the end or to a signal, and writes the results in both cases.
+
+    Args:
+        config: of the run.
+        components: of the run.
+        folder: of the run.
+        begin: state, static shapes and log window.
+        compile: see `loop.train`.
+
+    Returns:
+        The exit code, as `start`.
+    """
     jax.config.update("jax_debug_nans", config.debug_nans)
     components = with_picture(config, components, folder) if components.image_inputs else components
     if not is_first():
@@ -141,26 +181,45 @@ def execute(config: Config, components: Components, folder: Path, begin: Start, 
 
 
 def with_picture(config: Config, components: Components, folder: Path) -> Components:
-    """The parts with the prompt fitted to the image; copies of both lie in the folder. The first process does it for all."""
+    """The components with the prompt fitted to the image, and copies of both in the folder. The first process writes for all.
+
+    Args:
+        config: of the run.
+        components: of the run.
+        folder: of the run.
+
+    Returns:
+        New components.
+    """
     if is_first():
         with tolerate_io_errors("the picture", "stop"):
             image_to_3d.keep(folder, config.image, components.image_inputs)
-        if config.image.invert and image_to_3d.load_textual_inversion(folder, config) is None:
+        if config.image.invert and textual_inversion.load_textual_inversion(folder, config) is None:
             log("picture", f"fits the embedding of the prompt, {config.image.invert} steps")
-            by = image_to_3d.textual_inversion(
+            by = textual_inversion.textual_inversion(
                 config, components.prior, components.weights, components.texts["prompt"], components.image_inputs.reference.image
             )
             with tolerate_io_errors("the fitted embedding", "stop"):
-                image_to_3d.save_textual_inversion(folder, config, by, components.texts)
+                textual_inversion.save_textual_inversion(folder, config, by, components.texts)
     agreed(0)
-    by = image_to_3d.load_textual_inversion(folder, config) if config.image.invert else None
-    return (
-        components if by is None else components._replace(texts=image_to_3d.shift_embeddings(components.texts, jnp.asarray(by)))
-    )
+    by = textual_inversion.load_textual_inversion(folder, config) if config.image.invert else None
+    if by is None:
+        return components
+    return components._replace(texts=textual_inversion.shift_embeddings(components.texts, jnp.asarray(by)))
 
 
 def worker_loop(config: Config, components: Components, begin: Start, compile: Compile) -> int:
-    """What every process but the first does: the same steps to the same end, and nothing that leaves a trace."""
+    """The steps of every process but the first: the same steps to the same end, without writing anything.
+
+    Args:
+        config: of the run.
+        components: of the run.
+        begin: state, static shapes and log window.
+        compile: see `loop.train`.
+
+    Returns:
+        The exit code, as `start`.
+    """
     with catch_signals() as stop:
         for done, _, _, _ in train(components, begin.state, begin.shapes, compile):
             if stops(config, done, stop):
@@ -171,7 +230,16 @@ def worker_loop(config: Config, components: Components, begin: Start, compile: C
 
 # --- the end, and signals ----------------------------------------------------------------------------------------------------
 def outcome(config: Config, state: TrainState, seconds: dict[str, float]) -> dict[str, Any]:
-    """What run.json says at the end."""
+    """The entries of run.json at the end of a run.
+
+    Args:
+        config: of the run.
+        state: its last state.
+        seconds: {phase: seconds}.
+
+    Returns:
+        A dict of JSON values.
+    """
     done = int(state.step)
     unit = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss is in bytes there, in KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
@@ -181,7 +249,11 @@ def outcome(config: Config, state: TrainState, seconds: dict[str, float]) -> dic
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Yields a list that SIGINT or SIGTERM puts its number into. A second Ctrl-C ends the program at once."""
+    """Yields a list that receives the number of a SIGINT or SIGTERM. A second Ctrl-C ends the program at once.
+
+    Yields:
+        The list.
+    """
     stop: list[int] = []
 
     def note(number, frame):

@@ -31,10 +31,16 @@ GIVE_UP = 20  # updates in a row that were dropped
 
 
 class Start(NamedTuple):
-    """What a run begins with, or goes on from."""
+    """What a run begins with, or resumes from.
+
+    Attributes:
+        state: of the training.
+        shapes: static shapes of the last step; None before the first.
+        window: measurements since the last line of the log.
+    """
 
     state: TrainState
-    shapes: StaticShapes | None = None  # of the last step; None before the first
+    shapes: StaticShapes | None = None
     window: Window = Window()
 
 
@@ -48,10 +54,21 @@ def training_loop(
     render_fn: SceneRenderer,
     stop: list[int],
 ) -> tuple[TrainState, dict[str, float]]:
-    """Goes through the steps after `begin`, and lets people see it.
+    """Goes through the steps, with progress bar, log, previews and checkpoints.
 
-    Ends early once `stop` holds a signal. Returns the last state, and seconds: of compilation in this sitting, of optimisation in
-    all sittings. Whatever is compiled, at the first step or later, by the step or for a preview, is no optimisation.
+    Args:
+        config: of the run.
+        components: of the run.
+        folder: of the run.
+        begin: state, static shapes and log window.
+        steps: from `loop.train`.
+        diagnose: state -> further metrics.
+        render_fn: from `scene_renderer`.
+        stop: holds a signal once the run is to end early.
+
+    Returns:
+        The last state, and seconds: of compilation in this sitting, of optimisation in all sittings. Compilation at any step, and
+            for previews, is no optimisation.
     """
     first, window, state, recent, shape, began = int(begin.state.step), begin.window, begin.state, [], None, time.monotonic()
     truncate_metrics(folder / "metrics.jsonl", window.logged)
@@ -98,22 +115,56 @@ def training_loop(
 
 
 def is_logged(config: Config, done: int) -> bool:
-    """Whether the log of an uninterrupted run has a line for this step."""
+    """Whether the log of an uninterrupted run has a line for a step.
+
+    Args:
+        config: of the run.
+        done: the step.
+
+    Returns:
+        True if it has.
+    """
     return done in (1, config.steps) or due(config.output.log_every, done)
 
 
 def is_previewed(config: Config, done: int) -> bool:
+    """Whether a preview is written after a step.
+
+    Args:
+        config: of the run.
+        done: the step.
+
+    Returns:
+        True if it is.
+    """
     return due(config.output.preview_every, done) or (config.output.preview_every > 0 and done == FIRST_PREVIEW)
 
 
 def save(config: Config, folder: Path, state: TrainState, shapes: StaticShapes, window: Window) -> None:
-    """A checkpoint: the state, and what a resumed run decides and logs alike by."""
+    """Saves a checkpoint: the state, and what a resumed run needs to decide and log alike.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        state: of the training.
+        shapes: static shapes of the last step.
+        window: measurements since the last line of the log.
+    """
     meta = {"static": shapes._asdict(), "config": dump(config), "log": window._asdict()}
     checkpoint.save(folder / "checkpoints", state, meta, config.checkpoint.keep)
 
 
 def stops(config: Config, done: int, stop: list[int]) -> bool:
-    """Whether a run ends with this step. Several processes tell each other of signals at logged steps: all end with the same."""
+    """Whether a run ends with a step. Several processes tell each other of signals at logged steps, so that all end alike.
+
+    Args:
+        config: of the run.
+        done: the step.
+        stop: signals that this process has received.
+
+    Returns:
+        True if it ends.
+    """
     if jax.process_count() > 1:
         heard = agreed(stop[0] if stop else 0) if due(config.output.log_every, done) else 0
         stop[:] = [heard] if heard else stop
@@ -122,7 +173,15 @@ def stops(config: Config, done: int, stop: list[int]) -> bool:
 
 
 def diagnosis(components: Components, shapes: StaticShapes | None) -> Callable[[TrainState], dict[str, float]]:
-    """state -> psi_displacement and fit_gain; nothing for objectives that learn nothing."""
+    """Builds the function that measures whether the learnable branch has learned.
+
+    Args:
+        components: of the run.
+        shapes: static shapes, or None for the first.
+
+    Returns:
+        state -> {"psi_displacement", "fit_gain"}; {} for objectives that train no query.
+    """
     if components.objective.trained_query is None:
         return lambda state: {}
     plan, key = components.plan, run_key(components.plan.seed, "train")
@@ -134,12 +193,18 @@ def diagnosis(components: Components, shapes: StaticShapes | None) -> Callable[[
 
 
 def check_alive(window: Window, recent: Sequence[dict[str, jax.Array]], state: TrainState) -> Window:
-    """Tells of updates that were dropped, and ends a run in which none is left; returns the next window.
+    """Logs dropped updates, and ends a run in which all of the last GIVE_UP were dropped.
 
     Args:
-      window: what the line is about that was just written.
-      recent: its metrics of this sitting.
-      state: after its steps.
+        window: of the line that was just written.
+        recent: metrics of its steps in this sitting.
+        state: after these steps.
+
+    Returns:
+        The next window.
+
+    Raises:
+        UserError: the last GIVE_UP updates were dropped.
     """
     skipped, done = int(state.skipped) - window.skipped, window.logged + window.steps
     broken = [(done - len(recent) + 1 + i, leaf) for i, m in enumerate(recent) if (leaf := int(m[INDEX])) >= 0]
@@ -161,7 +226,15 @@ def check_alive(window: Window, recent: Sequence[dict[str, jax.Array]], state: T
 
 @contextmanager
 def tolerate_io_errors(what: str, on_error: str) -> Iterator[None]:
-    """Tells of a file that could not be written, and goes on or, where on_error is "stop", ends the run."""
+    """Logs an error of a file that cannot be written, and goes on or ends the run.
+
+    Args:
+        what: was to be written.
+        on_error: "continue" or "stop".
+
+    Raises:
+        UserError: there was an error, and `on_error` is "stop".
+    """
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # tensorstore raises any of them for a full disk
@@ -172,12 +245,30 @@ def tolerate_io_errors(what: str, on_error: str) -> Iterator[None]:
 
 
 def due(every: int, done: int) -> bool:
+    """Whether a thing that happens every so many steps happens after a step.
+
+    Args:
+        every: number of steps; 0 is never.
+        done: the step.
+
+    Returns:
+        True if it does.
+
+    Examples:
+        >>> due(100, 200), due(0, 200)
+        (True, False)
+    """
     return every > 0 and done % every == 0
 
 
 # --- what a person sees -----------------------------------------------------------------------------------------------------
 def log(phase: str, text: str) -> None:
-    """One line of a run, beside the progress bar if there is one; of several processes the first speaks."""
+    """Prints a line of a run, beside the progress bar. Of several processes only the first prints.
+
+    Args:
+        phase: first word of the line.
+        text: the rest.
+    """
     if not is_first():
         return
     tqdm.write(f"{phase:<10}{escaped(text)}")
@@ -185,7 +276,15 @@ def log(phase: str, text: str) -> None:
 
 
 def show(bar: tqdm, line: dict[str, Any], config: Config, elapsed: float, done: int) -> None:
-    """The newest figures in the progress bar; where there is no terminal, a line for each tenth of the run."""
+    """Shows the newest figures in the progress bar; without a terminal, prints a line for each tenth of the run.
+
+    Args:
+        bar: of the run.
+        line: row of the log.
+        config: of the run.
+        elapsed: seconds of optimisation in this sitting.
+        done: steps of this sitting.
+    """
     step, names = line["step"], ("score_rms", "fit", "psi_displacement", "fit_gain", "gaussians", "samples")
     figures = {name: line[name] for name in names if name in line}
     text = ", ".join(f"{name} {x:.3g}" if isinstance(x, float) else f"{name} {x}" for name, x in figures.items())

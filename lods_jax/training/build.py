@@ -38,32 +38,67 @@ from lods_jax.training.schedules import Timeline, phase, window
 
 
 class Plan(NamedTuple):
-    """The numbers of the loop."""
+    """The numbers of the training loop.
+
+    Attributes:
+        seed: of all noise.
+        steps: number of steps.
+        batch: views per step, on all devices together.
+        resolution: edge of the renders, pixels.
+        later_resolution: the same from the step `switch` on.
+        switch: the step of the milestone.
+        parallel: "auto", "jit", "pmap" or "shard_map".
+        reduce: "sum" or "ordered".
+        fit_shares_noise: see `train_step.make_train_step`.
+        schedule: see `train_step.make_train_step`.
+        vae_slicing: see `train_step.make_train_step`.
+    """
 
     seed: int
     steps: int
-    batch: int  # views of a step on all devices together
-    resolution: int  # edge of the renders, pixels
-    later_resolution: int  # from the step `switch` on
+    batch: int
+    resolution: int
+    later_resolution: int
     switch: float
-    parallel: str  # "auto", "jit", "pmap" or "shard_map"
-    reduce: str  # "sum" or "ordered"
+    parallel: str
+    reduce: str
     fit_shares_noise: bool
-    schedule: tuple[int, int] | None  # steps of the scene alone, then of the learned branch alone
+    schedule: tuple[int, int] | None
     vae_slicing: bool
 
 
 class Components(NamedTuple):
-    """A run, ready to be stepped."""
+    """A run, ready to be trained: scene, prior, objective, optimizers, and the numbers of the loop.
+
+    Attributes:
+        setup: kind of scene with its settings.
+        prior: predicts noise.
+        prior_sha256: of the U-Net's weights; None for closed forms.
+        weights: frozen parameters of the prior.
+        objective: queries and residual.
+        texts: {name: tokens [views n d]}.
+        select_prompts: (texts, camera) -> ({name: tokens [b n d]}, the function that predicts with them).
+        psi: the learnable part before the first step.
+        tx_theta: optimizer of the scene.
+        tx_psi: optimizer of the learnable part.
+        cameras: (keys [b], views [b]) -> b cameras.
+        orbit: the distribution of cameras.
+        window: step -> lowest and highest timestep.
+        regularizers: (render, step) -> {name: weighted cost [b]}.
+        plan: numbers of the loop.
+        reference_view: static shapes -> the view of the reference image, or None.
+        score_path: from latents to pixels; None for the encoder's.
+        image_inputs: of a run from an image.
+    """
 
     setup: SceneSetup
     prior: Prior
-    prior_sha256: str | None  # of the U-Net's weights; None for closed forms
+    prior_sha256: str | None
     weights: Any
     objective: Objective
-    texts: dict[str, Array]  # {name: [views n d]}
-    select_prompts: Callable  # (texts, camera) -> rows, and how to ask with them
-    psi: Any  # before the first step
+    texts: dict[str, Array]
+    select_prompts: Callable
+    psi: Any
     tx_theta: optax.GradientTransformation
     tx_psi: optax.GradientTransformation
     cameras: Callable
@@ -72,15 +107,23 @@ class Components(NamedTuple):
     regularizers: Callable
     plan: Plan
     reference_view: Callable[[StaticShapes], ReferenceView | None]
-    score_path: ScorePath | None = None  # None is the encoder's
-    image_inputs: ImageInputs | None = None  # of an image
+    score_path: ScorePath | None = None
+    image_inputs: ImageInputs | None = None
 
 
 def build(config: Config, folder: Path | None = None) -> Components:
-    """The parts that a configuration names. Raises UserError or ValueError, in one line, for what does not fit together.
+    """The components of a configuration.
 
     Args:
-      folder: of a run that goes on, which holds what was made of its image.
+        config: of the run.
+        folder: of a run that goes on, with what was made from its image.
+
+    Returns:
+        The components, weights read and prompts embedded.
+
+    Raises:
+        UserError: settings do not fit each other.
+        ValueError: the prior cannot be read, or does not know a text.
     """
     objective, _ = checked(config)
     prior = load_prior(config.prior.name, download=config.prior.download, **prior_options(config.prior))
@@ -98,7 +141,17 @@ def build(config: Config, folder: Path | None = None) -> Components:
 
 
 def build_abstract(config: Config) -> Components:
-    """The same with shapes in place of arrays, for a published architecture whose folder is not there; it cannot be run."""
+    """The components with shapes in place of arrays, for a published architecture without its folder. They cannot be run.
+
+    Args:
+        config: of the run; its prior is a key of `architectures.CONFIGS`.
+
+    Returns:
+        The components.
+
+    Raises:
+        UserError: settings do not fit each other, or the run has an image.
+    """
     if config.image.file:
         raise UserError(f"a dry run of an image needs the folder of the prior, and {config.prior.name} is a name alone")
     objective, table = checked(config)
@@ -114,12 +167,16 @@ def build_abstract(config: Config) -> Components:
 
 
 def without_text(weights: Any) -> Any:
-    """Without the text encoder, which has done its work once the tables are there; that of Stable Diffusion 2 takes 1.3 GiB."""
+    """The weights without the text encoder, which is not needed once prompts are embedded; Stable Diffusion 2's takes 1.3 GiB."""
     return {part: own for part, own in weights.items() if part != "text"} if isinstance(weights, Mapping) else weights
 
 
 def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
-    """Objective and prompt table, after every complaint that needs no weights."""
+    """Objective and prompt table of a config, after all checks that need no weights.
+
+    Raises:
+        UserError: settings do not fit each other.
+    """
     objective, setup = objective_of(config), scene_setup(config)
     if (objective.trained_query or config.image.invert) and config.prior.dtype == "float16":
         learns = f"objective {config.objective.name} learns" if objective.trained_query else "image.invert fits an embedding"
@@ -132,7 +189,15 @@ def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
 
 
 def prompt_table_of(config: Config, truncate: prompts.Truncate = prompts.whole) -> dict[str, Sequence[str]]:
-    """The texts that a run may ask with; see `prompts.prompt_table`."""
+    """The prompt table of a configuration.
+
+    Args:
+        config: of the run.
+        truncate: of the prior.
+
+    Returns:
+        {name: one text per view}, see `prompts.prompt_table`.
+    """
     source = config.source_prompt or None
     without = {word: views.replace(",", " ").split() for word, views in config.debias.items()}
     adapter = config.objective.adapter_text
@@ -140,29 +205,63 @@ def prompt_table_of(config: Config, truncate: prompts.Truncate = prompts.whole) 
 
 
 def objective_of(config: Config) -> Objective:
+    """The objective of a config."""
     o = config.objective
     return make_objective(o.name, o.guidance_scale, o.options | ({} if o.adapter_text is None else {"adapter_text": "adapter"}))
 
 
 def predictions_per_view(config: Config, objective: Objective) -> int:
-    """How many noise predictions a step asks for each view: the score's, and the fit's unless it shares the score's noise."""
+    """Noise predictions per view and step: those of the score, and that of the denoising loss unless it shares the score's.
+
+    Args:
+        config: of the run.
+        objective: of the run.
+
+    Returns:
+        Their number.
+    """
     asked = len(objective.queries) + (objective.trained_query is not None and not config.objective.fit_shares_noise)
     return asked + 2 * (config.zero123.name != "none")
 
 
 def first_psi(config: Config, prior: Prior, objective: Objective, weights: Any, tokens: Array) -> Any:
-    """What is learned of the prior, before the first step."""
+    """The learnable part of the prior before the first step.
+
+    Args:
+        config: of the run.
+        prior: of the run.
+        objective: names the trained query.
+        weights: of the prior.
+        tokens: of the null text [n d].
+
+    Returns:
+        psi.
+    """
     return prior.init_psi(weights, run_key(config.seed, "psi"), tokens, objective.trained_queries)
 
 
 def psi_optimizer(o: OptimizerConfig) -> optax.GradientTransformation:
-    """Adam for the learnable part of the prior."""
+    """Adam for the learnable part of the prior; o are the settings of the optimizers."""
     return optax.adam(o.psi_lr, o.b1, o.b2 if o.psi_b2 is None else o.psi_b2, o.eps)
 
 
 def assemble(
     config: Config, prior: Prior, sha256: str | None, weights: Any, objective: Objective, texts: dict[str, Array], psi: Any
 ) -> Components:
+    """The components from a configuration and what was made with its prior.
+
+    Args:
+        config: of the run.
+        prior: of the run.
+        sha256: of the U-Net's weights, or None.
+        weights: of the prior.
+        objective: of the run.
+        texts: {name: tokens [views n d]}.
+        psi: the learnable part.
+
+    Returns:
+        The components, without an image.
+    """
     setup, orbit, timeline = scene_setup(config), orbit_of(config.camera), timeline_of(config)
     return Components(
         setup,
@@ -188,13 +287,21 @@ def assemble(
 
 
 def score_path_of(config: Config) -> ScorePath | None:
-    """The way of scores to pixels; None is the encoder's."""
+    """The way from latent scores to pixels that a config names; None for the encoder's."""
     share = partial(phase, timeline_of(config), config.score_path.decoder_share)
     return {"encoder": None, "decoder": blend(lambda step: 1.0), "blend": blend(share), "split": split()}[config.score_path.name]
 
 
 def reference_view_of(config: Config, setup: SceneSetup) -> Callable[[StaticShapes], ReferenceView | None]:
-    """static shape -> the view of the image of a run, if it has one."""
+    """The reference view of a run, for any static shapes.
+
+    Args:
+        config: of the run.
+        setup: of the scene.
+
+    Returns:
+        static shapes -> the view of its image, or None.
+    """
     if not config.image.file:
         return lambda shapes: None
     weights = {name: getattr(config.image, name) for name in IMAGE_ERRORS}
@@ -203,16 +310,17 @@ def reference_view_of(config: Config, setup: SceneSetup) -> Callable[[StaticShap
 
 
 def timeline_of(config: Config) -> Timeline:
+    """The timeline that schedules of a config are fractions of."""
     return Timeline(config.steps, config.milestone)
 
 
 def orbit_of(camera: CameraConfig) -> Orbit:
-    """The distribution of training cameras."""
+    """The distribution of training cameras, from the settings of the camera."""
     return Orbit(**vars(camera))
 
 
 def scene_setup(config: Config) -> SceneSetup:
-    """The kind of scene that a configuration names, in as many particles as it asks for."""
+    """The setup of the scene that a config names, with its particles."""
     c, o, steps = config.camera, config.optimizer, config.steps
     if config.scene == "nerf":
         one = nerf_setup(config.nerf, o, steps, normals=ever_on(config.regularizers.orientation))
@@ -223,7 +331,7 @@ def scene_setup(config: Config) -> SceneSetup:
 
 
 def plan_of(config: Config) -> Plan:
-    """What the loop asks of a configuration."""
+    """The numbers of the training loop, from a config."""
     return Plan(
         seed=config.seed,
         steps=config.steps,
@@ -240,7 +348,16 @@ def plan_of(config: Config) -> Plan:
 
 
 def check_queries(config: Config, objective: Objective, texts: Mapping[str, Any]) -> None:
-    """Refuses an objective that asks for what a run does not have."""
+    """Checks that a run has what the queries of an objective need.
+
+    Args:
+        config: of the run.
+        objective: of the run.
+        texts: {name: ...} that there are.
+
+    Raises:
+        UserError: a query needs a reference image, or a text that is missing.
+    """
     for query in objective.queries.values():
         if query.latents != "render":
             raise UserError(f"objective {config.objective.name} compares with a reference image, which a 3D run does not have")
@@ -250,12 +367,21 @@ def check_queries(config: Config, objective: Objective, texts: Mapping[str, Any]
 
 # --- priors ---------------------------------------------------------------------------------------------------------------
 def prior_options(p: PriorConfig) -> dict[str, Any]:
-    """The options of `load_prior` that a configuration names."""
+    """The options of `load_prior` that the settings p of a prior hold."""
     return {name: getattr(p, name) for name in ("dtype", "rank", "attention", "remat", "variant")}
 
 
 def names_views(config: Config) -> bool:
-    """Whether the prompts of a run name the view: not where the prior's own world knows an object that looks alike all around."""
+    """Whether the prompts of a run name the view.
+
+    "auto" names it unless the world of the prior knows the object and that it has no front.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        True if they do.
+    """
     if config.view_words != "auto":
         return config.view_words == "on"
     world = world_of(config.prior.name)

@@ -31,24 +31,48 @@ SMALLER = {
 
 
 class Cost(NamedTuple):
-    """Of one step, per device."""
+    """What one step costs, per device.
 
-    parameters: dict[str, int]  # by part: of the frozen networks, the scene, and what is learned of the prior
+    Attributes:
+        parameters: {part: number} of the frozen networks, the scene and the learnable part.
+        devices: number of devices.
+        kind: of device.
+        arguments: bytes of weights, state and texts, also of those that the step does not read.
+        temporary: bytes.
+        memory: bytes of a device's memory; None if it is not known.
+        operations: floating-point operations.
+        collectives: {kind: number}.
+    """
+
+    parameters: dict[str, int]
     devices: int
     kind: str
-    arguments: int  # bytes of weights, state and texts, also of those that the step itself does not read
-    temporary: int  # bytes
-    memory: int | None  # bytes of a device's memory; None where it does not tell
+    arguments: int
+    temporary: int
+    memory: int | None
     operations: float
-    collectives: dict[str, int]  # how many of each kind
+    collectives: dict[str, int]
 
     @property
     def peak(self) -> int:
+        """Bytes at the peak of a step."""
         return self.arguments + self.temporary
 
 
 def estimate(config: Config, components: Components, devices: list | None = None) -> Cost:
-    """Compiles the step, runs nothing. Arrays of `parts` may be shapes alone (`build.build_abstract`)."""
+    """Compiles the step, without running it, and reads XLA's analysis.
+
+    Args:
+        config: of the run.
+        components: of the run; shapes in place of arrays suffice (`build.build_abstract`).
+        devices: None for those here; others are compiled for ahead of time.
+
+    Returns:
+        The cost.
+
+    Raises:
+        UserError: the batch cannot be split evenly, or a step does not fit into memory.
+    """
     here = devices is None
     if here:
         devices = jax.devices()[:1] if mode_of(components) == "jit" else jax.devices()
@@ -93,7 +117,15 @@ def estimate(config: Config, components: Components, devices: list | None = None
 
 
 def check_fits(config: Config, cost: Cost) -> None:
-    """Raises UserError for a step that needs more memory than a device has."""
+    """Checks that a step fits into the memory of a device.
+
+    Args:
+        config: of the run.
+        cost: from `estimate`.
+
+    Raises:
+        UserError: it does not; the message names flags that help.
+    """
     if cost.memory is not None and cost.peak > cost.memory:
         raise UserError(
             f"a step needs {cost.peak / GIB:.1f} GiB of the {cost.memory / GIB:.1f} that a {cost.kind} device has; "
@@ -102,12 +134,13 @@ def check_fits(config: Config, cost: Cost) -> None:
 
 
 def advice(config: Config) -> str:
+    """The flags that would lower the memory of a config's step, as the end of a message."""
     flags = [flag for flag, helps in SMALLER.items() if helps(config)]
     return f"smaller with {', '.join(flags)}" if flags else "and no flag makes it smaller"
 
 
 def describe(cost: Cost) -> str:
-    """A few lines for the console."""
+    """A cost as lines for the console."""
     lines = [f"{name:<14}{n:>14,} parameters" for name, n in cost.parameters.items()]
     memory = f" of {cost.memory / GIB:.1f}" if cost.memory else ""
     lines += [
@@ -121,16 +154,25 @@ def describe(cost: Cost) -> str:
 
 
 def memory_of(device: Any) -> int | None:
-    """Bytes of memory that a device has for us."""
+    """Bytes of memory of a device; None if it is not known."""
     if device.platform == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def slice_of(name: str) -> list:
-    """The devices of a TPU slice that need not be there: "v5e:2x4". Needs the extra `tpu`.
+    """The devices of a TPU slice that need not be there. Needs the extra `tpu`.
 
-    To be called first: from here on this process computes on the CPU, and keeps nothing that it compiles.
+    Call it first: afterwards this process computes on the CPU, and does not cache compilations.
+
+    Args:
+        name: such as "v5e:2x4".
+
+    Returns:
+        Devices to compile for.
+
+    Raises:
+        UserError: the name is malformed, or there is no such slice.
     """
     if not re.fullmatch(r"v\d+[a-z]*:\d+(x\d+){1,2}", name):
         raise UserError(f"topology must read like v5e:2x4, got {name}")

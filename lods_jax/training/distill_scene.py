@@ -53,7 +53,7 @@ def distill_scene(
 
     Yields:
         State and metrics after each step: `state.theta` are the scene's parameters, `state.psi` what was learned of the prior.
-        The state is given away to the next step: copy what has to outlive it.
+            The state is given away to the next step: copy what has to outlive it.
 
     Raises:
         ValueError: the objective asks with a text or with latents that a prompt alone does not give.

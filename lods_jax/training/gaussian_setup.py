@@ -32,8 +32,11 @@ def gaussian_setup(g: GaussianConfig, optimizer: OptimizerConfig, steps: int, vi
         g: its settings.
         optimizer: settings of Adam that all parameters share.
         steps: of the run; schedules are fractions of it.
-        view: how far from the origin the cameras of training see, world units. A file of points is fitted into it.
-        seed: of the rows that are drawn of a file of points.
+        view: distance from the origin up to which the cameras of training see, world units. A file of points is fitted into it.
+        seed: for the choice of rows of a file of points.
+
+    Returns:
+        The setup.
     """
     from_file = g.init_type not in SHAPES
 
@@ -81,12 +84,18 @@ def gaussian_setup(g: GaussianConfig, optimizer: OptimizerConfig, steps: int, vi
 
 
 def points_of_file(g: GaussianConfig, view: float, seed: int) -> tuple[Start, list[str]]:
-    """What the Gaussians start from where `gaussians.init_type` is a file, and what a person should know of it, a line each.
+    """The first Gaussians from the file `gaussians.init_type`.
 
     Args:
         g: names the file.
-        view: how far from the origin the cameras of training see, world units.
-        seed: of the rows that are drawn where there are too many.
+        view: distance from the origin up to which the cameras of training see, world units.
+        seed: for the choice of rows.
+
+    Returns:
+        {leaf of theta: first rows}, and notes for the user.
+
+    Raises:
+        UserError: there is no such file, or it holds no point that can be rendered.
     """
     if not Path(g.init_type).is_file():
         raise UserError(f"gaussians.init_type must be ball, shell or a file of points or splats, got {g.init_type}")
@@ -104,7 +113,16 @@ def points_of_file(g: GaussianConfig, view: float, seed: int) -> tuple[Start, li
 
 
 def gaussian_optimizer(g: GaussianConfig, o: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Adam with one learning rate per parameter, all of them falling alike, and those of means by `means_decay` beside."""
+    """Adam with one learning rate per parameter. All rates decay alike, and that of the means by `means_decay` in addition.
+
+    Args:
+        g: learning rates.
+        o: settings of Adam that all parameters share.
+        steps: of the run.
+
+    Returns:
+        An optax optimizer.
+    """
     rates = vars(g.lr)
     chain = [
         optax.scale_by_adam(o.b1, o.b2, o.eps),
@@ -117,13 +135,32 @@ def gaussian_optimizer(g: GaussianConfig, o: OptimizerConfig, steps: int) -> opt
 
 
 def gaussian_shapes(slots: int, resolution: int, aux: Any) -> StaticShapes:
-    """Capacity for the most intersections that a view has had, and a tenth more, in powers of two."""
+    """Static shapes with a capacity for a tenth more intersections than any view has had, as a power of two.
+
+    Args:
+        slots: capacity of the scene.
+        resolution: edge of the renders, pixels.
+        aux: with "total"; None at first.
+
+    Returns:
+        Static shapes.
+    """
     most = 0 if aux is None else int(np.max(aux["total"]))
     capacity = max(INTERSECTIONS_PER_GAUSSIAN * slots, round(1.1 * most))
     return StaticShapes(resolution, 1 << (capacity - 1).bit_length())
 
 
 def export_gaussians(folder: Path, theta: Any, aux: Any) -> str:
+    """Writes scene.ply and scene.splat.
+
+    Args:
+        folder: of the run.
+        theta: parameters.
+        aux: of the scene.
+
+    Returns:
+        A line on what was written.
+    """
     alive = np.asarray(aux["alive"])
     splats = {name: np.asarray(x)[alive] for name, x in theta.items()}
     dropped = write_ply(folder / "scene.ply", splats)
@@ -134,7 +171,15 @@ def export_gaussians(folder: Path, theta: Any, aux: Any) -> str:
 
 
 def gaussian_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Means, and opacity times the area that a Gaussian shows at most."""
+    """Means, and opacity times the largest area that a Gaussian can show.
+
+    Args:
+        theta: parameters.
+        aux: of the scene.
+
+    Returns:
+        Points [n 3] and masses [n].
+    """
     alive = np.asarray(aux["alive"])
     area = np.exp(np.sort(np.asarray(theta["log_scales"]), 1)[:, 1:].sum(1))
     opacity = 1 / (1 + np.exp(-np.asarray(theta["opacity_logits"])))

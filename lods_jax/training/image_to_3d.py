@@ -1,11 +1,9 @@
-"""Image-to-3D: what a run needs of an image: a cut-out, what it shows, its camera, an embedding fitted to it, Zero-1-to-3.
+"""Image-to-3D: the image of a run, its cut-out and camera, and the Zero-1-to-3 prior that it conditions.
 
-The image enters a run in three ways: as a known view (`regularizers.image_errors`), as what a Zero-1-to-3 prior sees, and through
-the prompt, whose embedding can be fitted to it before the run.
+The image enters a run in three ways: as a reference view (`regularizers.image_errors`), as the condition of a Zero-1-to-3 prior,
+and through the prompt, whose embedding can be fitted to it before the run (`textual_inversion`).
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,31 +12,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from scipy import ndimage
 
 from lods_jax.config import Config, ImageConfig, PriorConfig, Zero123Config
 from lods_jax.core.cameras import Orbit, orbit_camera, relative_pose
 from lods_jax.core.cutouts import centre, cut_out, framed, is_seen, over
 from lods_jax.core.errors import UserError
-from lods_jax.core.files import replacing
 from lods_jax.core.images import read_depth, read_rgba, to_uint8, white_of_file, write_png, write_tiff
 from lods_jax.core.math import normalize
 from lods_jax.core.paths import TABLETOP_POSE
-from lods_jax.core.random import run_key
 from lods_jax.core.types import Camera, Objective, Prior, Reference, ReferenceImage
-from lods_jax.distillation.objectives import lods_embedding, sds
+from lods_jax.distillation.objectives import sds
 from lods_jax.distillation.scores import PredictNoise, predict_noise
 from lods_jax.distillation.train_step import AuxiliaryPrior
 from lods_jax.priors.hub import local, unet_hash
 from lods_jax.priors.registry import world_of
 from lods_jax.priors.zero123 import token, zero123
-from lods_jax.scenes.gaussians import white_or_grey
-from lods_jax.training.checkpoint import digest
-from lods_jax.training.distill_2d import fit_on
 from lods_jax.training.schedules import Timeline, phase, window
 
 SHARE = 0.7  # of the image's edge that the object fills where it is framed anew
@@ -47,23 +37,41 @@ GENERIC = "an object"  # the prompt of an image that nobody reads
 AZIMUTHS, ELEVATIONS = {"side": 90.0, "back": 180.0}, {"overhead": 75.0}  # of a camera whose view the classifier reads, degrees
 ELEVATION = 15.0
 INVERT = 200  # steps that fit the embedding of a prompt that was not given
-# In the folder of a run: the image, what may lie beside it, the fitted embedding.
-COPY, DEPTH, NORMAL, EMBEDDING = "picture.png", "picture-depth.tif", "picture-normal.png", "prompt_embeds.safetensors"
+COPY, DEPTH, NORMAL = "picture.png", "picture-depth.tif", "picture-normal.png"  # in the folder of a run
 
 
 class ImageInputs(NamedTuple):
-    """What comes of the image of a run."""
+    """The parts of a run that come from its image.
 
-    rgba: Float[np.ndarray, "n n 4"]  # as the run keeps it
+    Attributes:
+        rgba: the image as the run keeps it [n n 4].
+        reference: input of the train step.
+        auxiliary_priors: the Zero-1-to-3 prior, if there is one.
+        zero123_sha256: of its U-Net's weights.
+    """
+
+    rgba: Float[np.ndarray, "n n 4"]
     reference: Reference
     auxiliary_priors: tuple[AuxiliaryPrior, ...]
-    zero123_sha256: str | None  # of the U-Net of the Zero-1-to-3 prior
+    zero123_sha256: str | None
 
 
 def image_inputs(
     config: Config, orbit: Orbit, timeline: Timeline, folder: Path | None, prior: Prior, weights: Any
 ) -> ImageInputs:
-    """The image of a configuration and who looks at it. `folder` is that of a run, which may hold copies to go on with."""
+    """The image of a configuration as inputs of the train step.
+
+    Args:
+        config: of the run.
+        orbit: the cameras of training.
+        timeline: of the run.
+        folder: of a run that goes on, with copies of its image; None for a new one.
+        prior: of the run.
+        weights: its frozen parameters.
+
+    Returns:
+        Reference and auxiliary priors.
+    """
     rgba = object_image(config.image, folder)
     depth, normal = depth_of(config.image, folder, len(rgba)), normal_of(config.image, folder, len(rgba))
     image = ReferenceImage(
@@ -83,7 +91,13 @@ def image_inputs(
 
 
 def keep(folder: Path, p: ImageConfig, found: ImageInputs) -> None:
-    """Leaves copies in the folder of a run, from which it goes on, and which people look at."""
+    """Writes copies of the image and what lies beside it into the folder of a run, to resume from.
+
+    Args:
+        folder: of the run.
+        p: settings of the image.
+        found: from `image_inputs`.
+    """
     write_png(folder / COPY, found.rgba)
     if (depth := depth_of(p, folder, len(found.rgba))) is not None:
         write_tiff(folder / DEPTH, depth)
@@ -93,7 +107,18 @@ def keep(folder: Path, p: ImageConfig, found: ImageInputs) -> None:
 
 # --- the image and its camera -----------------------------------------------------------------------------------------------
 def object_image(p: ImageConfig, folder: Path | None = None) -> Float[np.ndarray, "n n 4"]:
-    """The cut-out that a run works with, square, alpha not multiplied in: the copy of its folder, or made from the file."""
+    """The cut-out that a run works with, square: the copy in its folder, or made from the file.
+
+    Args:
+        p: settings of the image.
+        folder: of the run, if there is one.
+
+    Returns:
+        [n n 4] in [0, 1], colours not multiplied by alpha.
+
+    Raises:
+        UserError: the image shows no object.
+    """
     if folder and (folder / COPY).is_file():
         return read_rgba(folder / COPY)
     rgba = read_rgba(p.file)
@@ -110,19 +135,50 @@ def object_image(p: ImageConfig, folder: Path | None = None) -> Float[np.ndarray
 
 
 def depth_of(p: ImageConfig, folder: Path | None, edge: int) -> Float[np.ndarray, "n n"] | None:
-    """The depths beside the image, at its size, in the units of their file; None where there are none."""
+    """The depths beside the image.
+
+    Args:
+        p: settings of the image.
+        folder: of the run, if there is one.
+        edge: of the image, pixels.
+
+    Returns:
+        [n n] in the units of their file; None without.
+    """
     file = beside(p, folder, "depth", DEPTH, "picture-depth.png")  # runs of old have a PNG
     return None if file is None else centre(read_depth(file), edge)
 
 
 def normal_of(p: ImageConfig, folder: Path | None, edge: int) -> Float[np.ndarray, "n n 3"] | None:
-    """The normals beside the image as colours, at its size, in eight bits; None where there are none."""
+    """The normals beside the image, as colours.
+
+    Args:
+        p: settings of the image.
+        folder: of the run, if there is one.
+        edge: of the image, pixels.
+
+    Returns:
+        [n n 3] in [0, 1]; None without.
+    """
     file = beside(p, folder, "normal", NORMAL)
     return None if file is None else to_uint8(framed(read_rgba(file), edge)[..., :3]).astype(np.float32) / 255
 
 
 def beside(p: ImageConfig, folder: Path | None, name: str, *copies: str) -> Path | None:
-    """What lies beside the image: a copy in the folder of a run, else the file of the configuration, if there is one."""
+    """A file beside the image: a copy in the folder of a run, or the file of the configuration.
+
+    Args:
+        p: settings of the image.
+        folder: of the run, if there is one.
+        name: "depth" or "normal".
+        *copies: names in the folder.
+
+    Returns:
+        Its path; None without.
+
+    Raises:
+        UserError: the image is cropped to the object, so that the file would not fit it.
+    """
     file = getattr(p, f"{name}_file")
     if not file:
         return None
@@ -132,13 +188,29 @@ def beside(p: ImageConfig, folder: Path | None, name: str, *copies: str) -> Path
 
 
 def in_unit_range(depth: Float[np.ndarray, "n n"], rgba: Float[np.ndarray, "n n 4"]) -> Float[np.ndarray, "n n"]:
-    """Depths from 0 at the nearest to 1 at the farthest point of the object; the background takes none of their precision."""
+    """Depths from 0 at the nearest to 1 at the farthest point of the object, whatever the background's.
+
+    Args:
+        depth: [n n].
+        rgba: the image [n n 4].
+
+    Returns:
+        [n n].
+    """
     near, far = depth_range(depth, rgba)
     return np.clip((depth.astype(np.float64) - near) / (far - near if far > near else 1.0), 0, 1).astype(np.float32)
 
 
 def depth_range(depth: Float[np.ndarray, "n n"], rgba: Float[np.ndarray, "n n 4"]) -> tuple[float, float]:
-    """The least and the largest depth of the object, but for its outline, where the background may show."""
+    """Smallest and largest depth of the object, without its outline, where the background may show.
+
+    Args:
+        depth: [n n].
+        rgba: the image [n n 4].
+
+    Returns:
+        Two numbers.
+    """
     own = rgba[..., 3] > 0.5
     inner = ndimage.binary_erosion(own)
     values = depth[inner if inner.any() else own] if own.any() else depth
@@ -146,7 +218,17 @@ def depth_range(depth: Float[np.ndarray, "n n"], rgba: Float[np.ndarray, "n n 4"
 
 
 def notes_on_image(config: Config) -> list[str]:
-    """What a person should know of how the image and what lies beside it were read."""
+    """Notes for the user on how the image and its depths were read.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        A line each.
+
+    Raises:
+        UserError: the depths are the same all over the object.
+    """
     rgba, notes = object_image(config.image), []
     if (white := white_of_file(config.image.file) or 1) != 1:
         notes.append(f"{white:,} is taken for white, as its greys are no bytes")
@@ -167,7 +249,15 @@ def notes_on_image(config: Config) -> list[str]:
 
 
 def camera_of(p: ImageConfig, orbit: Orbit) -> Camera:
-    """The camera of the image."""
+    """The camera of the image.
+
+    Args:
+        p: settings of the image.
+        orbit: the cameras of training, for what is not given.
+
+    Returns:
+        One camera.
+    """
     middle = lambda limits: sum(limits) / 2  # noqa: E731
     fov_y = np.deg2rad(p.fov_y)
     radius = p.radius or (middle(orbit.radius) if orbit.radius else middle(orbit.extent) / np.tan(fov_y / 2))
@@ -176,9 +266,18 @@ def camera_of(p: ImageConfig, orbit: Orbit) -> Camera:
 
 
 def resolve_image_config(config: Config) -> tuple[Config, str]:
-    """The configuration with prompt and camera, which the prior's world reads where they are not given; and what it read.
+    """The configuration with prompt and camera, read from the image where they are not given.
 
     A prompt that is not given is also fitted to the image.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        The configuration, and a line on what was read; "" for nothing.
+
+    Raises:
+        UserError: the image shows no object that the prior's world knows, and there is no prompt.
     """
     p, said, world = config.image, "", world_of(config.prior.name)
     caption, view = world.read_image(object_image(config.image)) if world else (None, None)
@@ -195,76 +294,25 @@ def resolve_image_config(config: Config) -> tuple[Config, str]:
     return replace(config, prompt=caption or GENERIC, image=p), said
 
 
-# --- the prompt, fitted to the image ----------------------------------------------------------------------------------------
-def textual_inversion(
-    config: Config, prior: Prior, weights: Any, prompt: Float[Array, "views k d"], image: ReferenceImage
-) -> Float[Array, "k d"]:
-    """What brings the prompt's row of the image's view to denoise the image.
-
-    Textual inversion (Gal et al. 2023) in the output space of the text encoder, by the fit of LODS's learned branch.
-    """
-    k_behind, k_fit = jax.random.split(run_key(config.seed, "inversion"))
-    behind = jax.vmap(white_or_grey)(jax.random.split(k_behind, config.image.invert_batch))[:, None, None]
-    rgb, mask = image.rgb, image.mask
-    if len(rgb) > config.resolution:  # as large as the renders will be
-        size = (config.resolution, config.resolution)
-        rgb, mask = (jax.image.resize(x, (*size, x.shape[2]), "linear") for x in (rgb, mask))
-    # rgb is on white: what is to be seen through shows the other background.
-    images = jnp.clip(rgb[None] - (1 - mask[None]) * (1 - behind), 0, 1)
-    start = prompt[image.camera.view[0]]
-    psi, tx = {"embedding": start}, optax.adam(config.image.invert_lr)
-    psi = fit_on(prior, weights, lods_embedding(), {}, images, psi, tx, k_fit, config.image.invert)
-    if not jnp.all(jnp.isfinite(psi["embedding"])):
-        raise UserError("the embedding that was fitted to the image is not finite: try a smaller --image.invert-lr")
-    return psi["embedding"] - start
-
-
-def shift_embeddings(texts: Mapping[str, Array], by: Float[Array, "k d"]) -> dict[str, Array]:
-    """The tables with that of the prompt moved as one, with and without the view."""
-    return dict(texts) | {name: texts[name] + by[None] for name in ("prompt", "plain")}
-
-
-def save_textual_inversion(folder: Path, config: Config, by: Float[Array, "k d"], texts: Mapping[str, Array]) -> None:
-    """Writes the prompt's table as `prompt_embeds` [views k d], by how much it was moved, and what that hangs on."""
-    arrays = {"shift": np.asarray(by), "prompt_embeds": np.asarray(shift_embeddings(texts, by)["prompt"])}
-    about = {"format": "pt", "made_with": made_with(folder, config), "sha256": digest(arrays["shift"])}
-    with replacing(folder / EMBEDDING) as partial_file:
-        save_file(arrays, partial_file, about)
-
-
-def load_textual_inversion(folder: Path, config: Config) -> Float[np.ndarray, "k d"] | None:
-    """What `save_textual_inversion` wrote; None if it is not there, is damaged, or was made with other settings."""
-    file = folder / EMBEDDING
-    try:
-        with safe_open(file, framework="np") as opened:
-            about, by = opened.metadata() or {}, opened.get_tensor("shift")
-    except (SafetensorError, OSError):
-        return None
-    whole = about.get("sha256") == digest(by) and about.get("made_with") == made_with(folder, config)
-    return by if whole else None
-
-
-def made_with(folder: Path, config: Config) -> str:
-    """A hash of all that a shift hangs on beside the prior."""
-    p = config.image
-    settings = (config.prompt, config.view_words, config.seed, config.resolution, config.debias)
-    settings += (p.azimuth, p.elevation, p.invert, p.invert_lr, p.invert_batch)
-    return digest(json.dumps(settings) + digest(read_rgba(folder / COPY)))
-
-
 # --- the Zero-1-to-3 prior ----------------------------------------------------------------------------------------------------
 def zero123_auxiliary(
     settings: Zero123Config, beside: PriorConfig, timeline: Timeline, prior: Prior, weights: Any, image: ReferenceImage
 ) -> tuple[AuxiliaryPrior, tuple[dict[str, Any], dict[str, Any]]]:
-    """The Zero-1-to-3 prior of a configuration, with its weights and what it is asked with.
+    """The Zero-1-to-3 prior as an auxiliary prior.
 
     Args:
-      settings: its guidance, weight and timesteps.
-      beside: settings of the prior beside it, whose arithmetic it shares.
-      timeline: of the run.
-      prior: the prior beside it, with which it shares latents if both encode the image alike.
-      weights: of that prior.
-      image: what it is conditioned on.
+        settings: of this prior.
+        beside: settings of the prior of the run, whose arithmetic it shares.
+        timeline: of the run.
+        prior: of the run; latents are shared if both encode the image alike.
+        weights: its frozen parameters.
+        image: of the run.
+
+    Returns:
+        The auxiliary prior, and its input: (weights, tables).
+
+    Raises:
+        UserError: there is no such prior.
     """
     folder, key = zero123_folder(settings.name), jax.random.key(0)
     if not (folder / "image_encoder").is_dir():
@@ -288,18 +336,33 @@ def zero123_auxiliary(
 
 
 def zero123_folder(name: str) -> Path:
-    """Where the Zero-1-to-3 prior lies, "tabletop" being the shipped one."""
+    """The folder of the Zero-1-to-3 prior of a name; "tabletop" is the shipped one."""
     return TABLETOP_POSE if name == "tabletop" else local(name)
 
 
 def select_zero123_prompts(tables: dict[str, Any], camera: Camera) -> tuple[dict[str, Array], PredictNoise]:
-    """A `select_prompts` for `make_train_step`: the token of each view, from its pose relative to that of the image."""
+    """A `select_prompts` of `make_train_step`: the token of each view, from its pose relative to that of the image.
+
+    Args:
+        tables: from `Zero123Prior.encode_image`.
+        camera: b cameras.
+
+    Returns:
+        {name: tokens [b 1 d]}, and the function that predicts with them.
+    """
     many = lambda x: jnp.broadcast_to(x, (len(camera.azimuth), *x.shape))  # noqa: E731
     context = token(tables["join"], many(tables["embedding"]), relative_pose(tables["camera"], camera))
     return {"prompt": context, "null": jnp.zeros_like(context)}, partial(predict_noise, image=many(tables["image"]))
 
 
 def condition_on_image(objective: Objective) -> Objective:
-    """The objective whose prompt query also sees the image; the null query sees none."""
+    """The objective whose prompt query also sees the image; the others see zeros.
+
+    Args:
+        objective: any.
+
+    Returns:
+        A new objective.
+    """
     queries = {name: query._replace(image=query.text == "prompt") for name, query in objective.queries.items()}
     return objective._replace(queries=queries)

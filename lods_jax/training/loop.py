@@ -23,36 +23,60 @@ Compile = Callable[[Components, StaticShapes], Callable]
 
 
 class Progress(NamedTuple):
-    """After one step. The state is given away to the next step: copy what has to outlive it."""
+    """The run after one step. The state is donated to the next step: copy what has to outlive it.
 
-    done: int  # steps
+    Attributes:
+        done: number of steps so far.
+        state: of the training.
+        shapes: static shapes of the step.
+        metrics: of the step.
+    """
+
+    done: int
     state: TrainState
     shapes: StaticShapes
     metrics: dict[str, jax.Array]
 
 
 def first_shapes(components: Components) -> StaticShapes:
-    """What the first step is compiled for."""
+    """The static shapes of the first step of a run with these components."""
     return components.setup.choose_shapes(components.plan.resolution, None)
 
 
 def first_state(components: Components) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step of a run with these components."""
     return state_of(components.setup.scene(first_shapes(components)), components)
 
 
 def state_shapes(components: Components) -> TrainState:
-    """The state's shapes and types, without the file that the scene once started from."""
+    """Shapes and dtypes of the state of a run with these components, without the file that its scene may start from."""
     return jax.eval_shape(lambda: state_of(components.setup.blank_scene(first_shapes(components)), components))
 
 
 def state_of(scene: Scene, components: Components) -> TrainState:
+    """The state before the first step, of a given scene.
+
+    Args:
+        scene: to train.
+        components: of the run.
+
+    Returns:
+        The state.
+    """
     key = run_key(components.plan.seed, "scene")
     return init_state(scene, components.psi, components.tx_theta, components.tx_psi, key)
 
 
 def train_step(components: Components, shapes: StaticShapes) -> TrainStep:
-    """The train step at a static shape, still to be told of devices (`parallel.compile_train_step`)."""
+    """The train step at static shapes, for `parallel.compile_train_step`.
+
+    Args:
+        components: of the run.
+        shapes: static shapes.
+
+    Returns:
+        The two halves of the step.
+    """
     return make_train_step(
         components.setup.scene(shapes),
         components.prior,
@@ -74,13 +98,31 @@ def train_step(components: Components, shapes: StaticShapes) -> TrainStep:
 
 
 def compiled(components: Components, shapes: StaticShapes) -> Callable:
-    """The train step at a static shape, over the devices that the configuration asks for."""
+    """The train step at static shapes, over the devices that the configuration names.
+
+    Args:
+        components: of the run.
+        shapes: static shapes.
+
+    Returns:
+        The compiled step.
+    """
     plan = components.plan
     return compile_train_step(train_step(components, shapes), mode_of(components), plan.batch, reduce=plan.reduce)
 
 
 def mode_of(components: Components) -> str:
-    """How the step is spread over the devices that are here, or that all processes have."""
+    """How the step is spread over devices.
+
+    Args:
+        components: of the run.
+
+    Returns:
+        "jit", "pmap" or "shard_map".
+
+    Raises:
+        UserError: the batch cannot be split evenly over the devices of all processes.
+    """
     n, (batch, parallel), particles = (
         jax.device_count(),
         (components.plan.batch, components.plan.parallel),
@@ -97,12 +139,17 @@ def mode_of(components: Components) -> str:
 def train(
     components: Components, state: TrainState, shapes: StaticShapes | None = None, compile: Compile = compiled
 ) -> Iterator[Progress]:
-    """Steps, refinement and growth of static shapes, from `state` to the end of the run.
+    """Trains from a state to the end of the run: steps, refinement, growth of static shapes.
 
     Args:
-      shapes: what the state's last step was compiled for; None before the first. Decisions hang on it, the step and aux alone, so
-        that a resumed run decides as an uninterrupted one.
-      compile: gives the step for a static shape. Runs of one process may share it where they differ in prompt and seed alone.
+        components: of the run.
+        state: to start from.
+        shapes: static shapes of the state's last step; None before the first. All decisions depend on these, the step and aux, so
+            that a resumed run decides as an uninterrupted one.
+        compile: (components, shapes) -> step. Runs of one process may share it if they differ only in prompt and seed.
+
+    Yields:
+        The progress after each step.
     """
     setup, plan, key = components.setup, components.plan, run_key(components.plan.seed, "train")
     refine = jax.jit(partial(setup.refine, components.tx_theta))

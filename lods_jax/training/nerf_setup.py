@@ -31,8 +31,11 @@ def nerf_setup(n: NerfConfig, optimizer: OptimizerConfig, steps: int, normals: b
     Args:
         n: its settings.
         optimizer: settings of Adam that all parameters share.
-        steps: of the run; its learning rates fall over it.
-        normals: whether training renders normals, which a regularizer may need.
+        steps: of the run; learning rates decay over it.
+        normals: whether training renders normals, for a regularizer.
+
+    Returns:
+        The setup.
     """
     field = FIELDS[n.size]
 
@@ -71,7 +74,16 @@ def nerf_setup(n: NerfConfig, optimizer: OptimizerConfig, steps: int, normals: b
 
 
 def nerf_optimizer(n: NerfConfig, o: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW with one learning rate per part of the field, all of them falling alike."""
+    """AdamW with one learning rate per part of the field; all decay alike.
+
+    Args:
+        n: learning rates.
+        o: settings of Adam that all parameters share.
+        steps: of the run.
+
+    Returns:
+        An optax optimizer.
+    """
     rates = vars(n.lr)
     return optax.chain(
         optax.scale_by_adam(o.b1, o.b2, o.eps),
@@ -82,11 +94,21 @@ def nerf_optimizer(n: NerfConfig, o: OptimizerConfig, steps: int) -> optax.Gradi
 
 
 def scaled(factor: float, tree: Any) -> Any:
+    """A tree times a factor."""
     return jax.tree.map(lambda x: factor * x, tree)
 
 
 def nerf_shapes(samples: int, resolution: int, aux: Any) -> StaticShapes:
-    """Capacity for the most samples that a view has needed lately, and an eighth more; for half of all before the first step."""
+    """Static shapes with a capacity for an eighth more samples than a view has needed lately; at first for half of all.
+
+    Args:
+        samples: per ray.
+        resolution: edge of the renders, pixels.
+        aux: with "total" and "last"; None at first.
+
+    Returns:
+        Static shapes.
+    """
     most = [] if aux is None else [int(np.max(aux[name])) for name in ("total", "last") if name in aux]
     every = samples * resolution**2
     capacities = [max(every >> i, 1) for i in range(BUCKETS)]
@@ -96,11 +118,21 @@ def nerf_shapes(samples: int, resolution: int, aux: Any) -> StaticShapes:
 
 
 def field_of(aux: Any) -> radiance.FieldConfig:
-    """The size of a field, which its grid tells."""
+    """The sizes of a field, found by the size of the grid in aux."""
     return next(field for field in FIELDS.values() if field.cells == len(aux["density"]))
 
 
 def export_nerf(folder: Path, theta: Any, aux: Any) -> str:
+    """Writes flat Gaussians on the field's surface, for viewers, as scene.ply and scene.splat.
+
+    Args:
+        folder: of the run.
+        theta: parameters.
+        aux: of the scene.
+
+    Returns:
+        A line on what was written.
+    """
     splats = density_field.surfels(nerf_surface(theta, aux), WALL)
     write_ply(folder / "scene.ply", splats)
     write_splat(folder / "scene.splat", splats)
@@ -108,11 +140,20 @@ def export_nerf(folder: Path, theta: Any, aux: Any) -> str:
 
 
 def nerf_surface(theta: Any, aux: Any) -> Surface:
+    """The density field of a NeRF with theta and aux."""
     return density_field.of_field(field_of(aux), theta)
 
 
 def nerf_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Middles of the occupancy cells, and the light that a cell stops at most."""
+    """Centres of the occupancy cells, and the largest share of light that a cell absorbs.
+
+    Args:
+        theta: parameters.
+        aux: of the scene.
+
+    Returns:
+        Points [n 3] and masses [n].
+    """
     held, field = np.asarray(aux["density"]), field_of(aux)
     middles = np.asarray(radiance.centres(field)).T
     mass = 1 - np.exp(-held.ravel() * 2 * field.bound / field.cells)

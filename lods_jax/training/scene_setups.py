@@ -21,39 +21,75 @@ from lods_jax.scenes.gaussians import white_or_grey
 
 
 class StaticShapes(NamedTuple):
-    """What a compiled step depends on beside the configuration. Equal values share one compilation."""
+    """What a compiled step depends on beside the configuration. Equal values share one compilation.
 
-    resolution: int  # edge of a render, pixels
-    capacity: int  # for pairs of Gaussian and tile, or for samples along rays, per view
+    Attributes:
+        resolution: edge of the renders, pixels.
+        capacity: for pairs of Gaussian and tile, or for samples along rays, per view.
+    """
+
+    resolution: int
+    capacity: int
 
 
 def read_shapes(saved: Mapping[str, int]) -> StaticShapes:
-    """The static shapes that a checkpoint holds; older ones say `room` for the capacity."""
+    """The static shapes that a checkpoint holds; older ones call the capacity `room`.
+
+    Args:
+        saved: of the checkpoint.
+
+    Returns:
+        Static shapes.
+    """
     return StaticShapes(saved["resolution"], saved["capacity"] if "capacity" in saved else saved["room"])
 
 
 class SceneSetup(NamedTuple):
-    """A kind of scene with its settings."""
+    """A kind of scene with its settings: made, optimised, refined, counted, exported and measured.
 
-    scene: Callable[[StaticShapes], Scene]  # of all particles
-    blank_scene: Callable[[StaticShapes], Scene]  # of the same shapes, without the file that it starts from, which may be gone
-    eval_scene: Callable[[StaticShapes], Scene]  # of one particle, on white, for people
+    Attributes:
+        scene: shapes -> the scene of all particles.
+        blank_scene: the same without the file that it starts from, which may be gone.
+        eval_scene: shapes -> the scene of one particle, on white.
+        tx: optimizer.
+        choose_shapes: (resolution, aux or extras of renders, None at first) -> shapes.
+        should_refine: number of steps so far -> whether the scene is refined now.
+        refine: (optimizer of theta, key, state) -> state.
+        count: aux -> {name: number} for the log.
+        export: (folder, theta, aux) of one particle -> a line on what was written.
+        mass: (theta, aux) of one particle -> points [n 3] that hold something, and how much [n].
+        surface: (theta, aux) of one particle -> its density field.
+        exports_mesh: whether a run ends with a mesh.
+        notes: -> lines for the user on what the scene starts from.
+        particles: number of particles.
+    """
+
+    scene: Callable[[StaticShapes], Scene]
+    blank_scene: Callable[[StaticShapes], Scene]
+    eval_scene: Callable[[StaticShapes], Scene]
     tx: optax.GradientTransformation
-    choose_shapes: Callable[[int, Any], StaticShapes]  # (resolution, aux or extras of renders, None at first) -> shapes
-    should_refine: Callable[[int], bool]  # whether the scene is refined after so many steps
-    refine: Callable[..., TrainState]  # (the optimizer of theta, key, state) -> state
-    count: Callable[[Any], dict[str, int]]  # aux -> what a log says of its size
-    # Of one particle, (theta, aux):
-    export: Callable[[Path, Any, Any], str]  # writes the scene into a folder; says what it wrote
-    mass: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]]  # where there is something [n 3], and how much [n]
-    surface: Callable[[Any, Any], Surface]  # densities and colours in space, for meshes
-    exports_mesh: bool  # whether a run ends with a mesh
-    notes: Callable[[], list[str]] = lambda: []  # what a person should know of what it starts from, a line each
+    choose_shapes: Callable[[int, Any], StaticShapes]
+    should_refine: Callable[[int], bool]
+    refine: Callable[..., TrainState]
+    count: Callable[[Any], dict[str, int]]
+    export: Callable[[Path, Any, Any], str]
+    mass: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]]
+    surface: Callable[[Any, Any], Surface]
+    exports_mesh: bool
+    notes: Callable[[], list[str]] = lambda: []
     particles: int = 1
 
 
 def in_particles(one: SceneSetup, n: int) -> SceneSetup:
-    """The setup of n scenes of a kind side by side."""
+    """The setup of n scenes of a kind side by side.
+
+    Args:
+        one: setup of one.
+        n: number of particles.
+
+    Returns:
+        The setup of all.
+    """
     if n == 1:
         return one
 
@@ -72,7 +108,15 @@ def in_particles(one: SceneSetup, n: int) -> SceneSetup:
 
 
 def unstack_particles(tree: Any, n: int) -> list[Any]:
-    """The share of each of n particles in theta or aux."""
+    """The part of each particle in a tree.
+
+    Args:
+        tree: theta or aux.
+        n: number of particles.
+
+    Returns:
+        n trees.
+    """
     return [tree] if n == 1 else [jax.tree.map(lambda x: x[i], tree) for i in range(n)]  # noqa: B023
 
 
@@ -85,5 +129,13 @@ BACKGROUNDS = {
 
 
 def decaying(share: float, steps: int) -> optax.GradientTransformation:
-    """Rates that fall exponentially, to `share` of themselves at the end of so many steps."""
+    """Learning rates that fall exponentially.
+
+    Args:
+        share: of the rate at the end.
+        steps: of the run.
+
+    Returns:
+        An optax transformation.
+    """
     return optax.scale_by_schedule(optax.exponential_decay(1.0, steps, share))

@@ -25,7 +25,7 @@ from lods_jax.priors.adapter_files import load_embedding
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.zero123 import zero123
 from lods_jax.tabletop.dataset import render_caption
-from lods_jax.training import image_to_3d
+from lods_jax.training import image_to_3d, textual_inversion
 from lods_jax.training.schedules import Timeline
 from tests.toy import TINY, final, metrics, same
 
@@ -81,16 +81,16 @@ def test_a_changed_prompt_is_fitted_anew_and_damage_is_seen(run, tmp_path):
     folder = tmp_path / "changed"
     shutil.copytree(run, folder)
     config = load(folder / "config.yaml")
-    assert image_to_3d.load_textual_inversion(folder, config) is not None
-    assert image_to_3d.load_textual_inversion(folder, replace(config, prompt="a thing")) is None
-    assert image_to_3d.load_textual_inversion(folder, replace(config, steps=99)) is not None  # it does not hang on this
-    file = folder / image_to_3d.EMBEDDING
+    assert textual_inversion.load_textual_inversion(folder, config) is not None
+    assert textual_inversion.load_textual_inversion(folder, replace(config, prompt="a thing")) is None
+    assert textual_inversion.load_textual_inversion(folder, replace(config, steps=99)) is not None  # it does not hang on this
+    file = folder / textual_inversion.EMBEDDING
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(data)
-    assert image_to_3d.load_textual_inversion(folder, config) is None
+    assert textual_inversion.load_textual_inversion(folder, config) is None
     file.write_bytes(data[:100])
-    assert image_to_3d.load_textual_inversion(folder, config) is None
+    assert textual_inversion.load_textual_inversion(folder, config) is None
 
 
 def test_priors_share_latents_only_where_both_encode_alike(picture):
@@ -214,8 +214,8 @@ def test_an_inversion_moves_all_views_alike_and_denoises_the_picture_better(pict
     config = Config(image=ImageConfig(file=str(picture), azimuth=180.0, invert=60, invert_lr=0.03))
     rgba = image_to_3d.object_image(config.image)
     known = image_to_3d.ReferenceImage(over(rgba, 1.0), rgba[..., 3:], image_to_3d.camera_of(config.image, ORBIT))
-    by = image_to_3d.textual_inversion(config, prior, weights, table, known)
-    texts = image_to_3d.shift_embeddings({"prompt": table, "plain": table[:1], "null": table[:1]}, by)
+    by = textual_inversion.textual_inversion(config, prior, weights, table, known)
+    texts = textual_inversion.shift_embeddings({"prompt": table, "plain": table[:1], "null": table[:1]}, by)
     moved = texts["prompt"]
     for name, before in (("prompt", table), ("plain", table[:1])):
         np.testing.assert_allclose(texts[name] - before, jnp.broadcast_to(by[None], before.shape), atol=1e-5)
