@@ -41,7 +41,7 @@ def differences(old: Config, new: Config) -> list[str]:
     return [f"{name}: {was[name]} -> {now[name]}" for name in changed]
 
 
-def load(path: str | Path, kind: type[T] = Config) -> T:
+def load(path: str | Path, kind: type[T] = Config) -> T:  # type: ignore[assignment]
     """The configuration of a YAML file or of a shipped preset.
 
     Settings that the file leaves out come from the preset or file that its key `base` names, and otherwise from the defaults.
@@ -303,5 +303,5 @@ def keys(kind: type, prefix: str = "") -> list[str]:
         Names in their order.
     """
     hints = typing.get_type_hints(kind)
-    below = lambda name, hint: keys(hint, f"{name}.") if is_dataclass(hint) else [name]  # noqa: E731
+    below = lambda name, hint: keys(hint, f"{name}.") if isinstance(hint, type) and is_dataclass(hint) else [name]  # noqa: E731
     return [key for item in fields(kind) for key in below(f"{prefix}{item.name}", hints[item.name])]

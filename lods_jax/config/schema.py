@@ -6,7 +6,7 @@ the two phases of a run: a before `milestone`, b from there on. This file loads 
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from tyro.conf import Positional, arg
 
@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 Schedule = tuple[float, float] | tuple[tuple[float, float], ...]
 
 
-def has_milestones(schedule: Any) -> bool:
+def has_milestones(schedule: Any) -> TypeGuard[tuple[tuple[float, float], ...]]:
     """Whether a schedule is given by milestones, and not as a pair.
 
     Examples:

@@ -136,7 +136,7 @@ def write_yaml(data: dict[str, Any]) -> str:
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.width, yaml.allow_unicode = None, 130, True
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     text = io.StringIO()
     yaml.dump(data, text)
     return text.getvalue()

@@ -176,7 +176,8 @@ def sample_orbit(keys: Key[Array, "b"], views: Int[Array, "b"], n: int, orbit: O
             elevation = threestudio_elevation(limits, coin, u[2])
         return azimuth, elevation, radius, fov_y
 
-    return orbit_camera(*jax.vmap(one)(keys, views), orbit)
+    azimuth, elevation, radius, fov_y = jax.vmap(one)(keys, views)
+    return orbit_camera(azimuth, elevation, radius, fov_y, orbit)
 
 
 def threestudio_elevation(limits: Float[Array, "2"], coin: Float[Array, ""], u: Float[Array, ""]) -> Float[Array, ""]:
@@ -215,7 +216,8 @@ def turntable(n: int, elevation: float = 20.0, orbit: Orbit = TABLETOP) -> Camer
     if n < 1:
         raise ValueError(f"turntable needs n >= 1 cameras, got {n}")
     fov_y = jnp.deg2rad(sum(orbit.fov_y) / 2)
-    radius = sum(orbit.radius) / 2 if orbit.extent is None else sum(orbit.extent) / 2 / jnp.tan(fov_y / 2)
+    low, high = orbit.radius if orbit.extent is None else orbit.extent  # type: ignore[misc]  # one of the two is given
+    radius = (low + high) / 2 / (1 if orbit.extent is None else jnp.tan(fov_y / 2))
     azimuth = jnp.arange(n) * (2 * jnp.pi / n)
     fill = lambda x: jnp.full(n, x, jnp.float32)  # noqa: E731
     return orbit_camera(azimuth, fill(jnp.deg2rad(elevation)), fill(radius), fill(fov_y), orbit)

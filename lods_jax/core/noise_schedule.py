@@ -113,7 +113,8 @@ def signal_and_noise(schedule: NoiseSchedule, t: Int[Array, "b"], like: Float[Ar
     Returns:
         The two factors, each [b 1 ... 1].
     """
-    return tuple(jnp.sqrt(per_example(jnp.asarray(table)[t], like)) for table in schedule)
+    signal, noise_std = (jnp.sqrt(per_example(jnp.asarray(table)[t], like)) for table in schedule)
+    return signal, noise_std
 
 
 def add_noise(

@@ -37,4 +37,5 @@ def bootstrap(x: Float[np.ndarray, "n"], level: float = 0.95, draws: int = 2000,
     """
     rng = np.random.default_rng(seed)
     means = [interquartile_mean(rng.choice(x, len(x))) for _ in range(draws)]
-    return tuple(float(q) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -126,6 +126,10 @@ class Scene(NamedTuple):
     colors: tuple[str, ...] = ()
 
 
+def _whole(text: str, ending: str = "") -> str:
+    return text
+
+
 class Prior(NamedTuple):
     """A frozen image prior, as functions. Built by a factory, such as `stable_diffusion`.
 
@@ -150,7 +154,7 @@ class Prior(NamedTuple):
     predict: Callable[..., jax.Array]
     noise_schedule: NoiseSchedule
     predict_x0: Callable[..., jax.Array] | None = None
-    truncate: Callable[[str, str], str] = lambda text, ending="": text
+    truncate: Callable[[str, str], str] = _whole
 
 
 class Query(NamedTuple):

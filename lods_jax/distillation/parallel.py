@@ -168,11 +168,14 @@ def over_devices(train_step: TrainStep, mode: str, batch: int, devices: list | N
         ), split
     if mode == "shard_map":
         mesh, everywhere = Mesh(np.asarray(devices), (AXIS,)), PartitionSpec()
-        specs = {"in_specs": (everywhere,) * 5 + (PartitionSpec(AXIS),), "out_specs": everywhere}
+        in_specs = (everywhere,) * 5 + (PartitionSpec(AXIS),)
         # check_vma=False: with the check, gradients of replicated values arrive summed already, and a custom VJP with a scan
         # inside does not trace.
         return jax.jit(
-            jax.shard_map(fused_step(train_step, ACROSS_DEVICES), mesh=mesh, check_vma=False, **specs), donate_argnums=0
+            jax.shard_map(
+                fused_step(train_step, ACROSS_DEVICES), mesh=mesh, check_vma=False, in_specs=in_specs, out_specs=everywhere
+            ),
+            donate_argnums=0,
         ), views
     raise ValueError(f"mode must be jit, pmap or shard_map, got {mode!r}")
 

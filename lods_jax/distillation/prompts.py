@@ -89,7 +89,8 @@ def prompt_table(
         >>> sorted(prompt_table("a red mug"))
         ['empty', 'null', 'plain', 'prompt']
     """
-    texts = {"plain": prompt, "null": negative_prompt, "empty": "", "source": source, "adapter": adapter}
-    texts = {name: text for name, text in texts.items() if text is not None}
+    given = {"plain": prompt, "null": negative_prompt, "empty": "", "source": source, "adapter": adapter}
+    texts = {name: text for name, text in given.items() if text is not None}
     select_view_prompts = view_prompts(prompt, with_view, without, truncate)
-    return {"prompt": select_view_prompts} | {name: [text] * len(VIEWS) for name, text in texts.items()}
+    tables: dict[str, Sequence[str]] = {name: [text] * len(VIEWS) for name, text in texts.items()}
+    return {"prompt": select_view_prompts} | tables

@@ -83,7 +83,7 @@ def predict_noise(
     cond = Cond(
         tokens=jnp.concatenate([tokens(q) for q in asked]),
         lora=per_query([q.lora for q in asked]) if any(q.lora for q in asked) else None,
-        pose=jnp.tile(pose, (len(asked), 1)) if posed else None,
+        pose=jnp.tile(pose, (len(asked), 1)) if posed else None,  # type: ignore[arg-type]
         pose_on=per_query([q.pose for q in asked]) if posed else None,
         image=None if image is None else jnp.concatenate([image if q.image else jnp.zeros_like(image) for q in asked]),
     )
@@ -200,17 +200,23 @@ def score_and_denoising_loss(
 
     Returns:
         The loss, and w(t) residual [b h w c].
+
+    Raises:
+        ValueError: the objective trains no query.
     """
+    trained = objective.trained_query
+    if trained is None:
+        raise ValueError("score and fit can share their noise only if the objective trains a query, and this one trains none")
     z = jax.lax.stop_gradient(latents["render"])
     t, noise = draw(keys, z, window)
     noised = {name: add_noise(denoiser.noise_schedule, x, noise, t) for name, x in latents.items()}
     # Apart from the others: the backward pass is that of this query alone.
-    frozen = {name: query for name, query in objective.queries.items() if name != objective.trained_query}
-    learned = {objective.trained_query: objective.queries[objective.trained_query]}
+    frozen = {name: query for name, query in objective.queries.items() if name != trained}
+    learned = {trained: objective.queries[trained]}
     eps = predict_noise_fn(denoiser.predict, jax.lax.stop_gradient(psi), frozen, noised, texts, t, pose)
     eps |= predict_noise(denoiser.predict, psi, learned, noised, texts, t, pose)
     weight = per_example(score_weight(denoiser.noise_schedule, t), z)
-    return jnp.mean((eps[objective.trained_query] - noise) ** 2), weight * objective.residual(eps, noise, t)
+    return jnp.mean((eps[trained] - noise) ** 2), weight * objective.residual(eps, noise, t)
 
 
 def draw(

@@ -6,7 +6,7 @@ index), so a result does not depend on how views are split over devices.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -252,8 +252,8 @@ def make_train_step(
         g_zs = tuple(x / batch for x in scores.values())
         (g_rgb,) = through_encoder(g_zs)
         pullback = lambda g_rgb: into_scene((g_rgb, jnp.full(b, 1 / batch)))  # noqa: E731
-        through_decoder = lambda: sum(  # noqa: E731
-            push_forward(*who, z, g, rgb, vae_slicing) for who, z, g in zip(asked, zs, g_zs, strict=True)
+        through_decoder = lambda: reduce(  # noqa: E731
+            jnp.add, (push_forward(*who, z, g, rgb, vae_slicing) for who, z, g in zip(asked, zs, g_zs, strict=True))
         )
         g_theta, means2d_grad = pull_into_scene(score_path, state.step, pullback, g_rgb, through_decoder, scene.colors)
         squares = {name: jnp.mean(x**2, tuple(range(1, x.ndim))) for name, x in scores.items()}
