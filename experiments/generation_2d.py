@@ -48,7 +48,7 @@ MORE = ("a blue chair, side view", "a yellow car, side view", "an orange house, 
 MORE += ("a pink snowman, front view", "a white rocket, side view")
 FIGURES = {
     "kid": "KID",
-    "kind": "judge reads the kind",
+    "kind": "classifier reads the kind",
     "color": "the colour",
     "view": "the view",
     "saturation": "saturation minus renders'",

@@ -49,9 +49,9 @@ FIGURES = {
     "picture": "PSNR in the picture's view, dB",
     "psnr": "PSNR in other views, dB",
     "iou": "silhouette IoU",
-    "kind": "judge reads the kind",
-    "color": "judge reads the colour",
-    "view": "judge reads the view",
+    "kind": "classifier reads the kind",
+    "color": "classifier reads the colour",
+    "view": "classifier reads the view",
     "janus": "Janus: sides and backs read as a front",
     "seconds": "seconds of optimisation",
 }

@@ -52,20 +52,20 @@ PROMPTS = ("a blue chair", "an orange mushroom", "a red car", "a purple house", 
 # A closed form holds the captions of its renders and no other: none of these is held out.
 SHOWN = ("a blue chair", "an orange mushroom", "a green car", "a purple house", "a red rocket")
 MORE = ("a yellow snowman", "a green striped mug", "a blue donut")
-RIGHT = 0.8  # share of the views in which the judge reads the asked kind
+RIGHT = 0.8  # share of the views in which the classifier reads the asked kind
 # What the table calls each figure; `lods evaluate` explains them.
 COLUMNS = {
-    "kid": "KID in the judge's features (lower is better)",
-    "kind": "judge reads the kind",
-    "color": "judge reads the colour",
-    "pattern": "judge reads the pattern",
-    "view": "judge reads the view",
+    "kid": "KID in the classifier's features (lower is better)",
+    "kind": "classifier reads the kind",
+    "color": "classifier reads the colour",
+    "pattern": "classifier reads the pattern",
+    "view": "classifier reads the view",
     "janus": "Janus index",
     "chamfer": "Chamfer distance, world units",
     "coverage": "coverage of the true surface",
     "floaters": "floaters, share of opacity",
     "saturation": "saturation minus the truth's",
-    "seconds_to_right": f"seconds until the judge is right in {RIGHT:.0%} of the views",
+    "seconds_to_right": f"seconds until the classifier is right in {RIGHT:.0%} of the views",
     "gaussians": "Gaussians at the end",
     "samples": "samples of a view at the end",
     "seconds": "seconds of optimisation",

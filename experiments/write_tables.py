@@ -53,12 +53,13 @@ def prior_gates(folder: Path, labels: Mapping[str, str]) -> str:
 
 
 def public_api() -> str:
-    """The names of `import lods_jax` with their first sentences, each a link to where it is defined."""
-    lines = ["| name | what it is |", "|---|---|"]
+    """The names of `import lods_jax`, each with where it is defined."""
+    lines = ["| name | defined in |", "|---|---|"]
     for name in lods_jax.__all__:
         found = getattr(lods_jax, name)
-        place = found.__name__ if isinstance(found, ModuleType) else f"{found.__module__}.{found.__name__}"
-        lines.append(f"| [`{name}`][{place}] | {found.__doc__.strip().splitlines()[0]} |")
+        module, own = (found.__name__, found.__name__) if isinstance(found, ModuleType) else (found.__module__, found.__name__)
+        place = module if own == module else f"{module}.{own}"
+        lines.append(f"| [`{name}`][{place}] | `{module.removeprefix('lods_jax.')}` |")
     return "\n".join(lines)
 
 
