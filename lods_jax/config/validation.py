@@ -84,7 +84,7 @@ def check_ranges(settings: Any, called: Callable[[str], str] = str) -> None:
         held = [x for _, x in value] if has_milestones(value) else value if isinstance(value, tuple) else [value]
         for x in held if low is not None and value is not None else ():
             if not low <= x <= high:  # also refuses NaN
-                raise UserError(f"{called(name)} must lie in {low:g}..{high:g}, got {number(x)}")
+                raise UserError(f"{called(name)} must lie in {number(low)}..{number(high)}, got {number(x)}")
         for text in texts(value):
             if bad := next((char for char in text if unicodedata.category(char) in ("Cc", "Cs") and char not in "\t\n"), None):
                 raise UserError(f"{called(name)} holds the control character {bad!r}: take it out")
@@ -97,6 +97,8 @@ def number(x: float | int) -> str:
         >>> number(0.5), number(10**400)
         ('0.5', 'a number of 400 digits')
     """
+    if isinstance(x, int) and abs(x) < 10**15:
+        return str(x)
     try:
         return f"{x:g}"
     except OverflowError:

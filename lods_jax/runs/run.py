@@ -23,7 +23,7 @@ from lods_jax.runs import provenance
 from lods_jax.runs.artifacts import scene_renderer, write_page_of, write_results
 from lods_jax.runs.export import mesh_of_run
 from lods_jax.runs.log_window import Window, read_window
-from lods_jax.runs.run_directory import check_empty, locked, point_latest_at, read_metrics, write_json
+from lods_jax.runs.run_directory import check_empty, check_files, locked, point_latest_at, read_metrics, write_json
 from lods_jax.runs.training_loop import Start, diagnosis, log, stops, tolerate_io_errors, training_loop
 from lods_jax.training import checkpoint, image_to_3d, textual_inversion
 from lods_jax.training.build import Components, build, predictions_per_view
@@ -152,6 +152,7 @@ def execute(config: Config, components: Components, folder: Path, begin: Start, 
     note |= {"predictions_per_view": predictions_per_view(config, components.objective)}
     if components.image_inputs:
         note |= {"pose_sha256": components.image_inputs.zero123_sha256}
+    check_files(folder)
     write_json(folder / "run.json", note | {"state": "running"})
     log("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
     render_fn, diagnose = scene_renderer(components.setup, config.output.size), diagnosis(components, begin.shapes)

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from lods_jax.config import Config, load
 from lods_jax.config.aliases import current_metrics
 from lods_jax.core.errors import UserError
-from lods_jax.core.files import is_regular, point, replacing
+from lods_jax.core.files import check_place, is_regular, point, replacing
 
 LOCK = ".lock"
 MAX_STEP = 10**7  # as of the configuration
@@ -216,6 +217,9 @@ def locked(folder: Path, empty: bool = False) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     opened = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise UserError(f"{folder / LOCK} is no file: remove it")
     with open(opened, "r+", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -227,6 +231,14 @@ def locked(folder: Path, empty: bool = False) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def check_files(folder: Path) -> None:
+    """Refuses a folder in the place of a file that a run writes, before the work that would be lost for it."""
+    for name in ("run.json", "metrics.jsonl", "scene.ply", "scene.splat", "stills.png", "video.mp4", "index.html"):
+        check_place(folder / name)
+    for name in ("checkpoints", "previews", "stills"):
+        check_place(folder / name, folder=True)
 
 
 def point_latest_at(folder: Path) -> None:

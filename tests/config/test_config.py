@@ -108,7 +108,7 @@ def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, text, says):
     [
         ("resolution: 0", "resolution must lie in 8..2048, got 0"),
         ("resolution: 1000000", "resolution must lie in 8..2048"),
-        (f"steps: {400 * '9'}", "steps must lie in 1..1e+07, got a number of 400 digits"),
+        (f"steps: {400 * '9'}", "steps must lie in 1..10000000, got a number of 400 digits"),
         ('prompt: "a\\x1b[31mmug"', r"prompt holds the control character '\x1b'"),
         ('debias: {"a\\x9b": front}', r"debias holds the control character '\x9b'"),
         ("steps: -1", "steps must lie in 1.."),

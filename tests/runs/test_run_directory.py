@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from lods_jax.core.errors import UserError
 from lods_jax.core.images import write_png
 from lods_jax.runs import run
 from lods_jax.runs.page import plots, write_page
-from lods_jax.runs.run_directory import LOCK, locked, read_metrics, read_run
+from lods_jax.runs.run_directory import LOCK, check_files, locked, read_metrics, read_run
 
 
 @pytest.fixture
@@ -127,6 +128,26 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_stays(tmp_path):
     assert (tmp_path / "private").read_text() == "mine"
 
 
+def test_a_lock_that_is_a_pipe_is_named(tmp_path):
+    os.mkfifo(tmp_path / LOCK)
+    with pytest.raises(UserError, match=r"\.lock is no file: remove it"), locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", ["scene.ply", "run.json", "index.html"])
+def test_a_folder_in_the_place_of_a_file_is_told_before_the_work(tmp_path, name):
+    check_files(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(IsADirectoryError, match=name):
+        check_files(tmp_path)
+
+
+def test_a_file_in_the_place_of_the_checkpoints_is_told_before_the_work(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(NotADirectoryError, match="checkpoints"):
+        check_files(tmp_path)
+
+
 def test_a_folder_that_fills_while_a_run_is_built_is_left_alone(tmp_path, monkeypatch):
     """Empty when it was first looked at, and not once the lock is held."""
     folder = tmp_path / "run"
@@ -134,6 +155,7 @@ def test_a_folder_that_fills_while_a_run_is_built_is_left_alone(tmp_path, monkey
     def filled(config):
         folder.mkdir()
         (folder / "mine.txt").write_text("mine")
+        return SimpleNamespace(setup=SimpleNamespace(notes=list))
 
     monkeypatch.setattr(run, "build", filled)
     with pytest.raises(UserError, match="is there already"):
