@@ -89,7 +89,7 @@ def push_forward(
     return back
 
 
-def mixed(encoder: Float[Array, "b h w 3"], decoder: Float[Array, "b h w 3"], share: Array | float) -> Float[Array, "b h w 3"]:
+def mixed(encoder: Float[Array, "b h w c"], decoder: Float[Array, "b h w c"], share: Array | float) -> Float[Array, "b h w c"]:
     """Both directions of each view together, at the root mean square of the encoder's.
 
     Args:
@@ -103,7 +103,7 @@ def mixed(encoder: Float[Array, "b h w 3"], decoder: Float[Array, "b h w 3"], sh
     return like(encoder, (1 - share) * encoder + share * like(encoder, decoder))
 
 
-def like(reference: Float[Array, "b h w 3"], x: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+def like(reference: Float[Array, "b h w c"], x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """x with the root mean square of `reference` in each view, 0 where x is 0."""
     rms = lambda x: jnp.sqrt(jnp.mean(x**2, (1, 2, 3), keepdims=True))  # noqa: E731
     length = rms(x)
@@ -113,9 +113,9 @@ def like(reference: Float[Array, "b h w 3"], x: Float[Array, "b h w 3"]) -> Floa
 def pull_into_scene(
     path: ScorePath | None,
     step: Array,
-    pullback: Callable[[Float[Array, "b h w 3"]], tuple[Any, Any]],
-    encoder: Float[Array, "b h w 3"],
-    through_decoder: Callable[[], Float[Array, "b h w 3"]],
+    pullback: Callable[[Float[Array, "b h w c"]], tuple[Any, Any]],
+    encoder: Float[Array, "b h w c"],
+    through_decoder: Callable[[], Float[Array, "b h w c"]],
     colors: tuple[str, ...],
 ) -> tuple[Any, Any]:
     """The gradients of theta and of the projected means; the latter count as geometry, and Gaussians are refined by them.
