@@ -18,9 +18,14 @@ from lods_jax.distillation.objectives import OBJECTIVES
 from lods_jax.distillation.registry import make_objective
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {
-    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in [ROOT / "CONTRIBUTING.md", *write_tables.pages()]
-}
+SNIPPET = re.compile(r'^-{2}8<-{2} "(\S+\.py)"$', re.M)  # a file that the site shows in this place
+
+
+def read(path: Path) -> str:
+    return SNIPPET.sub(lambda found: (ROOT / found[1]).read_text(encoding="utf-8"), path.read_text(encoding="utf-8"))
+
+
+PAGES = {str(path.relative_to(ROOT)): read(path) for path in [ROOT / "CONTRIBUTING.md", *write_tables.pages()]}
 README = PAGES["README.md"]
 
 
