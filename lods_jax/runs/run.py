@@ -51,7 +51,8 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
         with all_or_none():
             if is_first():
                 check_empty(folder)
-            components = build(check(config))  # before anything is written: most mistakes show here
+            config = check(config)
+            components = build(config)  # before anything is written: most mistakes show here
             notes = components.setup.notes()
             mode_of(components)
             if is_first():

@@ -73,7 +73,7 @@ def test_what_cannot_be_exported_is_told_in_one_line(whole, capsys):
     assert main(["export", str(whole), "--particle", "1"]) == 2
     assert capsys.readouterr().err == "lods: --particle must be in 0..0, got 1\n"
     assert main(["export", str(whole), "--faces", "2"]) == 2
-    assert "--faces must be at least 4" in capsys.readouterr().err
+    assert "--faces must lie in 4..100000000, got 2" in capsys.readouterr().err
 
 
 def test_a_level_is_found_by_what_is_seen():

@@ -17,6 +17,7 @@ from lods_jax.core.images import write_png
 from lods_jax.runs import run
 from lods_jax.runs.page import plots, write_page
 from lods_jax.runs.run_directory import LOCK, check_files, locked, read_metrics, read_run
+from lods_jax.training.build import Components
 
 
 @pytest.fixture
@@ -155,9 +156,10 @@ def test_a_folder_that_fills_while_a_run_is_built_is_left_alone(tmp_path, monkey
     def filled(config):
         folder.mkdir()
         (folder / "mine.txt").write_text("mine")
-        return SimpleNamespace(setup=SimpleNamespace(notes=list))
+        return Components(**dict.fromkeys(Components._fields) | {"setup": SimpleNamespace(notes=list)})
 
     monkeypatch.setattr(run, "build", filled)
+    monkeypatch.setattr(run, "mode_of", lambda components: "jit")
     with pytest.raises(UserError, match="is there already"):
         run.start(Config(prompt="a red mug"), folder)
     assert {path.name for path in folder.iterdir()} == {"mine.txt", LOCK}

@@ -136,7 +136,7 @@ def test_other_programs_read_what_is_written(baked, sphere, tmp_path):
     write_mesh_ply(tmp_path / "a.ply", sphere._replace(colors=colour(sphere.vertices)))
     read = trimesh.load(tmp_path / "a.ply", process=False)
     assert read.volume == pytest.approx(volume(sphere), rel=1e-4)
-    points = read_points(tmp_path / "a.ply")
+    points = read_points(tmp_path / "a.ply").columns
     np.testing.assert_allclose(points["rgb"], colour(points["means"]), atol=1 / 255)
 
 
