@@ -12,10 +12,11 @@ import json
 import os
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from lods_jax.config import Config, load
 from lods_jax.config.aliases import current_metrics
@@ -224,13 +225,30 @@ def locked(folder: Path, empty: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder} is being written by {file.read(200).strip()}: stop it, or wait for its end") from None
+            raise UserError(f"{folder} is being written by {holder(file)}: stop it, or wait for its end") from None
         if empty:
             check_empty(folder)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def holder(file: TextIO, patience: float = 5.0) -> str:
+    """Who holds a lock: what its file says. A process writes that just after it has locked the file, so it is waited for.
+
+    Args:
+        file: the lock, open for reading.
+        patience: seconds to wait.
+
+    Returns:
+        Its number and host; "another process" if it does not say.
+    """
+    end = time.monotonic() + patience
+    while not (name := file.read(200).strip()) and time.monotonic() < end:
+        time.sleep(0.02)
+        file.seek(0)
+    return name or "another process"
 
 
 def check_files(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What is read of a run's folder, whatever lies in it; and that one process writes it, into a place that was empty."""
 
+import fcntl
 import json
 import os
 import threading
@@ -183,7 +184,18 @@ def test_of_two_that_begin_at_once_one_has_the_folder(tmp_path):
     for thread in threads:
         thread.join()
     assert 1 in held
-    assert [x for x in held if x != 1], held  # the other one is refused, by the lock or by what lies there
+    assert any("is being written by process" in str(x) for x in held)
+
+
+def test_who_holds_a_folder_is_said_though_it_has_only_just_locked_it(tmp_path):
+    """The other one looks before the first has written its name."""
+    with open(tmp_path / LOCK, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        name = threading.Timer(0.2, lambda: print("process 7 on a host", file=file, flush=True))
+        name.start()
+        with pytest.raises(UserError, match="is being written by process 7 on a host:"), locked(tmp_path):
+            pass
+        name.join()
 
 
 def test_rows_of_no_file_are_none(tmp_path):
