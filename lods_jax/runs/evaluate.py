@@ -63,7 +63,7 @@ _RENDERERS: dict[tuple[str, str], SceneRenderer] = {}  # by what a compiled rend
 
 
 def shared_renderer(run: Run) -> SceneRenderer:
-    """A 64 px renderer for a run; runs with the same scene settings share its compilation.
+    """A renderer of a run at the size of its figures; runs with the same scene settings share its compilation.
 
     Args:
         run: the run.

@@ -1,8 +1,8 @@
 """The gates of the tabletop prior: what it must pass before its weights ship, measured with fixed seeds and unchosen samples.
 
 Caption swap asks whether the network listens: on unseen renders, by how much does the loss rise when one word of the caption is
-wrong, as a share of the loss with the right one? The classifier is asked whether samples show what
-their captions say, and how good the objects in them are.
+wrong, as a share of the loss with the right one? The classifier is asked whether samples show what their captions say, and how
+good the objects in them are.
 """
 
 import json

@@ -123,7 +123,7 @@ def make_step(recipe: Recipe, tx: optax.GradientTransformation) -> Callable:
         updates, opt = tx.update(grads, fit.opt, fit.params)
         params = jax.tree.map(lambda p, u: p + lr * u, fit.params, updates)
         keep = jnp.minimum(recipe.ema, (1 + fit.step) / (10 + fit.step))
-        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, fit.ema, params)
+        average = optax.incremental_update(params, fit.ema, 1 - keep)
         return Fit(params, average, opt, fit.step + 1, fit.samples + len(batch[0])), metrics
 
     return step

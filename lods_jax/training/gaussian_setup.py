@@ -18,7 +18,7 @@ from lods_jax.scenes import gaussians as gs
 from lods_jax.scenes.densification import DensifyStrategy, densify, relocate
 from lods_jax.scenes.gaussian_init import Start, ball, fitted, from_points, shell
 from lods_jax.scenes.ply import read_points, write_ply, write_splat
-from lods_jax.training.scene_setups import BACKGROUNDS, SceneSetup, StaticShapes, decaying
+from lods_jax.training.scene_setups import BACKGROUNDS, SceneSetup, StaticShapes, decaying, scaled_by_name
 
 INTERSECTIONS_PER_GAUSSIAN = 8  # tile intersections per slot to begin with, twice of what is typical at 64 to 128 px
 ENOUGH = 100_000  # points to see from where they lie and how far they reach
@@ -127,7 +127,7 @@ def gaussian_optimizer(g: GaussianConfig, o: OptimizerConfig, steps: int) -> opt
     chain = [
         optax.scale_by_adam(o.b1, o.b2, o.eps),
         decaying(o.decay, steps),
-        optax.stateless(lambda updates, _: {name: -rates[name] * update for name, update in updates.items()}),
+        scaled_by_name(rates),
     ]
     if g.means_decay < 1:  # checkpoints of runs without it hold no such counter
         chain.append(optax.masked(decaying(g.means_decay, steps), {name: name == "means" for name in rates}))

@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 from jaxtyping import Array, Key
@@ -15,7 +14,7 @@ from lods_jax.scenes import density_field
 from lods_jax.scenes import nerf as radiance
 from lods_jax.scenes.density_field import Surface
 from lods_jax.scenes.ply import write_ply, write_splat
-from lods_jax.training.scene_setups import BACKGROUNDS, SceneSetup, StaticShapes, decaying
+from lods_jax.training.scene_setups import BACKGROUNDS, SceneSetup, StaticShapes, decaying, scaled_by_name
 
 FIELDS = {"tiny": radiance.TINY, "official": radiance.OFFICIAL}
 NORMAL_EPS = 0.01  # world units
@@ -84,18 +83,12 @@ def nerf_optimizer(n: NerfConfig, o: OptimizerConfig, steps: int) -> optax.Gradi
     Returns:
         An optax optimizer.
     """
-    rates = vars(n.lr)
     return optax.chain(
         optax.scale_by_adam(o.b1, o.b2, o.eps),
         optax.add_decayed_weights(n.weight_decay),
         decaying(o.decay, steps),
-        optax.stateless(lambda updates, _: {name: scaled(-rates[name], update) for name, update in updates.items()}),
+        scaled_by_name(vars(n.lr)),
     )
-
-
-def scaled(factor: float, tree: Any) -> Any:
-    """A tree times a factor."""
-    return jax.tree.map(lambda x: factor * x, tree)
 
 
 def nerf_shapes(samples: int, resolution: int, aux: Any) -> StaticShapes:

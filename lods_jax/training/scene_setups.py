@@ -139,3 +139,19 @@ def decaying(share: float, steps: int) -> optax.GradientTransformation:
         An optax transformation.
     """
     return optax.scale_by_schedule(optax.exponential_decay(1.0, steps, share))
+
+
+def scaled_by_name(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """A learning rate for each entry of theta.
+
+    Args:
+        rates: {entry: learning rate}.
+
+    Returns:
+        An optax transformation; it also turns gradients into descent.
+    """
+
+    def scale(updates: dict[str, Any], _: Any) -> dict[str, Any]:
+        return {name: jax.tree.map(lambda x, rate=rates[name]: -rate * x, update) for name, update in updates.items()}
+
+    return optax.stateless(scale)
