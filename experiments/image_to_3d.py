@@ -87,7 +87,7 @@ def take(caption: Caption | str, proportions: float | np.ndarray, camera: Camera
 def figures(folder: Path, i: int) -> dict[str, float]:
     """How near the object of a run is to that of picture i."""
     ran, (caption, proportions, camera) = read_run(folder), thing(i)
-    scene, render_fn = restore_scene(ran), shared_renderer(ran)
+    scene, render_fn = restore_scene(ran), shared_renderer(ran, SIZE)
     eyes = others(camera)
     seen, own = (render_fn(scene["theta"], scene["aux"], x) for x in (eyes, camera))
     truth = np.asarray(render_caption(caption, eyes, SIZE, variation=proportions))
@@ -187,7 +187,7 @@ def show(rows: list[dict], out: Path) -> None:
                 continue
             ran = runs[name, i]
             scene, kept = restore_scene(ran), read_rgba(ran.path / image_to_3d.COPY)
-            seen = shared_renderer(ran)(scene["theta"], scene["aux"], four)
+            seen = shared_renderer(ran, SIZE)(scene["theta"], scene["aux"], four)
             lines[name].append(np.concatenate([over(kept, 1.0)[None], seen.rgb]))
     tiles = np.concatenate([np.concatenate(line) for line in lines.values()])
     write_png(out / "grid.png", grid(tiles, len(tiles) // len(lines)), scale=1)

@@ -59,21 +59,23 @@ def evaluate(run: Run, newest: int | None = None) -> dict[str, Any]:
     return row | {name: float(np.mean([one[name] for one in figures])) for name in world.figures}
 
 
-_RENDERERS: dict[tuple[str, str], SceneRenderer] = {}  # by what a compiled render depends on
+_RENDERERS: dict[tuple[str, str, int], SceneRenderer] = {}  # by what a compiled render depends on
 
 
-def shared_renderer(run: Run) -> SceneRenderer:
-    """A renderer of a run at the size of its figures; runs with the same scene settings share its compilation.
+def shared_renderer(run: Run, size: int | None = None) -> SceneRenderer:
+    """A renderer of a run; runs with the same scene settings share its compilation.
 
     Args:
         run: the run.
+        size: edge of its renders, pixels; None for that of the world's figures.
 
     Returns:
         From `artifacts.scene_renderer`.
     """
-    key = run.config.scene, repr((run.config.gaussians, run.config.nerf))
+    size = size or embedded_world().measured_size
+    key = run.config.scene, repr((run.config.gaussians, run.config.nerf)), size
     if key not in _RENDERERS:
-        _RENDERERS[key] = scene_renderer(scene_setup(run.config), embedded_world().measured_size)
+        _RENDERERS[key] = scene_renderer(scene_setup(run.config), size)
     return _RENDERERS[key]
 
 
