@@ -1,7 +1,6 @@
 """What a person sees of a scene: renders on white, previews, a turntable video, stills, the scene's own files and the page."""
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ from lods_jax.priors.adapter_files import save_embedding, save_lora
 from lods_jax.runs.page import write_page
 from lods_jax.runs.run_directory import read_run
 from lods_jax.training.build import Components
+from lods_jax.training.compilation import Once, memory
 from lods_jax.training.scene_setups import SceneSetup, StaticShapes, unstack_particles
 
 AT_ONCE = 4  # views rendered in one call
 SceneRenderer = Callable[[Any, Any, Camera], Render]
 
 
-def scene_renderer(setup: SceneSetup, size: int) -> SceneRenderer:
+def scene_renderer(setup: SceneSetup, size: int, once: Once | None = None) -> SceneRenderer:
     """Builds a renderer of one particle on white for evaluation, previews and videos.
 
     It compiles for AT_ONCE views whatever their number, and again where the capacity runs out.
@@ -33,17 +33,22 @@ def scene_renderer(setup: SceneSetup, size: int) -> SceneRenderer:
     Args:
         setup: of the scene.
         size: edge of the renders, pixels.
+        once: holds what is compiled, see `compilation.memory`. Scenes of the same settings may share it.
 
     Returns:
         A function (theta, aux, n cameras) -> `Render` of NumPy arrays without extras.
     """
     shapes = setup.choose_shapes(size, {"total": 0})  # the least: what a view needs is known once it is rendered
 
-    @cache
-    def render(shapes: StaticShapes) -> Callable:
+    once = memory() if once is None else once
+
+    def compiled(shapes: StaticShapes) -> Callable:
         scene = setup.eval_scene(shapes)
         keys = jax.random.split(jax.random.key(0), AT_ONCE)  # a white background draws nothing
         return jax.jit(lambda theta, aux, camera: scene.render(theta, aux, camera, keys, scene.means2d_probe(aux, AT_ONCE)))
+
+    def render(*scene: Any) -> Render:
+        return once(("render", shapes), lambda: compiled(shapes))(*scene)
 
     def render_fn(theta: Any, aux: Any, camera: Camera) -> Render:
         nonlocal shapes
@@ -51,10 +56,10 @@ def scene_renderer(setup: SceneSetup, size: int) -> SceneRenderer:
         for first in range(0, n, AT_ONCE):
             rows = np.minimum(first + np.arange(AT_ONCE), n - 1)
             some = jax.tree.map(lambda x: x[rows], camera)  # noqa: B023 (used at once)
-            out = render(shapes)(theta, aux, some)
+            out = render(theta, aux, some)
             while (grown := setup.choose_shapes(size, out.extras)) > shapes:
                 shapes = grown
-                out = render(shapes)(theta, aux, some)
+                out = render(theta, aux, some)
             chunks.append(jax.tree.map(np.asarray, out.replace(extras={})))
         return jax.tree.map(lambda *x: np.concatenate(x)[:n], *chunks)
 

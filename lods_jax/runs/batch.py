@@ -106,7 +106,7 @@ def check_folders(config: Config, jobs: Jobs) -> None:
 
 
 def run_all(config: Config, jobs: Jobs, check: Callable[[str], None] = lambda prompt: None) -> int:
-    """Runs every prompt that is not finished, and resumes those that were begun. All share their compiled steps.
+    """Runs every prompt that is not finished, and resumes those that were begun. All share the prior and what is compiled.
 
     A prompt that fails is recorded in its folder with the reason, and tried again by the next call; the others are run.
 
@@ -123,10 +123,10 @@ def run_all(config: Config, jobs: Jobs, check: Callable[[str], None] = lambda pr
     """
     from lods_jax.runs import run
     from lods_jax.runs.run_directory import read_run
-    from lods_jax.training import loop
+    from lods_jax.training.compilation import memory
 
     check_folders(config, jobs)
-    compile, failed = shared(loop.compiled), []
+    once, failed = memory(), []
     for i, (prompt, folder) in enumerate(jobs, 1):
         mine, begun = replace(config, prompt=prompt), (folder / "config.yaml").is_file()
         try:
@@ -135,14 +135,15 @@ def run_all(config: Config, jobs: Jobs, check: Callable[[str], None] = lambda pr
                 continue
             check(prompt)
             run.log("prompt", f"{i} of {len(jobs)}")
-            code = run.resume(mine, folder, compile) if begun else run.start(mine, folder, compile)
-            gc.collect()  # what a run has compiled for itself hangs in circles, and would wait for its turn
+            code = run.resume(mine, folder, once) if begun else run.start(mine, folder, once)
         except Exception as error:  # whatever it is: the other prompts are run
             if os.environ.get("LODS_TRACEBACK"):
                 raise
             failed.append(prompt)
             run.log("failed", f"{i} of {len(jobs)}, {prompt!r}: {record(mine, folder, error)}")
             continue
+        finally:
+            gc.collect()  # the arrays of a run hang in circles, and would wait for their turn
         if code:
             return code
     if failed:
@@ -150,25 +151,6 @@ def run_all(config: Config, jobs: Jobs, check: Callable[[str], None] = lambda pr
             "failed", f"{len(failed)} of {len(jobs)} prompts: {', '.join(map(repr, failed))}; the same command tries them again"
         )
     return 1 if failed else 0
-
-
-def shared(compiled: Callable) -> Callable:
-    """A function that compiles the train step once per static shape, for all runs.
-
-    Args:
-        compiled: (components, shapes) -> step.
-
-    Returns:
-        The same with a memory.
-    """
-    steps: dict[Any, Callable] = {}
-
-    def compile(components, shapes):
-        if shapes not in steps:
-            steps[shapes] = compiled(components, shapes)
-        return steps[shapes]
-
-    return compile
 
 
 def record(config: Config, folder: Path, error: Exception) -> str:

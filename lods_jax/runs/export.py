@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 from scipy import ndimage
 
 from lods_jax.core import cameras
@@ -18,7 +18,7 @@ from lods_jax.core.videos import write_video
 from lods_jax.runs.artifacts import output_views, scene_renderer, turntable_cameras
 from lods_jax.runs.restore import restore_scene
 from lods_jax.runs.run_directory import Run
-from lods_jax.scenes.density_field import Surface, grid
+from lods_jax.scenes.density_field import Surface, grid, in_chunks
 from lods_jax.scenes.mesh import (
     Mesh,
     bake,
@@ -32,6 +32,7 @@ from lods_jax.scenes.mesh import (
     write_obj,
 )
 from lods_jax.training.build import Components, orbit_of, scene_setup
+from lods_jax.training.compilation import Once
 from lods_jax.training.scene_setups import unstack_particles
 
 COARSE, FINE = 64, 128  # grid points an edge: to choose a level on, and of the mesh
@@ -78,20 +79,21 @@ def export(run: Run, to: str, out: Path | None, faces: int, texture: int, partic
     return write_mesh(kind.surface(theta, aux), render_fn, orbit, out / f"mesh.{to}", faces, texture)
 
 
-def mesh_of_run(components: Components, folder: Path, state: TrainState) -> str:
+def mesh_of_run(components: Components, folder: Path, state: TrainState, once: Once) -> str:
     """Writes mesh.glb of the first particle, at the end of a run.
 
     Args:
         components: of the run.
         folder: of the run.
         state: its last state.
+        once: holds what is compiled, see `compilation.memory`.
 
     Returns:
         A line on what was written, or on why there is no mesh.
     """
     setup = components.setup
     theta, aux = (unstack_particles(tree, setup.particles)[0] for tree in (state.theta, state.aux))
-    render_fn = partial(scene_renderer(setup, SIZE), theta, aux)
+    render_fn = partial(scene_renderer(setup, SIZE, once), theta, aux)
     try:
         return write_mesh(setup.surface(theta, aux), render_fn, components.orbit, folder / "mesh.glb")
     except UserError as error:
@@ -170,8 +172,23 @@ def silhouettes(mesh: Mesh, camera: Camera) -> Bool[np.ndarray, "n size size"]:
     Returns:
         Masks [n size size].
     """
-    pixels, _ = cameras.project(camera, jnp.asarray(mesh.vertices), SIZE, SIZE)
-    return np.stack([silhouette(one, mesh.faces, SIZE) for one in np.asarray(pixels)])
+    pixels = in_chunks(1 << 14, partial(pixel_rows, camera), mesh.vertices).reshape(len(mesh.vertices), -1, 2)
+    return np.stack([silhouette(one, mesh.faces, SIZE) for one in np.moveaxis(pixels, 1, 0)])
+
+
+@jax.jit
+def pixel_rows(camera: Camera, points: Float[Array, "n 3"]) -> Float[Array, "n _"]:
+    """Where points lie in the images of b cameras, which are SIZE pixels high and wide.
+
+    Args:
+        camera: b cameras.
+        points: [n 3] world units.
+
+    Returns:
+        [n b*2]: for each point x and y in the first image, x and y in the second, and so on.
+    """
+    pixels, _ = cameras.project(camera, points, SIZE, SIZE)
+    return jnp.moveaxis(pixels, 0, 1).reshape(len(points), -1)
 
 
 # --- videos -----------------------------------------------------------------------------------------------------------------

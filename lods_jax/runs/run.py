@@ -27,19 +27,20 @@ from lods_jax.runs.run_directory import check_empty, check_files, locked, point_
 from lods_jax.runs.training_loop import Start, diagnosis, log, stops, tolerate_io_errors, training_loop
 from lods_jax.training import checkpoint, image_to_3d, textual_inversion
 from lods_jax.training.build import Components, build, predictions_per_view
+from lods_jax.training.compilation import Once, memory
 from lods_jax.training.distributed import agreed, all_or_none, is_first
-from lods_jax.training.loop import Compile, compiled, first_state, mode_of, state_shapes, train
+from lods_jax.training.loop import first_state, mode_of, state_shapes, train
 from lods_jax.training.scene_setups import read_shapes
 
 
 # --- a run and its folder ---------------------------------------------------------------------------------------------------
-def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
+def start(config: Config, folder: Path, once: Once | None = None) -> int:
     """Runs a configuration in a new or empty folder.
 
     Args:
         config: of the run.
         folder: of the run.
-        compile: see `loop.train`.
+        once: holds what is compiled, see `compilation.memory`. Runs that differ only in the prompt may share it.
 
     Returns:
         The exit code: 0, 130 after Ctrl-C, 143 after SIGTERM.
@@ -52,7 +53,7 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
             if is_first():
                 check_empty(folder)
             config = check(config)
-            components = build(config)  # before anything is written: most mistakes show here
+            components = build(config, once=once)  # before anything is written: most mistakes show here
             notes = components.setup.notes()
             mode_of(components)
             if is_first():
@@ -63,16 +64,16 @@ def start(config: Config, folder: Path, compile: Compile = compiled) -> int:
             point_latest_at(folder)
         for note in notes:
             log("scene", note)
-        return execute(config, components, folder, Start(first_state(components)), compile)
+        return execute(config, components, folder, Start(first_state(components)), once)
 
 
-def resume(config: Config, folder: Path, compile: Compile = compiled, changed: bool = False) -> int:
+def resume(config: Config, folder: Path, once: Once | None = None, changed: bool = False) -> int:
     """Continues a run from its newest whole checkpoint, bit for bit on the same number of devices.
 
     Args:
         config: of the folder's config.yaml.
         folder: of the run.
-        compile: see `loop.train`.
+        once: holds what is compiled, see `compilation.memory`. Runs that differ only in the prompt may share it.
         changed: whether to go on although the checkpoint was made with other settings; the end will be that of neither.
 
     Returns:
@@ -83,7 +84,7 @@ def resume(config: Config, folder: Path, compile: Compile = compiled, changed: b
     """
     with ExitStack() as held:
         with all_or_none():
-            components = build(check(config), folder)
+            components = build(check(config), folder, once)
             mode_of(components)
             if is_first():
                 held.enter_context(locked(folder))
@@ -91,7 +92,7 @@ def resume(config: Config, folder: Path, compile: Compile = compiled, changed: b
         at = int(begin.state.step)
         if (agreed(at), agreed(-at)) != (at, -at):
             raise UserError(f"the newest whole checkpoint that this process finds is of step {at}, another process finds another")
-        return execute(config, components, folder, begin, compile)
+        return execute(config, components, folder, begin, once)
 
 
 def last_state(config: Config, components: Components, folder: Path, changed: bool) -> Start:
@@ -132,7 +133,7 @@ def last_state(config: Config, components: Components, folder: Path, changed: bo
         raise UserError(f"the checkpoint of step {step} of {folder} does not say what it was compiled for") from error
 
 
-def execute(config: Config, components: Components, folder: Path, begin: Start, compile: Compile = compiled) -> int:
+def execute(config: Config, components: Components, folder: Path, begin: Start, once: Once | None = None) -> int:
     """Runs from a state to the end or to a signal, and writes the results in both cases.
 
     Args:
@@ -140,15 +141,16 @@ def execute(config: Config, components: Components, folder: Path, begin: Start, 
         components: of the run.
         folder: of the run.
         begin: state, static shapes and log window.
-        compile: see `loop.train`.
+        once: holds what is compiled, see `compilation.memory`. Runs that differ only in the prompt may share it.
 
     Returns:
         The exit code, as `start`.
     """
+    once = memory() if once is None else once
     jax.config.update("jax_debug_nans", config.debug_nans)
     components = with_picture(config, components, folder) if components.image_inputs else components
     if not is_first():
-        return worker_loop(config, components, begin, compile)
+        return worker_loop(config, components, begin, once)
     note = provenance.describe() | {"prior_sha256": components.prior_sha256}
     note |= {"predictions_per_view": predictions_per_view(config, components.objective)}
     if components.image_inputs:
@@ -156,16 +158,16 @@ def execute(config: Config, components: Components, folder: Path, begin: Start, 
     check_files(folder)
     write_json(folder / "run.json", note | {"state": "running"})
     log("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
-    render_fn, diagnose = scene_renderer(components.setup, config.output.size), diagnosis(components, begin.shapes)
+    render_fn, diagnose = scene_renderer(components.setup, config.output.size, once), diagnosis(components, begin.shapes, once)
     with catch_signals() as stop:
         try:
-            steps = train(components, begin.state, begin.shapes, compile)
+            steps = train(components, begin.state, begin.shapes, once=once)
             state, seconds = training_loop(config, components, folder, begin, steps, diagnose, render_fn, stop)
             log("write", "video, stills, scene and page")
             began = time.monotonic()
             write_results(config, components, folder, state, render_fn, log)
             if components.setup.exports_mesh:
-                log("", mesh_of_run(components, folder, state))
+                log("", mesh_of_run(components, folder, state, once))
             seconds["write"] = round(time.monotonic() - began, 1)
         except BaseException as error:
             with suppress(OSError):  # what went wrong may be the disk
@@ -210,20 +212,20 @@ def with_picture(config: Config, components: Components, folder: Path) -> Compon
     return components._replace(texts=textual_inversion.shift_embeddings(components.texts, jnp.asarray(by)))
 
 
-def worker_loop(config: Config, components: Components, begin: Start, compile: Compile) -> int:
+def worker_loop(config: Config, components: Components, begin: Start, once: Once) -> int:
     """The steps of every process but the first: the same steps to the same end, without writing anything.
 
     Args:
         config: of the run.
         components: of the run.
         begin: state, static shapes and log window.
-        compile: see `loop.train`.
+        once: holds what is compiled, see `compilation.memory`. Runs that differ only in the prompt may share it.
 
     Returns:
         The exit code, as `start`.
     """
     with catch_signals() as stop:
-        for done, _, _, _ in train(components, begin.state, begin.shapes, compile):
+        for done, _, _, _ in train(components, begin.state, begin.shapes, once=once):
             if stops(config, done, stop):
                 break
         agreed(0)  # the first process writes the results, and is waited for: without it the others could not stay

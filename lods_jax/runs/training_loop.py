@@ -21,7 +21,7 @@ from lods_jax.runs.log_window import INDEX, Window
 from lods_jax.runs.run_directory import append, event_log, truncate_metrics
 from lods_jax.training import checkpoint
 from lods_jax.training.build import Components
-from lods_jax.training.compilation import compilations, compile_seconds
+from lods_jax.training.compilation import Once, compilations, compile_seconds
 from lods_jax.training.distributed import agreed, is_first
 from lods_jax.training.loop import Progress, first_shapes
 from lods_jax.training.scene_setups import StaticShapes
@@ -172,21 +172,26 @@ def stops(config: Config, done: int, stop: list[int]) -> bool:
     return done == config.steps or bool(stop)
 
 
-def diagnosis(components: Components, shapes: StaticShapes | None) -> Callable[[TrainState], dict[str, float]]:
+def diagnosis(components: Components, shapes: StaticShapes | None, once: Once) -> Callable[[TrainState], dict[str, float]]:
     """Builds the function that measures whether the learnable branch has learned.
 
     Args:
         components: of the run.
         shapes: static shapes, or None for the first.
+        once: holds what is compiled, see `compilation.memory`.
 
     Returns:
         state -> {"psi_displacement", "fit_gain"}; {} for objectives that train no query.
     """
     if components.objective.trained_query is None:
         return lambda state: {}
-    plan, key = components.plan, run_key(components.plan.seed, "train")
-    scene = components.setup.scene(shapes or first_shapes(components))
-    diagnose = make_diagnosis(scene, components.prior, components.objective, components.cameras, plan.batch, plan.vae_slicing)
+    plan, key, shapes = components.plan, run_key(components.plan.seed, "train"), shapes or first_shapes(components)
+
+    def compiled() -> Callable:
+        scene = components.setup.scene(shapes)
+        return make_diagnosis(scene, components.prior, components.objective, components.cameras, plan.batch, plan.vae_slicing)
+
+    diagnose = once(("diagnose", shapes), compiled)
     return lambda state: {
         name: float(x) for name, x in diagnose(state, components.psi, components.weights, components.texts, key).items()
     }

@@ -38,7 +38,22 @@ def of_field(field: FieldConfig, theta: dict) -> Surface:
     Returns:
         The density field.
     """
-    return Surface(field.bound, partial(in_chunks, 1 << 16, jax.jit(lambda x: query_nerf(field, theta, x.T))))
+    return Surface(field.bound, partial(in_chunks, 1 << 16, partial(query_rows, field, theta)))
+
+
+@partial(jax.jit, static_argnums=0)  # theta is an argument: one compilation serves all fields of a size
+def query_rows(field: FieldConfig, theta: dict, x: Float[Array, "m 3"]) -> Float[Array, "m 4"]:
+    """`nerf.query_field` at points in rows.
+
+    Args:
+        field: sizes of the NeRF.
+        theta: its parameters.
+        x: points [m 3].
+
+    Returns:
+        Density and RGB [m 4].
+    """
+    return query_nerf(field, theta, x.T)
 
 
 def of_gaussians(theta: dict, alive: Bool[np.ndarray, "n"], bound: float = 0.9) -> Surface:
@@ -73,21 +88,21 @@ def of_gaussians(theta: dict, alive: Bool[np.ndarray, "n"], bound: float = 0.9) 
     return Surface(bound, partial(in_chunks, 1 << 11, query_field))
 
 
-def in_chunks(size: int, query_field: Callable, x: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 4"]:
+def in_chunks(size: int, query_field: Callable, x: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n _"]:
     """Evaluates a function on chunks of points, with one compilation whatever their number.
 
     Args:
         size: points per chunk.
-        query_field: [size 3] -> [size 4].
+        query_field: [size 3] -> [size d].
         x: points [n 3].
 
     Returns:
-        [n 4].
+        [n d].
     """
-    padded = np.zeros((-(-len(x) // size) * size, 3), np.float32)
+    padded = np.zeros((max(-(-len(x) // size), 1) * size, 3), np.float32)
     padded[: len(x)] = x
     parts = [np.asarray(query_field(jnp.asarray(part))) for part in padded.reshape(-1, size, 3)]
-    return np.concatenate([np.zeros((0, 4), np.float32), *parts])[: len(x)]
+    return np.concatenate(parts)[: len(x)]
 
 
 def grid(surface: Surface, points: int) -> Float[np.ndarray, "g g g"]:

@@ -30,6 +30,7 @@ from lods_jax.priors.loading import load_prior
 from lods_jax.priors.registry import world_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.tokenizer import left_out
+from lods_jax.training.compilation import Once, memory
 from lods_jax.training.gaussian_setup import gaussian_setup
 from lods_jax.training.image_to_3d import ImageInputs, image_inputs
 from lods_jax.training.nerf_setup import nerf_setup
@@ -111,12 +112,13 @@ class Components(NamedTuple):
     image_inputs: ImageInputs | None = None
 
 
-def build(config: Config, folder: Path | None = None) -> Components:
+def build(config: Config, folder: Path | None = None, once: Once | None = None) -> Components:
     """The components of a configuration.
 
     Args:
         config: of the run.
         folder: of a run that goes on, with what was made from its image.
+        once: holds the prior and its weights, see `compilation.memory`. Runs that differ only in the prompt may share it.
 
     Returns:
         The components, weights read and prompts embedded.
@@ -126,17 +128,19 @@ def build(config: Config, folder: Path | None = None) -> Components:
         ValueError: the prior cannot be read, or does not know a text.
     """
     objective, _ = checked(config)
-    prior = load_prior(config.prior.name, download=config.prior.download, **prior_options(config.prior))
+    once, name = memory() if once is None else once, config.prior.name
+    prior = once("prior", lambda: load_prior(name, download=config.prior.download, **prior_options(config.prior)))
     table = prompt_table_of(config, prior.truncate)
     named = {"prompt": config.prompt, "negative prompt": config.negative_prompt, "source prompt": config.source_prompt}
     if cut := left_out(prior.truncate, named, prompts.view_endings(names_views(config))):
         tell(f"{'prompt':<10}{cut}")
-    weights = prior.init(jax.random.key(0))
+    weights = once("weights", lambda: text_on_host(prior.init(jax.random.key(0))))
     texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
     psi = first_psi(config, prior, objective, weights, texts["null"][0])
     orbit, timeline = orbit_of(config.camera), timeline_of(config)
     found = image_inputs(config, orbit, timeline, folder, prior, weights) if config.image.file else None
-    components = assemble(config, prior, unet_hash(local(config.prior.name)), without_text(weights), objective, texts, psi)
+    sha256 = once("sha256", lambda: unet_hash(local(name)))
+    components = assemble(config, prior, sha256, without_text(weights), objective, texts, psi)
     return components._replace(image_inputs=found)
 
 
@@ -164,6 +168,12 @@ def build_abstract(config: Config) -> Components:
     texts = {name: jax.ShapeDtypeStruct((len(rows), *row.shape), row.dtype) for name, rows in table.items()}
     psi = jax.eval_shape(lambda weights, tokens: first_psi(config, prior, objective, weights, tokens), weights, row)
     return assemble(config, prior, None, without_text(weights), objective, texts, psi)
+
+
+def text_on_host(weights: Any) -> Any:
+    """The weights with those of the text encoder as NumPy arrays, which wait for the next prompt without room on a device."""
+    own = weights.get("text") if isinstance(weights, Mapping) else None
+    return weights if own is None else dict(weights) | {"text": jax.device_get(own)}
 
 
 def without_text(weights: Any) -> Any:

@@ -1,9 +1,9 @@
-"""Compilations of JAX within a block of code, and the seconds they take, from the events of `jax.monitoring`."""
+"""What is compiled once and shared, and the compilations of JAX within a block of code, from the events of `jax.monitoring`."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax import monitoring
 
@@ -25,6 +25,33 @@ class Span(NamedTuple):
     name: str
     begin: float
     end: float
+
+
+Once = Callable[[Hashable, Callable[[], Any]], Any]  # see `memory`
+
+
+def memory() -> Once:
+    """Builds a function (key, make) that calls `make` the first time that it sees a key, and gives the same answer afterwards.
+
+    A function that is jitted anew is compiled anew, and not all memory of a compilation comes back. Runs of one configuration
+    share what depends on it alone (the prior, the step at static shapes, renderers) by sharing such a memory.
+
+    Returns:
+        The function. What fails is not remembered.
+
+    Examples:
+        >>> once = memory()
+        >>> once("step", lambda: object()) is once("step", lambda: object())
+        True
+    """
+    made: dict[Hashable, Any] = {}
+
+    def once(key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in made:
+            made[key] = make()
+        return made[key]
+
+    return once
 
 
 @contextmanager

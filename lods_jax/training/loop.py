@@ -1,7 +1,7 @@
 """The loop: steps, refinement and growth of static shapes, from a state to the end of a run."""
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from lods_jax.core.types import Scene, TrainState
 from lods_jax.distillation.parallel import compile_train_step
 from lods_jax.distillation.train_step import TrainStep, init_state, make_train_step
 from lods_jax.training.build import Components
+from lods_jax.training.compilation import Once, memory
 from lods_jax.training.scene_setups import StaticShapes
 
 PLAN_EVERY = 50  # steps between looks at whether a static shape has become too small
@@ -137,7 +138,11 @@ def mode_of(components: Components) -> str:
 
 
 def train(
-    components: Components, state: TrainState, shapes: StaticShapes | None = None, compile: Compile = compiled
+    components: Components,
+    state: TrainState,
+    shapes: StaticShapes | None = None,
+    compile: Compile = compiled,
+    once: Once | None = None,
 ) -> Iterator[Progress]:
     """Trains from a state to the end of the run: steps, refinement, growth of static shapes.
 
@@ -146,18 +151,20 @@ def train(
         state: to start from.
         shapes: static shapes of the state's last step; None before the first. All decisions depend on these, the step and aux, so
             that a resumed run decides as an uninterrupted one.
-        compile: (components, shapes) -> step. Runs of one process may share it if they differ only in prompt and seed.
+        compile: (components, shapes) -> step.
+        once: holds what is compiled, see `compilation.memory`. Runs that differ only in the prompt may share it.
 
     Yields:
         The progress after each step.
     """
     setup, plan, key = components.setup, components.plan, run_key(components.plan.seed, "train")
-    refine = jax.jit(partial(setup.refine, components.tx_theta))
+    once = memory() if once is None else once
+    refine = once("refine", lambda: jax.jit(partial(setup.refine, components.tx_theta)))
     shapes = shapes or first_shapes(components)
-    step_at = cache(lambda shapes: compile(components, shapes))  # a shape may come back
     reference = components.image_inputs and components.image_inputs.reference
     for done in range(int(state.step) + 1, plan.steps + 1):
-        state, metrics = step_at(shapes)(state, components.weights, components.texts, reference, key)
+        step = once(("step", shapes), lambda: compile(components, shapes))  # noqa: B023 (called at once)
+        state, metrics = step(state, components.weights, components.texts, reference, key)
         if setup.should_refine(done):
             state = refine(jax.random.fold_in(step_key(key, done), 1), state)
         resolution = plan.later_resolution if done >= plan.switch else plan.resolution

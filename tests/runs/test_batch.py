@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lods_jax.cli import main
 from lods_jax.config import Config, dump
 from lods_jax.core.errors import UserError
 from lods_jax.runs import batch, run
 from lods_jax.runs.run_directory import locked, read_run
+from tests.toy import TINY, final, same
+from tests.toy import batch as run_batch
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
@@ -73,7 +76,7 @@ def calls(monkeypatch):
     seen = []
 
     def call(name):
-        def run_one(config, folder, compile):
+        def run_one(config, folder, once):
             seen.append((name, config.prompt))
             if "fails" in config.prompt:
                 raise RuntimeError("RESOURCE_EXHAUSTED:\nout of memory")
@@ -147,3 +150,12 @@ def test_a_damaged_folder_fails_its_own_prompt_alone(tmp_path, calls):
     assert batch.run_all(Config(), jobs) == 1
     assert calls == [("start", "two")]
     assert (jobs[0][1] / "config.yaml").read_text() == "steps: many"
+
+
+def test_the_runs_of_a_batch_after_the_first_compile_nothing_and_end_as_they_would_alone(toy, tmp_path):
+    """Refinement, diagnosis and previews are compiled once, as the step is: compilations of each run would add up in memory."""
+    first, *later = run_batch(TINY, ["a toy", "a thing", "a top"], tmp_path / "out")
+    assert {"jit(gaussian_refine)", "jit(diagnose)"} <= {*first}
+    assert later == [[], []]
+    assert main([*TINY, "--out", str(tmp_path / "alone")]) == 0
+    same(final(tmp_path / "out" / "a-thing"), final(tmp_path / "alone"))

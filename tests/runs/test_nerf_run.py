@@ -12,7 +12,7 @@ from lods_jax.runs.page import lacking
 from lods_jax.runs.run_directory import read_run
 from lods_jax.scenes.density_field import Surface
 from lods_jax.scenes.ply import read_ply
-from tests.toy import TINY, final, metrics, same
+from tests.toy import TINY, batch, final, metrics, same
 
 FLAGS = [*TINY[: TINY.index("--gaussians.capacity")], "--checkpoint.every", "4", "--checkpoint.keep", "9", "--scene", "nerf"]
 FLAGS += ["--nerf.samples", "16", "--nerf.refresh-every", "3"]
@@ -31,10 +31,23 @@ def coarse():
 
 
 @pytest.fixture(scope="module")
-def whole(toy, coarse, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("nerf") / "whole"
-    assert main([*FLAGS, "--out", str(folder)]) == 0
-    return folder
+def compiled(toy, coarse, tmp_path_factory):
+    """The folder of a batch, and what each of its runs compiled."""
+    out = tmp_path_factory.mktemp("nerf") / "batch"
+    return out, batch(FLAGS, ["a thing", "a toy"], out)
+
+
+@pytest.fixture(scope="module")
+def whole(compiled):
+    return compiled[0] / "a-thing"
+
+
+def test_what_fields_compile_to_the_mesh_is_shared_in_a_batch(compiled):
+    """Their meshes have different numbers of vertices, and their weights are different."""
+    out, names = compiled
+    assert {"jit(query_rows)", "jit(pixel_rows)", "jit(nerf_refine)"} <= {*names[0]}
+    assert names[1] == []
+    assert lacking(read_run(out / "a-toy")) == ""
 
 
 def test_it_leaves_what_people_open(whole):
