@@ -14,7 +14,7 @@ from lods_jax.cli.image_commands import edit_image, text_to_image
 from lods_jax.config import Config
 from lods_jax.core.errors import UserError, tell
 from lods_jax.core.files import check_place, check_suffix
-from lods_jax.core.paths import TABLETOP
+from lods_jax.core.paths import TABLETOP, TABLETOP_64, figures_folder
 from lods_jax.priors.registry import PRIORS, embedded_world, registered
 from lods_jax.runs import batch, prompt_files
 
@@ -249,9 +249,9 @@ def info(args: flags.Info) -> None:
 
 def train_prior(args: flags.TrainPrior) -> None:
     """`lods train-prior` with the flags `args`: trains the tabletop prior or its classifier, or measures them."""
-    minutes = (0 if args.evaluate else 60) if args.minutes is None else args.minutes
-    out = args.out or (Path("outputs/prior") if minutes else TABLETOP)
-    check_place(out if minutes or args.out else Path("outputs/prior"), folder=True)
+    minutes = (0.0 if args.evaluate else 60.0) if args.minutes is None else args.minutes
+    out = args.out or (Path("outputs/prior") if minutes else TABLETOP_64 if args.part == "pose" else TABLETOP)
+    check_place(out if minutes else figures_folder(out), folder=True)
     from lods_jax.training.distributed import start_jax
 
     start_jax()

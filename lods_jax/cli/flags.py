@@ -229,7 +229,8 @@ class TrainPrior:
     optimizer: Literal["muon", "adamw"] = "muon"
     seed: int = bounded(0, 0, 2**32 - 1)
     evaluate: bool = False
-    """Measure the gates, print them, and write gates.json, samples.png and renders.png into --out."""
+    """Measure the gates, print them, and write gates.json, samples.png and renders.png into --out, or into a folder of outputs/
+    for shipped weights."""
 
 
 COMMANDS = {

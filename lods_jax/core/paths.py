@@ -9,3 +9,16 @@ TABLETOP_64 = WEIGHTS / "64"  # the one before it, in which runs from before go 
 TABLETOP_POSE = TABLETOP_64 / "pose"  # the Zero-1-to-3 prior; it has an autoencoder of its own
 CLASSIFIER = WEIGHTS / "classifier.safetensors"
 PRESETS = PACKAGE / "config" / "presets"  # a link to configs/ in a checkout, a folder in a wheel
+
+
+def figures_folder(prior: Path) -> Path:
+    """Where the figures of a prior are written: beside its weights, and below outputs/ for shipped ones, which stay as they are.
+
+    Args:
+        prior: its folder.
+
+    Returns:
+        A folder, which need not exist.
+    """
+    shipped = prior.resolve().is_relative_to(WEIGHTS.resolve())
+    return Path("outputs", f"prior-{prior.name}") if shipped else prior

@@ -348,14 +348,15 @@ def preview(out: Path, size: int, fit: Fit, vae: Any, n: int = 12) -> None:
     write_png(out / "samples" / f"pose-{int(fit.samples):08d}.png", grid(rows, n), scale=128 // size)
 
 
-def report(folder: Path, n: int = 96) -> dict[str, float]:
-    """Measures a folder on unseen objects, prints the figures, and writes gates.json.
+def report(folder: Path, out: Path, n: int = 96) -> dict[str, float]:
+    """Measures a pose prior on unseen objects, prints the figures, and writes gates.json.
 
     By how much the loss rises with the picture of another object, or with a pose turned by 90 to 270 degrees, as a share of the
     loss with the right ones; and the shares of samples (s = 2) in which the classifier reads kind, colour and view of the truth.
 
     Args:
         folder: of the pose prior.
+        out: folder to write to.
         n: number of objects.
 
     Returns:
@@ -391,7 +392,9 @@ def report(folder: Path, n: int = 96) -> dict[str, float]:
         read = classify(load_classifier(), rgb.astype(np.float32))
         for i, attribute in enumerate(("kind", "color", "pattern", "view")):
             figures[f"{name}: {attribute}"] = float(np.mean(getattr(read, attribute) == p.labels[:, i]))
-    (folder / "gates.json").write_text(json.dumps(figures, indent=2) + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "gates.json").write_text(json.dumps(figures, indent=2) + "\n")
     for name, value in figures.items():
         print(f"{name:20} {value:7.3f}")
+    print(f"written: {out / 'gates.json'}")
     return figures

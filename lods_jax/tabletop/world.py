@@ -8,7 +8,7 @@ from jaxtyping import Float
 from lods_jax.core.cameras import TABLETOP as ORBIT
 from lods_jax.core.cameras import VIEWS, turntable
 from lods_jax.core.cutouts import framed, over
-from lods_jax.core.paths import TABLETOP
+from lods_jax.core.paths import TABLETOP, figures_folder
 from lods_jax.priors.registry import World
 from lods_jax.tabletop import evaluate, train_classifier, train_pose, train_prior
 from lods_jax.tabletop.classifier import NONE, SIZE, classify, load_classifier
@@ -101,10 +101,9 @@ def train(
             train_pose.train(out / "pose", minutes, prior, resume=resume, name=optimizer, seed=seed)
         else:
             train_prior.train(out, minutes, size=size, resume=resume, part=part, name=optimizer, batch=batch, seed=seed)
-    if measure_gates and part == "pose":
-        train_pose.report(out / "pose")
-    elif measure_gates:
-        evaluate.report(out, Path("outputs/prior") if out == TABLETOP else out)
+    if measure_gates:
+        measured, report = (out / "pose", train_pose.report) if part == "pose" else (out, evaluate.report)
+        report(measured, figures_folder(measured))
 
 
 WORLD = World(names_views, read_image, FIGURES, measure, SIZE, true_renders, train)

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,3 +81,31 @@ def test_the_shipped_priors_are_small_and_complete():
         assert {"model_index.json", "vocabulary.json", "training.json", "gates.json", "README.md"} <= names
     assert CLASSIFIER.is_file()
     assert sum(f.stat().st_size for f in WEIGHTS.rglob("*") if f.is_file()) <= 45e6
+
+
+@pytest.mark.parametrize(
+    ("flags", "module", "weights"),
+    [
+        ([], "evaluate", TABLETOP),
+        (["--out", str(TABLETOP_64)], "evaluate", TABLETOP_64),
+        (["--part", "pose"], "train_pose", TABLETOP_64 / "pose"),
+    ],
+)
+def test_shipped_weights_are_measured_and_stay_as_they_are(flags, module, weights, tmp_path, monkeypatch):
+    """Figures go to a folder of outputs/ that no prior is trained in."""
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"lods_jax.tabletop.{module}.report", lambda *folders: asked.append(folders))
+    assert main(["train-prior", "--evaluate", *flags]) == 0
+    [(measured, out)] = asked
+    assert measured == weights
+    assert (measured / "model_index.json").is_file()
+    assert out.resolve().is_relative_to(tmp_path / "outputs")
+    assert out != Path("outputs/prior")
+
+
+def test_a_prior_of_ones_own_has_its_figures_beside_it(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("lods_jax.tabletop.evaluate.report", lambda *folders: asked.append(folders))
+    assert main(["train-prior", "--evaluate", "--out", str(tmp_path / "mine")]) == 0
+    assert asked == [(tmp_path / "mine", tmp_path / "mine")]
