@@ -16,9 +16,8 @@ call goes on where the first was stopped.
 """
 
 import argparse
-from collections.abc import Callable
+from collections import defaultdict
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -39,10 +38,9 @@ from lods_jax.tabletop.classifier import classify, load_classifier
 from lods_jax.tabletop.dataset import Caption, captions, render_caption
 from lods_jax.tabletop.metrics import janus_index
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS
-from lods_jax.training import image_to_3d, loop
-from lods_jax.training.build import Components
+from lods_jax.training import image_to_3d
+from lods_jax.training.compilation import Once, memory
 from lods_jax.training.distributed import start_jax
-from lods_jax.training.scene_setups import StaticShapes
 
 SIZE = 64
 FIGURES = {
@@ -131,21 +129,19 @@ ROWS = {
     "NeRF, SDS and pose": ("nerf", "SDS", True),
     "NeRF, LODS and pose": ("nerf", "LODS", True),
 }
-STEPS: dict = {}  # compiled steps: texts and pictures are arguments of a step
+COMPILED: dict[str, Once] = defaultdict(memory)  # by configuration: texts and pictures are arguments of a step
 
 
-def compile(config: Config, components: Components, shapes: StaticShapes) -> Callable:
+def shared(config: Config) -> Once:
+    """What runs that differ in prompt, seed and picture alone compile once."""
     p = replace(config.image, file="", azimuth=0.0, elevation=0.0, radius=None, fov_y=45.0)
-    key = configs.dump(replace(config, prompt="", seed=0, image=p)), shapes
-    if key not in STEPS:
-        STEPS[key] = loop.compiled(components, shapes)
-    return STEPS[key]
+    return COMPILED[configs.dump(replace(config, prompt="", seed=0, image=p))]
 
 
 def run_one(config: Config, i: int, seed: int, folder: Path) -> dict[str, float]:
     """One run, from where it is, and its figures."""
     if (folder / "config.yaml").exists():
-        code = run.resume(own := configs.load(folder / "config.yaml"), folder, partial(compile, own))
+        code = run.resume(own := configs.load(folder / "config.yaml"), folder, shared(own))
     else:
         caption, proportions, camera = thing(i)
         file = folder.parent / f"picture-{i}.png"
@@ -154,7 +150,7 @@ def run_one(config: Config, i: int, seed: int, folder: Path) -> dict[str, float]
         p = replace(config.image, file=str(file), azimuth=azimuth, elevation=elevation, fov_y=fov_y, frame="as-is")
         p = replace(p, radius=float(camera.radius[0]))
         config, _ = image_to_3d.resolve_image_config(replace(config, image=p, seed=seed))
-        code = run.start(config, folder, partial(compile, config))
+        code = run.start(config, folder, shared(config))
     if code:
         raise SystemExit(code)
     return figures(folder, i)

@@ -23,9 +23,8 @@ was stopped.
 """
 
 import argparse
-from collections.abc import Callable
+from collections import defaultdict
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +41,8 @@ from lods_jax.runs.compare import compare
 from lods_jax.runs.evaluate import cell, evaluate, plain
 from lods_jax.runs.run_directory import append, read_run, truncate_log, write_json
 from lods_jax.tabletop.dataset import render_caption
-from lods_jax.training import loop
-from lods_jax.training.build import Components
+from lods_jax.training.compilation import Once, memory
 from lods_jax.training.distributed import start_jax
-from lods_jax.training.scene_setups import StaticShapes
 
 TUNING = ("a red mug", "a green robot")
 PROMPTS = ("a blue chair", "an orange mushroom", "a red car", "a purple house", "a pink rocket")
@@ -147,22 +144,20 @@ def seconds_to_right(folder: Path) -> float | None:
     return None
 
 
-STEPS: dict = {}  # compiled steps, one for all runs that differ in prompt and seed alone: texts are arguments of a step
+COMPILED: dict[str, Once] = defaultdict(memory)  # by configuration without prompt and seed: texts are arguments of a step
 
 
-def compile(config: Config, components: Components, shapes: StaticShapes) -> Callable:
-    key = configs.dump(replace(config, prompt="", seed=0)), shapes
-    if key not in STEPS:
-        STEPS[key] = loop.compiled(components, shapes)
-    return STEPS[key]
+def shared(config: Config) -> Once:
+    """What runs that differ in prompt and seed alone compile once."""
+    return COMPILED[configs.dump(replace(config, prompt="", seed=0))]
 
 
 def run_one(config: Config, folder: Path) -> dict:
     """One run, from where it is, and its figures."""
     if (folder / "config.yaml").exists():
-        code = run.resume(own := configs.load(folder / "config.yaml"), folder, partial(compile, own))
+        code = run.resume(own := configs.load(folder / "config.yaml"), folder, shared(own))
     else:
-        code = run.start(config, folder, partial(compile, config))
+        code = run.start(config, folder, shared(config))
     if code:
         raise SystemExit(code)
     return plain([evaluate(read_run(folder))])[0]
