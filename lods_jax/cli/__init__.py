@@ -9,7 +9,7 @@ import signal
 import sys
 
 from lods_jax.cli import commands, flags
-from lods_jax.core.errors import UserError, one_line
+from lods_jax.core.errors import UserError, one_line, remarks_wait
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,8 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        command = flags.parse(argv)
-        return commands.RUN[type(command)](command) or 0
+        with remarks_wait():
+            command = flags.parse(argv)
+            return commands.RUN[type(command)](command) or 0
     except BrokenPipeError:  # `lods info | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains when it flushes
         return 128 + signal.SIGPIPE

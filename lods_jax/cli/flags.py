@@ -15,8 +15,8 @@ import tyro
 
 from lods_jax import config as configs
 from lods_jax.config import Config, ObjectiveConfig, PriorConfig, bounded
-from lods_jax.config.aliases import current_key, tell
-from lods_jax.core.errors import UserError
+from lods_jax.config.aliases import current_key
+from lods_jax.core.errors import UserError, remark
 
 BATCH = bounded(64, 1, 4096)
 
@@ -364,7 +364,7 @@ def current_flags(argv: list[str]) -> list[str]:
         changed.append(f"{flag} is --{new}")
         words.append(f"--{new}{equals}{value}")
     if changed:
-        tell(f"lods: read under new names: {', '.join(changed)}")
+        remark(f"lods: read under new names: {', '.join(changed)}")
     return words
 
 

@@ -1,11 +1,9 @@
 """Names that have changed: files of older runs are read under their current names, and one line says which were renamed."""
 
-import sys
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
-from lods_jax.core.errors import UserError
+from lods_jax.core.errors import UserError, remark
 
 # Old key -> new key, below parents that have their new name already.
 KEYS = {
@@ -88,7 +86,7 @@ def current_keys(data: Mapping[Any, Any], source: str) -> dict[Any, Any]:
 
     current = below(data, "", "")
     if changed:
-        tell(f"{source}: read under new names: {', '.join(f'{old} is {new}' for old, new in changed.items())}")
+        remark(f"{source}: read under new names: {', '.join(f'{old} is {new}' for old, new in changed.items())}")
         current = with_prior_of_then(current)
     return current
 
@@ -121,11 +119,5 @@ def current_metrics(rows: list[dict[str, Any]], source: str) -> list[dict[str, A
         The rows under the current names.
     """
     if changed := sorted({name for row in rows for name in row} & METRICS.keys()):
-        tell(f"{source}: read under new names: {', '.join(f'{old} is {METRICS[old]}' for old in changed)}")
+        remark(f"{source}: read under new names: {', '.join(f'{old} is {METRICS[old]}' for old in changed)}")
     return [{METRICS.get(name, name): value for name, value in row.items()} for row in rows]
-
-
-@cache  # once, however often a folder is read
-def tell(line: str) -> None:
-    """Prints a line on stderr, once however often it is called."""
-    print(line, file=sys.stderr)

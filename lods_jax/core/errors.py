@@ -1,4 +1,10 @@
-"""Errors that the user can fix, and text that is safe to print."""
+"""Errors that the user can fix, text that is safe to print, and remarks beside the results of a command."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 
 
 class UserError(Exception):
@@ -47,3 +53,46 @@ def escaped(text: str) -> str:
 def tell(text: object) -> None:
     """Prints one text, which may hold names from elsewhere, in its `escaped` form."""
     print(escaped(str(text)), flush=True)
+
+
+_waiting: ContextVar[list[str] | None] = ContextVar("waiting", default=None)
+
+
+def remark(line: str) -> None:
+    """Prints a line on stderr, once however often it is made; within `remarks_wait` not before the work begins.
+
+    Args:
+        line: may hold names from elsewhere.
+    """
+    if (waiting := _waiting.get()) is None:
+        _print_once(escaped(line))
+    else:
+        waiting.append(line)
+
+
+def release_remarks() -> None:
+    """Prints the remarks that wait, and lets none wait from now on: the work begins."""
+    waiting = _waiting.get() or []
+    _waiting.set(None)
+    for line in waiting:
+        remark(line)
+
+
+@contextmanager
+def remarks_wait() -> Iterator[None]:
+    """A block in which remarks wait until `release_remarks` or its end, and are lost if it fails: a refusal is one line.
+
+    Yields:
+        Nothing.
+    """
+    token = _waiting.set([])
+    try:
+        yield
+        release_remarks()
+    finally:
+        _waiting.reset(token)
+
+
+@cache
+def _print_once(line: str) -> None:
+    print(line, file=sys.stderr)

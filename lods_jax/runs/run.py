@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lods_jax.config import Config, check, differences, dump, parse_yaml
-from lods_jax.core.errors import UserError, one_line
+from lods_jax.core.errors import UserError, one_line, release_remarks
 from lods_jax.core.files import replacing
 from lods_jax.core.types import TrainState
 from lods_jax.runs import provenance
@@ -156,6 +156,7 @@ def execute(config: Config, components: Components, folder: Path, begin: Start, 
     if components.image_inputs:
         note |= {"pose_sha256": components.image_inputs.zero123_sha256}
     check_files(folder)
+    release_remarks()
     write_json(folder / "run.json", note | {"state": "running"})
     log("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
     render_fn, diagnose = scene_renderer(components.setup, config.output.size, once), diagnosis(components, begin.shapes, once)

@@ -94,9 +94,14 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     Returns:
         {name: leaf}, and the note with meta and hashes.
+
+    Raises:
+        OSError: it holds what is no regular file. For damaged files orbax raises a dozen types.
     """
     import orbax.checkpoint as ocp
 
+    if odd := [path for path in folder.rglob("*") if not (path.is_file() or path.is_dir())]:
+        raise OSError(f"{odd[0].relative_to(folder)} is no regular file")  # a pipe would be waited for
     note = json.loads((folder / "note" / "metadata").read_text())
     options = {"multiprocessing_options": alone()}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options), **options) as reader:

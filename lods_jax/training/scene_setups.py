@@ -40,8 +40,14 @@ def read_shapes(saved: Mapping[str, int]) -> StaticShapes:
 
     Returns:
         Static shapes.
+
+    Raises:
+        ValueError: one of them is no positive whole number.
     """
-    return StaticShapes(saved["resolution"], saved["capacity"] if "capacity" in saved else saved["room"])
+    shapes = StaticShapes(saved["resolution"], saved["capacity"] if "capacity" in saved else saved["room"])
+    if any(not isinstance(x, int) or not 0 < x < 2**31 for x in shapes):
+        raise ValueError(f"static shapes must be positive whole numbers, got {shapes}")
+    return shapes
 
 
 class SceneSetup(NamedTuple):

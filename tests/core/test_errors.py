@@ -1,8 +1,10 @@
 """What reaches a terminal is one line, and commands it nothing."""
 
+import contextlib
+
 import pytest
 
-from lods_jax.core.errors import UserError, escaped, one_line
+from lods_jax.core.errors import UserError, escaped, one_line, release_remarks, remark, remarks_wait
 
 
 @pytest.mark.parametrize("char", ["\x1b", "\x07", "\r", "\x9b", "\u202e", "\u2028", "\udcff", "\x7f"])
@@ -34,3 +36,22 @@ def test_an_error_is_told_in_one_line(error, says):
 
 def test_the_middle_of_an_endless_line_is_left_out():
     assert len(one_line(ValueError("x" * 10_000))) < 1100
+
+
+def test_a_remark_waits_for_the_work_and_a_refusal_is_alone(capsys):
+    with contextlib.suppress(UserError), remarks_wait():
+        remark("before a refusal")
+        raise UserError
+    assert capsys.readouterr().err == ""
+    with remarks_wait():
+        remark("before\x1b the work")
+        assert capsys.readouterr().err == ""
+        release_remarks()
+        assert capsys.readouterr().err == "before\\x1b the work\n"
+        remark("in its midst")
+        remark("in its midst")
+        assert capsys.readouterr().err == "in its midst\n"
+    with remarks_wait():
+        remark("of a command without work")
+    remark("outside")
+    assert capsys.readouterr().err == "of a command without work\noutside\n"

@@ -108,6 +108,61 @@ def test_another_configuration_is_an_error_that_names_the_leaf(saves):
         checkpoint.restore(saves, state(0, n=6))
 
 
+def other(name, x):
+    """A state with another value for one leaf, which is saved with its right hash as a run of other code would save it."""
+    whole = state(4)
+    if name == "theta":
+        return whole.replace(theta=x)
+    return whole.replace(theta=whole.theta | {name: x}) if name in whole.theta else whole.replace(**{name: x})
+
+
+WRONG = {
+    "another shape": (other("means", jnp.zeros((5, 4))), r"theta.means holds float32 \[5, 4\], expected float32 \[5, 3\]"),
+    "another rank": (other("means", jnp.zeros(15)), r"theta.means holds float32 \[15\], expected"),
+    "no axis": (other("means", jnp.float32(3)), r"theta.means holds float32 \[\], expected"),
+    "half precision": (other("means", jnp.zeros((5, 3), jnp.bfloat16)), r"theta.means holds bfloat16 \[5, 3\], expected float32"),
+    "integers": (other("means", jnp.zeros((5, 3), jnp.int32)), r"theta.means holds int32 \[5, 3\], expected float32"),
+    "a leaf is missing": (other("theta", {"means": state(4).theta["means"]}), r"theta.sh holds nothing, expected float32"),
+    "no leaf": (other("theta", {}), r"theta.means holds nothing"),
+    "a leaf for a branch": (other("theta", jnp.zeros(3)), r"theta.means holds nothing"),
+    "a branch for a leaf": (other("means", {"x": jnp.zeros(3)}), r"theta.means holds nothing"),
+    "a float for the step": (state(4).replace(skipped=jnp.float32(1)), r"skipped holds float32 \[\], expected int32"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_the_configuration_is_one_line_that_names_the_leaf(tmp_path, name):
+    saved, says = WRONG[name]
+    checkpoint.save(tmp_path, saved, {})
+    with pytest.raises(ValueError, match=f"4 is of another configuration: {says}"):
+        checkpoint.restore(tmp_path, state(0))
+
+
+def test_what_is_saved_beside_the_state_is_not_asked_for(tmp_path):
+    more = other("theta", state(4).theta | {"more": jnp.zeros(9)})
+    checkpoint.save(tmp_path, more, {})
+    assert same(checkpoint.restore(tmp_path, state(0))[0], state(4))
+
+
+@pytest.mark.parametrize(
+    "note", ["[]", "{}", "3", '"text"', '{"meta": {}, "sha256": []}', '{"meta": {}, "sha256": {"a": 3}}', "[" * 10**5]
+)
+def test_a_note_of_another_form_is_damage(saves, note):
+    (saves / "3" / "note" / "metadata").write_text(note)
+    said = []
+    assert same(checkpoint.restore(saves, state(0), tell=said.append)[0], state(2))
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("file", ["note/metadata", "state/_METADATA"])
+def test_a_pipe_in_the_place_of_a_file_is_damage_and_not_waited_for(saves, file):
+    (saves / "3" / file).unlink()
+    os.mkfifo(saves / "3" / file)
+    said = []
+    assert same(checkpoint.restore(saves, state(0), tell=said.append)[0], state(2))
+    assert f"{file} is no regular file" in said[0]
+
+
 KILLED = """
 import sys; sys.path.insert(0, {tests!r})
 import pathlib, test_checkpoint as t
