@@ -141,6 +141,7 @@ def render_caption(
     *,
     background: float | tuple[float, float, float] = 1.0,
     variation: float | Float[np.ndarray, "4"] = 0.5,
+    without: int | None = None,
 ) -> Float[Array, "b size size 4"]:
     """The true object of a caption from b cameras.
 
@@ -150,6 +151,7 @@ def render_caption(
         size: edge of the renders, pixels.
         background: grey, or rgb, in [0, 1].
         variation: of all proportions, or of each of the four, in [0, 1]; 0.5 is the middle of what the data set shows.
+        without: number of a part that is left out, -1 for none; None where no part is ever left out.
 
     Returns:
         RGBA [b size size 4], rgb composited on the background, alpha the coverage.
@@ -158,9 +160,9 @@ def render_caption(
     b = len(camera.fov_y)
     color = jnp.full(b, list(COLORS).index(caption.color or "white"))
     pattern = jnp.full(b, PATTERNS.index(caption.pattern))
-    rgba = render_objects(
-        caption.kind, camera, jnp.broadcast_to(jnp.asarray(variation, jnp.float32), (b, 4)), color, pattern, size=size
-    )
+    proportions = jnp.broadcast_to(jnp.asarray(variation, jnp.float32), (b, 4))
+    left_out = None if without is None else jnp.full(b, without)
+    rgba = render_objects(caption.kind, camera, proportions, color, pattern, size=size, without=left_out)
     below = jnp.broadcast_to(jnp.asarray(background, jnp.float32), (1, 1, 1, 3))
     return rgba.at[..., :3].add((1 - rgba[..., 3:]) * below)
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from lods_jax.core.cameras import TABLETOP, rays, turntable
 from lods_jax.core.types import Camera, Render
 from lods_jax.tabletop import metrics
+from lods_jax.tabletop.appearance import TrueViews, appearance, true_views
 from lods_jax.tabletop.classifier import SIZE, classify, load_classifier
 from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
@@ -33,6 +34,12 @@ FIGURES = {
     "coverage": "share of the true visible surface that is within 0.04 of ours",
     "floaters": "share of the opacity mass outside the largest piece",
     "saturation": "mean saturation minus that of the true object",
+    "tint": "how coloured white and grey parts are: mean error of Oklab chroma, 0.02 is just noticeable",
+    "color_error": "mean distance to the true colours of coloured parts, Oklab",
+    "speckle": "specks on the object's inside beside the truth's; 1 is the truth",
+    "floater_pixels": "share of the rendered opacity that lies 0.08 or more outside the true silhouette",
+    "part_recall": "share of each true part that our renders show, mean over the parts; 1 is everything",
+    "sharpness": "slope of the colours at edges beside the truth's; 1 is the truth",
 }
 
 
@@ -80,6 +87,7 @@ def measure(
         "coverage": metrics.coverage(surface, caption.kind, camera=camera) if len(surface) else 0.0,
         "floaters": metrics.floaters(points, mass),
         "saturation": metrics.saturation(seen.rgb, seen.opacity[..., 0]) - metrics.saturation(true[..., :3], true[..., 3]),
+        **appearance(seen.rgb, seen.opacity[..., 0], true_appearance(caption._replace(view=None), seen.rgb.shape[1])),
     }
 
 
@@ -115,6 +123,20 @@ def truth(caption: Caption) -> tuple[Float[np.ndarray, "b h w 4"], Float[np.ndar
     show = lambda variation: np.asarray(render_caption(caption, eyes(), SIZE, variation=variation))  # noqa: E731
     many = np.concatenate([show(variation) for variation in PROPORTIONS])
     return show(0.5), classify(_classifier(), many[..., :3]).features
+
+
+@cache
+def true_appearance(caption: Caption, size: int) -> TrueViews:
+    """The true object of a caption from the 24 cameras, for `appearance`.
+
+    Args:
+        caption: without view.
+        size: edge of the renders, pixels.
+
+    Returns:
+        From `appearance.true_views`.
+    """
+    return true_views(caption, eyes(), size)
 
 
 @cache

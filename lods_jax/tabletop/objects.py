@@ -257,8 +257,14 @@ _OBJECTS |= {name: parts for name, (_, parts) in _DEFECTIVE.items()}
 
 
 # --- geometry and rendering ---------------------------------------------------------------------------------------------
-def _distance(kind, p, v):
-    return jnp.stack([d for d, _ in _OBJECTS[kind](p, v)]).min(0)
+def _distances(kind, p, v, without=None):
+    """Distances to the parts [k *b]; the part of the number `without` is far away from everything."""
+    d = jnp.stack([d for d, _ in _OBJECTS[kind](p, v)])
+    return d if without is None else jnp.where((jnp.arange(len(d)) == without).reshape(-1, *[1] * (d.ndim - 1)), 10.0, d)
+
+
+def _distance(kind, p, v, without=None):
+    return _distances(kind, p, v, without).min(0)
 
 
 def signed_distance(kind: str, points: Float[Array, "*b 3"], variation: Float[Array, "4"]) -> Float[Array, "*b"]:
@@ -278,17 +284,21 @@ def signed_distance(kind: str, points: Float[Array, "*b 3"], variation: Float[Ar
     return _distance(_known(kind), tuple(jnp.moveaxis(points, -1, 0)), variation)
 
 
+def part_count(kind: str) -> int:
+    """The number of parts of an object of a kind; all legs of a chair count as one."""
+    return len(_OBJECTS[_known(kind)]((0.0, 0.0, 0.0), np.full(4, 0.5)))
+
+
 def _known(kind: str) -> str:
     if kind not in _OBJECTS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     return kind
 
 
-def _albedo(kind, p, v, color, pattern):
+def _albedo(kind, p, v, color, pattern, without=None):
     """Surface colour [*b 3] at p: material of the nearest part, with the pattern on what is painted."""
-    parts = _OBJECTS[kind](p, v)
-    nearest = jnp.argmin(jnp.stack([d for d, _ in parts]), 0)
-    material = jnp.array([m for _, m in parts])[nearest]
+    nearest = jnp.argmin(_distances(kind, p, v, without), 0)
+    material = jnp.array([m for _, m in _OBJECTS[kind](p, v)])[nearest]
     stripes = jnp.floor(p[2] * 6.0 + 0.25) % 2
     # The offset keeps faces that lie on a cell boundary, like a cube's at 0.4, from flickering between cells.
     checks = sum(jnp.floor(x * 4.5 + 0.013) for x in p) % 2
@@ -306,6 +316,7 @@ def trace(
     directions: Float[Array, "h w 3"],
     variation: Float[Array, "4"],
     steps: int = 36,
+    without: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
     """Sphere tracing (Hart 1996); 36 steps are exact to 0.01 at the silhouette.
 
@@ -315,6 +326,7 @@ def trace(
         directions: unit vectors [h w 3].
         variation: of the proportions [4], in [0, 1].
         steps: of each ray.
+        without: number of a part that is left out; None for no part.
 
     Returns:
         Lengths of the rays [h w], and 1.0 where they hit [h w].
@@ -323,21 +335,21 @@ def trace(
     at = lambda t: tuple(o[i] + t * d[i] for i in range(3))  # noqa: E731
     closest = -sum(o[i] * d[i] for i in range(3))
     start = jnp.maximum(closest - BOUND, 0.05)  # nothing lies outside the bounding ball
-    t = jax.lax.fori_loop(0, steps, lambda _, t: t + 0.95 * _distance(kind, at(t), variation), start)
-    hit = (_distance(kind, at(t), variation) < 0.012) & (t < closest + BOUND)
+    t = jax.lax.fori_loop(0, steps, lambda _, t: t + 0.95 * _distance(kind, at(t), variation, without), start)
+    hit = (_distance(kind, at(t), variation, without) < 0.012) & (t < closest + BOUND)
     return t, hit.astype(jnp.float32)
 
 
-def _shade(kind, origins, directions, variation, color, pattern):
+def _shade(kind, origins, directions, variation, color, pattern, without=None):
     """Colour and coverage [h w 4] of one view, one ray a pixel, without background."""
-    t, hit = trace(kind, origins, directions, variation)
+    t, hit = trace(kind, origins, directions, variation, without=without)
     p = tuple(jnp.moveaxis(origins + t[..., None] * directions, -1, 0))
     # Normal by the tetrahedron rule: four evaluations, in a loop so that the field is compiled once.
     corners = jnp.array([(1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)], jnp.float32)
 
     def add(i, normal):
         k = corners[i]
-        d = _distance(kind, tuple(p[j] + 0.004 * k[j] for j in range(3)), variation)
+        d = _distance(kind, tuple(p[j] + 0.004 * k[j] for j in range(3)), variation, without)
         return normal + k.reshape(3, 1, 1) * d[None]
 
     normal = jax.lax.fori_loop(0, 4, add, jnp.zeros((3, *t.shape)))
@@ -345,7 +357,7 @@ def _shade(kind, origins, directions, variation, color, pattern):
     # Half-Lambert (Mitchell et al. 2006): soft, and nowhere black, so colours stay readable from the shaded side.
     lambert = (0.5 + 0.5 * jnp.einsum("chw,c->hw", normal, jnp.asarray(_SUN))) ** 2
     light = _AMBIENT + (1.1 - _AMBIENT) * lambert
-    rgb = jnp.clip(_albedo(kind, p, variation, color, pattern) * light[..., None], 0, 1)
+    rgb = jnp.clip(_albedo(kind, p, variation, color, pattern, without) * light[..., None], 0, 1)
     return jnp.concatenate([rgb, jnp.ones_like(rgb[..., :1])], -1) * hit[..., None]
 
 
@@ -360,6 +372,7 @@ def render_objects(
     size: int,
     supersample: int = 2,
     chunk: int = 1,
+    without: Int[Array, "b"] | None = None,
 ) -> Float[Array, "b size size 4"]:
     """Renders of one kind of object, one camera each.
 
@@ -372,6 +385,7 @@ def render_objects(
         size: edge of the renders, pixels.
         supersample: rays per pixel side.
         chunk: views traced at once; 1 suits a CPU's cache, dozens a GPU.
+        without: number of the part that each view leaves out [b], -1 for none; None where no view leaves one out.
 
     Returns:
         Premultiplied RGBA [b size size 4] in [0, 1].
@@ -379,9 +393,9 @@ def render_objects(
     _known(kind)
 
     def one(args):
-        camera, variation, color, pattern = args
+        camera, variation, color, pattern, without = args
         origins, directions = rays(jax.tree.map(lambda x: x[None], camera), size * supersample, size * supersample)
-        rgba = _shade(kind, origins[0], directions[0], variation, color, pattern)
+        rgba = _shade(kind, origins[0], directions[0], variation, color, pattern, without)
         return rgba.reshape(size, supersample, size, supersample, 4).mean((1, 3))
 
-    return jax.lax.map(one, (camera, variation, color, pattern), batch_size=chunk if chunk > 1 else None)
+    return jax.lax.map(one, (camera, variation, color, pattern, without), batch_size=chunk if chunk > 1 else None)

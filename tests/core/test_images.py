@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from lods_jax.core import images
 from lods_jax.core.images import (
     grid,
+    oklab,
     read_depth,
     read_rgba,
     to_uint8,
@@ -301,3 +302,17 @@ def test_a_picture_is_written_in_the_format_that_its_name_says(tmp_path, name, k
     with Image.open(tmp_path / name) as image:
         assert (image.format, image.size) == (kind, (12, 8))
         np.testing.assert_allclose(np.asarray(image).mean((0, 1)), [200, 100, 50], atol=3)
+
+
+@pytest.mark.parametrize(
+    ("rgb", "lab"),
+    [
+        ((1, 1, 1), (1, 0, 0)),
+        ((0, 0, 0), (0, 0, 0)),
+        ((1, 0, 0), (0.62796, 0.22486, 0.12585)),  # the primaries as CSS Color 4 lists them
+        ((0, 1, 0), (0.86644, -0.23389, 0.17950)),
+        ((0, 0, 1), (0.45201, -0.03246, -0.31153)),
+    ],
+)
+def test_oklab_of_known_colours(rgb, lab):
+    np.testing.assert_allclose(oklab(np.float32(rgb)), lab, atol=2e-5)
