@@ -148,11 +148,12 @@ def cell(x: np.ndarray) -> str:
     """Interquartile mean of some runs and its bootstrap interval, as text.
 
     Args:
-        x: a figure of n runs [n].
+        x: a figure of n runs [n]; NaN for a run in which it has no meaning.
 
     Returns:
-        "mean (low to high)", or a dash without runs.
+        "mean (low to high)" of the runs in which it has one, or a dash without any.
     """
+    x = x[~np.isnan(x)]
     if not len(x):
         return "-"
     low, high = bootstrap(x)

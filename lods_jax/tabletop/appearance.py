@@ -2,7 +2,7 @@
 is missing, blur.
 
 Colours are compared in Oklab (Ottosson 2020), where distances are alike to the eye: 0.02 is just noticeable. A generated object
-has proportions of its own, so what is compared with the truth may lie a TOLERANCE away. All figures but `speckle` look at the
+has proportions of its own, so what is compared with the truth may lie a TOLERANCE away. Colours and sharpness are read in
 despeckled renders (a median filter takes specks away and leaves edges), so that specks do not count twice.
 Notation: b views of h x w pixels; "seen" is Oklab and opacity [b h w 4].
 """
@@ -274,13 +274,13 @@ def part_recall(ours: Views, true: TrueViews) -> float:
         true: the true object.
 
     Returns:
-        1 if everything is there, 0 for an empty scene.
+        1 if everything is there, about 0 for an empty scene.
     """
     shares = []
     for part in true.parts:
         there = np.zeros(len(part.pixels), bool)
         enough = np.linalg.norm(part.seen - part.without, axis=-1) / 2
-        for around in _around(ours.despeckled, part.pixels, TOLERANCE * true.scale):
+        for around in _around(ours.seen, part.pixels, TOLERANCE * true.scale):
             there |= np.linalg.norm(around - part.seen, axis=-1) < enough
         shares.append(there.mean())
     return float(np.mean(shares))

@@ -218,8 +218,7 @@ _OBJECTS = {
     **{"snowman": _snowman, "car": _car, "chair": _chair, "mushroom": _mushroom, "rocket": _rocket, "robot": _robot},
 }
 KINDS = tuple(_OBJECTS)
-# The kinds with a clear front: only their captions carry view words.
-COMPOSITE = KINDS[4:]
+COMPOSITE = KINDS[4:]  # the kinds with a clear front: only their captions carry view words
 
 
 # --- objects with something wrong, for the classifier ---------------------------------------------------------------------------
