@@ -195,7 +195,7 @@ def _color_difference(ours, true, which, channels) -> float:
         return float("nan")
     mine = ours.despeckled.reshape(-1, 4)[pixels, channels]
     nearest, length = np.zeros_like(mine), np.full(len(pixels), np.inf, np.float32)
-    for around in _around(true.seen, pixels, TOLERANCE * true.scale):
+    for around in _around(true.despeckled, pixels, TOLERANCE * true.scale):
         difference = mine - around[:, channels]
         nearer = (now := np.linalg.norm(difference, axis=-1)) < length
         nearest[nearer], length[nearer] = difference[nearer], now[nearer]
