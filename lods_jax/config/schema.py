@@ -144,10 +144,13 @@ class CameraConfig:
 
 @dataclass(frozen=True)
 class TimestepConfig:
-    """The window of diffusion timesteps of the score, as fractions of 1000."""
+    """The window of diffusion timesteps of the score, as fractions of 1000: pairs, or milestones of [step, value]."""
 
-    min: tuple[float, float] = bounded((0.02, 0.02), 0, 0.999)
-    max: tuple[float, float] = bounded((0.98, 0.55), 0, 0.999)
+    min: Schedule = bounded((0.02, 0.02), 0, 0.999)
+    max: Schedule = bounded((0.98, 0.55), 0, 0.999)
+    anneal: Literal["steps", "linear", "sqrt"] = "steps"
+    """From a value to the next: at once, in a straight line, or with the square root of the share of the way (HiFA). A pair takes
+    the whole run for it."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,8 @@ class RefineConfig:
     growth: float = bounded(0.05, 0, 10)
     """Of `relocate`: the number of Gaussians grows by this share each time, up to `capacity`."""
     prune_scale3d: float = bounded(0.35, 0, 1e3)
+    prune_pieces: float = bounded(0.0, 0, 1)
+    """Pieces that hang in the air with less than this share of the largest piece's opacity are pruned; 0 keeps them."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +264,9 @@ class GaussianConfig:
     """Of the ball, the shell or the fitted points."""
     init_scale: float = bounded(0.035, 1e-6, 1e3)
     init_opacity: float = bounded(0.1, 1e-6, 1 - 1e-6)
+    filter_3d: float = bounded(0.0, 0, 100)
+    """Variance of Mip-Splatting's 3D filter in squared pixels of the finest training renders, 0.2 in its paper; 0 is off. Nothing
+    gets thinner than what these can show, and close-ups have no needles."""
     sh_degree: int = bounded(0, 0, 3)
     """Of the spherical harmonics of colour."""
     background: Literal["white-or-grey", "white", "black", "random"] = "white-or-grey"

@@ -6,11 +6,11 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from lods_jax.config.aliases import PRIORS
 from lods_jax.config.loading import leaves
-from lods_jax.config.schema import Config, ever_on, has_milestones, milestone_step
+from lods_jax.config.schema import Config, Schedule, ever_on, has_milestones, milestone_step
 from lods_jax.core.errors import UserError
 
 
@@ -51,7 +51,8 @@ def check(config: Config) -> Config:
         if pair and pair[0] > pair[1]:
             raise UserError(f"camera.{name} must be a lower and an upper limit, got {pair[0]:g} and {pair[1]:g}")
     for name, window in (("timesteps", config.timesteps), ("zero123", config.zero123)):
-        if any(low > high for low, high in zip(window.min, window.max, strict=True)):
+        knots = sorted({at for schedule in (window.min, window.max) for at, _ in milestones(schedule, config)})
+        if any(held_at(milestones(window.min, config), at) > held_at(milestones(window.max, config), at) for at in knots):
             raise UserError(f"{name}.min must not exceed {name}.max, got {window.min} and {window.max}")
     p = config.image
     if not p.file and (config.zero123.name != "none" or p.invert):
@@ -114,6 +115,32 @@ def texts(value: Any) -> list[str]:
     """
     held = [x for pair in value.items() for x in pair] if isinstance(value, dict) else [value]
     return [x for x in held if isinstance(x, str)]
+
+
+def milestones(schedule: Schedule, config: Config) -> list[tuple[float, float]]:
+    """The milestones (step, value) of a schedule, those of a pair too.
+
+    Args:
+        schedule: a pair or milestones.
+        config: of the run.
+
+    Returns:
+        In the order of the steps.
+    """
+    if has_milestones(schedule):
+        return [(milestone_step(at, config.steps), value) for at, value in schedule]
+    before, after = cast(tuple[float, float], schedule)
+    return [(0.0, before), (config.milestone * config.steps, after)]
+
+
+def held_at(milestones: list[tuple[float, float]], step: float) -> float:
+    """The value at a step of `milestones` (step, value) that each hold from their step on.
+
+    Examples:
+        >>> held_at([(0.0, 1.0), (200.0, 2.0)], 250.0)
+        2.0
+    """
+    return next(value for at, value in reversed(milestones) if at <= step)
 
 
 def check_milestones(name: str, milestones: tuple[tuple[float, float], ...], steps: int) -> None:

@@ -35,6 +35,8 @@ class DensifyStrategy(NamedTuple):
         grow_scale3d: larger Gaussians are split in two, smaller ones cloned.
         prune_opacity: Gaussians below this opacity are pruned.
         prune_scale3d: Gaussians above this size are pruned.
+        prune_pieces: Gaussians of connected pieces (`connected_pieces`) with less than this share of the largest piece's opacity
+            are pruned; 0 keeps them.
     """
 
     grow_grad2d: float = 0.0
@@ -42,6 +44,7 @@ class DensifyStrategy(NamedTuple):
     grow_scale3d: float = 0.02
     prune_opacity: float = 0.005
     prune_scale3d: float = 0.35
+    prune_pieces: float = 0.0
 
 
 DEFAULT_STRATEGY = DensifyStrategy()
@@ -66,6 +69,9 @@ def densify(
     theta, aux = state.theta, state.aux
     size, opacity = jnp.exp(theta["log_scales"]).max(-1), jax.nn.sigmoid(theta["opacity_logits"])
     alive = aux["alive"] & (opacity >= strategy.prune_opacity) & (size <= strategy.prune_scale3d)
+    if strategy.prune_pieces > 0:
+        piece = connected_pieces(theta["means"], jnp.where(alive, opacity, 0.0))
+        alive &= piece >= strategy.prune_pieces * jnp.max(piece)
     gradient = jnp.where(alive, aux["grad"] / jnp.maximum(aux["seen"], 1), 0.0)
 
     # Parents by falling gradient, and the slots of children: the j-th parent's child goes to the j-th free slot.
@@ -87,6 +93,42 @@ def densify(
         "log_scales": jnp.where(halved[:, None], theta["log_scales"] - jnp.log(SHRINK), theta["log_scales"]),
     }
     return reslot(state, tx, theta, alive | child, source, child | halved)
+
+
+CELL = 0.08  # world units; objects are about 1.6 across
+REACH = 16  # cells from the origin to each side; what is farther away counts to the outermost cells
+
+
+def connected_pieces(means: Float[Array, "n 3"], mass: Float[Array, "n"]) -> Float[Array, "n"]:
+    """The mass of the connected piece of space that each point lies in.
+
+    Space is cut into cells. Those with more than 1 % of the mass of the fullest are occupied, and occupied cells that touch, also
+    at a corner, belong to one piece.
+
+    Args:
+        means: [n 3] world units.
+        mass: [n], 0 for points that do not count.
+
+    Returns:
+        [n], 0 in cells that are not occupied.
+    """
+    edge = 2 * REACH
+    cell = jnp.clip(jnp.floor(means / CELL).astype(jnp.int32) + REACH, 0, edge - 1)
+    flat = (cell[:, 0] * edge + cell[:, 1]) * edge + cell[:, 2]
+    held = jnp.zeros(edge**3).at[flat].add(mass)
+    occupied = (held > 0.01 * jnp.max(held)).reshape(edge, edge, edge)
+    labels = jnp.where(occupied, jnp.arange(1, edge**3 + 1).reshape(occupied.shape), 0)
+
+    def spread(carry):
+        labels, _ = carry
+        highest = jax.lax.reduce_window(labels, 0, jax.lax.max, (3, 3, 3), (1, 1, 1), "SAME")
+        after = jnp.where(occupied, highest, 0)
+        return after, jnp.any(after != labels)
+
+    labels, _ = jax.lax.while_loop(lambda carry: carry[1], spread, (labels, jnp.array(True)))
+    labels = labels.ravel()
+    pieces = jnp.zeros(edge**3 + 1).at[labels].add(held).at[0].set(0.0)
+    return pieces[labels[flat]]
 
 
 MAX_COPIES = 51  # Gaussians in the place of one

@@ -21,6 +21,26 @@ def white_or_grey(key: Key[Array, ""]) -> Float[Array, "3"]:
     return jnp.where(u[0] < 0.5, 1.0, 0.3 + 0.6 * u[1]) * jnp.ones(3)
 
 
+def filtered(theta: dict[str, Array], std: float) -> dict[str, Array]:
+    """Gaussians convolved with a small round one, so that none is thinner: Mip-Splatting's 3D filter (Yu et al. 2024, eq. 9).
+
+    The mass stays the same, so that what was thinner than the filter gets fainter.
+
+    Args:
+        theta: with log_scales [n 3] and opacity_logits [n].
+        std: standard deviation of the filter, world units; 0 changes nothing.
+
+    Returns:
+        theta with wider scales and lower opacities. Filters add up: one of std a and one of std b are one of sqrt(a^2 + b^2).
+    """
+    if std == 0:
+        return theta
+    log_scales = 0.5 * jnp.logaddexp(2 * theta["log_scales"], 2 * jnp.log(std))
+    log_opacity = jax.nn.log_sigmoid(theta["opacity_logits"]) + jnp.sum(theta["log_scales"] - log_scales, -1)
+    opacity_logits = log_opacity - jnp.log(-jnp.expm1(log_opacity))
+    return theta | {"log_scales": log_scales, "opacity_logits": opacity_logits}
+
+
 def gaussians(
     *,
     height: int,
@@ -33,6 +53,7 @@ def gaussians(
     opacity: float = 0.1,
     degree: int = 0,
     statistic: str = "mean-of-norms",
+    filter_std: float = 0.0,
     background: Callable[[Key[Array, ""]], Float[Array, "3"]] = white_or_grey,
 ) -> Scene:
     """A scene of 3D Gaussians at fixed capacity, rendered at height x width pixels.
@@ -55,6 +76,7 @@ def gaussians(
         degree: of the spherical harmonics of colour, 0 to 3.
         statistic: the lengths that are summed. "mean-of-norms" are those of each view's gradient. "norm-of-sum" is one per step,
             of the gradient of the mean over the views, in which views that disagree cancel.
+        filter_std: of the 3D filter that theta is seen through (`filtered`), world units.
         background: key -> rgb [3], drawn for every view.
 
     Returns:
@@ -92,6 +114,7 @@ def gaussians(
         return theta, {"alive": alive, "grad": zeros, "seen": zeros, "radius": zeros, "total": jnp.zeros((), jnp.int32)}
 
     def render(theta, aux, camera: Camera, keys: Key[Array, "b"], means2d_probe) -> Render:
+        theta = filtered(theta, filter_std)
         return rasterize(
             theta["means"],
             theta["quats"],

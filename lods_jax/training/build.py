@@ -286,7 +286,7 @@ def assemble(
         tx_psi=psi_optimizer(config.optimizer),
         cameras=lambda keys, views: sample_orbit(keys, views, config.batch, orbit),
         orbit=orbit,
-        window=window(timeline, config.timesteps.min, config.timesteps.max),
+        window=window(timeline, config.timesteps.min, config.timesteps.max, config.timesteps.anneal),
         regularizers=weighted_regularizers(
             {k: partial(phase, timeline, v) for k, v in vars(config.regularizers).items() if ever_on(v)}
         ),
@@ -336,7 +336,9 @@ def scene_setup(config: Config) -> SceneSetup:
         one = nerf_setup(config.nerf, o, steps, normals=ever_on(config.regularizers.orientation))
     else:
         view = max(c.extent) if c.extent else max(c.radius) * math.tan(math.radians(sum(c.fov_y) / 4))
-        one = gaussian_setup(config.gaussians, o, steps, view, config.seed)
+        closest = min(c.extent) if c.extent else min(c.radius) * math.tan(math.radians(min(c.fov_y) / 2))
+        pixel = 2 * closest / max(config.resolution, config.resolution_after or 0)
+        one = gaussian_setup(config.gaussians, o, steps, view, config.seed, pixel)
     return in_particles(one, config.particles)
 
 

@@ -25,7 +25,7 @@ ENOUGH = 100_000  # points to see from where they lie and how far they reach
 SHAPES = {"ball": ball, "shell": shell}  # of what is there at first
 
 
-def gaussian_setup(g: GaussianConfig, optimizer: OptimizerConfig, steps: int, view: float, seed: int) -> SceneSetup:
+def gaussian_setup(g: GaussianConfig, optimizer: OptimizerConfig, steps: int, view: float, seed: int, pixel: float) -> SceneSetup:
     """The setup of a scene of Gaussians.
 
     Args:
@@ -34,10 +34,12 @@ def gaussian_setup(g: GaussianConfig, optimizer: OptimizerConfig, steps: int, vi
         steps: of the run; schedules are fractions of it.
         view: distance from the origin up to which the cameras of training see, world units. A file of points is fitted into it.
         seed: for the choice of rows of a file of points.
+        pixel: edge of the finest pixel that training sees at the origin, world units.
 
     Returns:
         The setup.
     """
+    filter_std = math.sqrt(g.filter_3d) * pixel
     from_file = g.init_type not in SHAPES
 
     def scene(shapes: StaticShapes, background: str = g.background, blank: bool = False) -> Scene:
@@ -56,11 +58,12 @@ def gaussian_setup(g: GaussianConfig, optimizer: OptimizerConfig, steps: int, vi
             opacity=g.init_opacity,
             degree=g.sh_degree,
             statistic=g.refine.statistic,
+            filter_std=filter_std,
             background=BACKGROUNDS[background],
         )
 
     r = g.refine
-    strategy = DensifyStrategy(r.grow_grad2d, r.fraction, r.grow_scale3d, r.prune_opacity, r.prune_scale3d)
+    strategy = DensifyStrategy(r.grow_grad2d, r.fraction, r.grow_scale3d, r.prune_opacity, r.prune_scale3d, r.prune_pieces)
 
     def gaussian_refine(tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
         relocates = r.kind == "relocate"
@@ -75,9 +78,9 @@ def gaussian_setup(g: GaussianConfig, optimizer: OptimizerConfig, steps: int, vi
         lambda done: r.every > 0 and done % r.every == 0 and r.start * steps <= done <= r.stop * steps,
         gaussian_refine,
         lambda aux: {"gaussians": int(np.sum(aux["alive"]))},
-        export_gaussians,
-        gaussian_mass,
-        lambda theta, aux: density_field.of_gaussians(theta, np.asarray(aux["alive"])),
+        lambda folder, theta, aux: export_gaussians(folder, gs.filtered(theta, filter_std), aux),
+        lambda theta, aux: gaussian_mass(gs.filtered(theta, filter_std), aux),
+        lambda theta, aux: density_field.of_gaussians(gs.filtered(theta, filter_std), np.asarray(aux["alive"])),
         exports_mesh=False,
         notes=lambda: points_of_file(g, view, seed)[1] if from_file else [],
     )

@@ -1,6 +1,7 @@
 """Settings that change in a run: pairs of values, the first before the run's milestone, or milestones with a value each."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -50,18 +51,62 @@ def phase(timeline: Timeline, schedule: Schedule | tuple[int, int], step: Array 
     return value
 
 
+def annealed(timeline: Timeline, schedule: Schedule, step: Array | int, anneal: str = "steps") -> Array:
+    """The value of a schedule that may go from each value to the next, in place of jumping.
+
+    Args:
+        timeline: of the run.
+        schedule: a pair, or milestones ((step, value), ...).
+        step: index of the step.
+        anneal: "steps" is `phase`. "linear" goes in straight lines from milestone to milestone, and from the first of a pair to
+            the second over the whole run. "sqrt" does that with the square root of the share of the way, fast at first (HiFA;
+            Zhu et al. 2024, eq. 9).
+
+    Returns:
+        The value.
+
+    Examples:
+        >>> float(annealed(Timeline(steps=400, milestone=0.5), (1.0, 0.5), 100, "sqrt"))
+        0.75
+    """
+    if anneal == "steps":
+        return phase(timeline, schedule, step)
+    knots = schedule if has_milestones(schedule) else ((0.0, schedule[0]), (1.0, schedule[1]))
+    value = jnp.asarray(knots[0][1])
+    for (at, before), (then, after) in pairwise(knots):
+        start, end = milestone_step(at, timeline.steps), milestone_step(then, timeline.steps)
+        share = jnp.clip((step - start) / max(end - start, 1.0), 0.0, 1.0)
+        share = jnp.sqrt(share) if anneal == "sqrt" else share
+        value = jnp.where(step < start, value, before + (after - before) * share)
+    return value
+
+
 def window(
-    timeline: Timeline, low: tuple[float, float], high: tuple[float, float]
+    timeline: Timeline, low: Schedule, high: Schedule, anneal: str = "steps"
 ) -> Callable[[Array | int], tuple[Array, Array]]:
     """The window of timesteps as a function of the step.
 
     Args:
         timeline: of the run.
-        low: pair of lowest timesteps, as fractions of all.
-        high: pair of highest timesteps, as fractions of all.
+        low: schedule of the lowest timestep, as a fraction of all.
+        high: schedule of the highest timestep, as a fraction of all.
+        anneal: of `annealed`.
 
     Returns:
         step -> lowest and highest timestep.
     """
-    low, high = (tuple(int(T * x) for x in pair) for pair in (low, high))
-    return lambda step: (phase(timeline, low, step), phase(timeline, high, step))
+    edges = scaled(low, T), scaled(high, T)
+    return lambda step: tuple(annealed(timeline, edge, step, anneal).astype(jnp.int32) for edge in edges)
+
+
+def scaled(schedule: Schedule, factor: int) -> Schedule:
+    """A schedule with `factor` times the values, rounded down to whole numbers.
+
+    Examples:
+        >>> scaled((0.98, 0.5), 1000), scaled(((0.0, 0.98), (0.5, 0.2)), 1000)
+        ((980.0, 500.0), ((0.0, 980.0), (0.5, 200.0)))
+    """
+    whole = lambda value: float(int(factor * value))  # noqa: E731
+    if has_milestones(schedule):
+        return tuple((at, whole(value)) for at, value in schedule)
+    return whole(schedule[0]), whole(schedule[1])

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.ndimage
 
 from lods_jax.core.cameras import turntable
 from lods_jax.distillation.train_step import init_state
-from lods_jax.scenes.densification import SHRINK, DensifyStrategy, densify, relocate, share
+from lods_jax.scenes.densification import CELL, SHRINK, DensifyStrategy, connected_pieces, densify, relocate, share
 from lods_jax.scenes.gaussians import gaussians
 
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
@@ -172,3 +173,28 @@ def test_relocation_leaves_the_picture_as_it_is():
     careless = state.theta | {"means": after.theta["means"], "opacity_logits": jnp.log(copied) - jnp.log1p(-copied)}
     assert error(after.theta) < 0.01
     assert error(after.theta) < 0.2 * error(careless)
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+def test_pieces_are_those_of_an_independent_labelling():
+    """A hundred random points in few cells: the mass of each piece as scipy.ndimage labels it."""
+    rng = np.random.default_rng(0)
+    means = rng.uniform(-0.6, 0.6, (400, 3)).astype(np.float32)
+    mass = rng.uniform(0.5, 1.0, 400).astype(np.float32)
+    mass[::7] = 0
+    cells = np.floor(means / np.float32(CELL)).astype(int) + 16
+    held = np.zeros((32, 32, 32))
+    np.add.at(held, tuple(cells.T), mass)
+    labels, n = scipy.ndimage.label(held > 0.01 * held.max(), np.ones((3, 3, 3)))
+    assert n > 5
+    total = np.append(0, scipy.ndimage.sum_labels(held, labels, np.arange(1, n + 1)))
+    np.testing.assert_allclose(jax.jit(connected_pieces)(means, mass), total[labels[tuple(cells.T)]], rtol=1e-5)
+
+
+def test_a_piece_in_the_air_is_pruned_and_the_object_is_not(state):
+    """Three Gaussians at the origin, two of half their opacity far away."""
+    means = state.theta["means"].at[:5].set(jnp.array([[0.0, 0, 0]] * 3 + [[0.7, 0, 0]] * 2))
+    state = state.replace(theta=state.theta | {"means": means})
+    for share_of_largest, left in ((0.0, 5), (0.5, 5), (0.7, 3)):
+        strategy = DensifyStrategy(grow_grad2d=1e9, prune_pieces=share_of_largest)
+        assert int(step(jax.random.key(1), state, strategy=strategy).aux["alive"].sum()) == left

@@ -5,7 +5,7 @@ import pytest
 
 from lods_jax.core.cameras import turntable
 from lods_jax.scenes.gaussian_init import ball, from_points, shell
-from lods_jax.scenes.gaussians import gaussians
+from lods_jax.scenes.gaussians import filtered, gaussians
 from lods_jax.scenes.ply import read_points, write_ply
 
 SCENE = gaussians(height=16, width=16, intersections=1024, capacity=64, count=48)
@@ -101,3 +101,36 @@ def test_a_scene_that_starts_from_its_own_ply_shows_the_same_picture(tmp_path):
     theta_again, aux = again.init(jax.random.key(7))
     assert int(aux["alive"].sum()) == 48
     np.testing.assert_allclose(render(theta_again, aux).rgb, render(theta, AUX).rgb, atol=1e-5)
+
+
+# --- the 3D filter ------------------------------------------------------------------------------------------------------
+def uneven(theta):
+    """Gaussians of three lengths each and of all opacities."""
+    k1, k2 = jax.random.split(jax.random.key(5))
+    log_scales = theta["log_scales"] + jax.random.normal(k1, theta["log_scales"].shape)
+    return theta | {"log_scales": log_scales, "opacity_logits": 3 * jax.random.normal(k2, theta["opacity_logits"].shape)}
+
+
+def test_filters_add_up_as_variances_do():
+    theta = uneven(THETA)
+    twice, once = filtered(filtered(theta, 0.03), 0.04), filtered(theta, 0.05)
+    for name in theta:
+        np.testing.assert_allclose(twice[name], once[name], rtol=1e-4, atol=1e-5)
+    assert filtered(theta, 0.0) is theta
+
+
+def test_a_filter_keeps_mass_and_lets_nothing_be_thinner():
+    """Opacity times the product of the lengths is the mass of a Gaussian, up to a constant."""
+    theta = uneven(THETA)
+    wide = filtered(theta, 0.02)
+    mass = lambda x: jax.nn.log_sigmoid(x["opacity_logits"]) + x["log_scales"].sum(1)  # noqa: E731
+    np.testing.assert_allclose(mass(wide), mass(theta), rtol=1e-4, atol=1e-4)
+    assert float(jnp.exp(wide["log_scales"]).min()) >= 0.02
+    np.testing.assert_allclose(jnp.exp(2 * wide["log_scales"]), jnp.exp(2 * theta["log_scales"]) + 0.02**2, rtol=1e-4)
+
+
+def test_a_filtered_scene_is_the_scene_of_filtered_gaussians():
+    through = gaussians(height=16, width=16, intersections=1024, capacity=64, count=48, filter_std=0.05)
+    seen = through.render(THETA, AUX, CAMERA, KEYS, through.means2d_probe(AUX, 2))
+    np.testing.assert_allclose(seen.rgb, render(filtered(THETA, 0.05), AUX).rgb, atol=1e-6)
+    assert float(jnp.abs(seen.rgb - render(THETA, AUX).rgb).max()) > 1e-3

@@ -10,7 +10,7 @@ import pytest
 from lods_jax.config import Config, GaussianConfig, OptimizerConfig, check, ever_on, load, parse_yaml
 from lods_jax.core.errors import UserError
 from lods_jax.training.gaussian_setup import gaussian_optimizer
-from lods_jax.training.schedules import Timeline, phase
+from lods_jax.training.schedules import Timeline, annealed, phase, window
 
 RUN = Config(steps=1000, milestone=0.4)
 TIMELINE = Timeline(1000, 0.4)
@@ -29,6 +29,32 @@ def test_a_schedule_has_its_value_from_the_milestone_on(schedule, values):
     """A pair changes at the run's switch; a milestone up to 1 is a share of the run, above it a step."""
     assert {step: float(phase(TIMELINE, schedule, step)) for step in values} == values
     assert float(jax.jit(lambda step: phase(TIMELINE, schedule, step))(jnp.asarray(999))) == list(values.values())[-1]
+
+
+@pytest.mark.parametrize("schedule", [(0.98, 0.5), ((0.0, 0.98), (0.4, 0.6), (1.0, 0.2))])
+@pytest.mark.parametrize("anneal", ["linear", "sqrt"])
+def test_an_annealed_schedule_meets_its_values_and_never_turns_back(schedule, anneal):
+    knots = schedule if isinstance(schedule[0], tuple) else ((0.0, schedule[0]), (1.0, schedule[1]))
+    values = np.array([annealed(TIMELINE, schedule, step, anneal) for step in range(0, 1001, 20)])
+    np.testing.assert_allclose([values[round(at * 50)] for at, _ in knots], [value for _, value in knots], rtol=1e-6)
+    assert np.all(np.diff(values) < 0)
+
+
+def test_square_root_annealing_is_fast_at_first():
+    """HiFA: t_max - (t_max - t_min) sqrt(share of the run)."""
+    at = jnp.array([0, 10, 250, 1000])
+    values = [float(annealed(TIMELINE, (0.98, 0.02), step, "sqrt")) for step in at]
+    np.testing.assert_allclose(values, 0.98 - 0.96 * np.sqrt(at / 1000), rtol=1e-6)
+
+
+def test_the_window_of_timesteps_is_whole_numbers_between_its_schedules():
+    low, high = window(TIMELINE, (0.02, 0.02), ((0.0, 0.98), (1.0, 0.5)), "linear")(jnp.asarray(500))
+    assert (low.dtype, high.dtype, int(low), int(high)) == (jnp.int32, jnp.int32, 20, 740)
+
+
+def test_a_window_that_closes_between_milestones_is_refused():
+    with pytest.raises(UserError, match=r"timesteps\.min must not exceed timesteps\.max"):
+        check(parse_yaml("timesteps: {min: [[0, 0.02], [0.5, 0.6]], max: [0.98, 0.55]}", "config"))
 
 
 def test_a_weight_that_is_never_on_is_left_out():
