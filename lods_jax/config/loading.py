@@ -13,6 +13,7 @@ from lods_jax.config.conversion import convert, wanted
 from lods_jax.config.schema import Config
 from lods_jax.config.yaml_text import MAX_BYTES, read_yaml, write_yaml
 from lods_jax.core.errors import UserError
+from lods_jax.core.files import open_regular
 from lods_jax.core.paths import PRESETS
 
 T = TypeVar("T")
@@ -78,7 +79,7 @@ def with_bases(file: Path, chain: tuple[Path, ...], kind: type = Config) -> dict
     Raises:
         UserError: the base is unknown, is no configuration, or leads back to a file of the chain.
     """
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         data = mapping_of(stream.read(MAX_BYTES + 1), str(file))
     name = data.pop("base", None)
     from_mapping(kind, data, str(file))  # here a mistake is told with the name of the file that holds it

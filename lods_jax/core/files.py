@@ -183,21 +183,23 @@ def point(link: Path, at: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+@contextmanager
+def open_regular(path: str | Path) -> Iterator[BinaryIO]:
     """Opens a regular file to read its bytes. A pipe would keep the reader waiting, and a device may never end.
 
     Args:
         path: of the file.
 
-    Returns:
+    Yields:
         The open file.
 
     Raises:
-        ValueError: it is no file, or cannot be opened; one line.
+        ValueError: it is no file, or cannot be opened or read (a failing disk names no file of its own accord); one line.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError(f"{path} is no file")
-        return open(path, "rb")
+        with open(path, "rb") as file:
+            yield file
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None

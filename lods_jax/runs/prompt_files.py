@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lods_jax.core.errors import UserError
+from lods_jax.core.files import open_regular
 from lods_jax.core.paths import PRESETS
 
 MAX_BYTES = 1_000_000  # of a file
@@ -83,7 +84,8 @@ def decoded(file: Path) -> str:
     Raises:
         UserError: it is no such text; the message names the line.
     """
-    data = file.read_bytes()
+    with open_regular(file) as stream:
+        data = stream.read()
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         return data.decode(encoding)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lods_jax.core.files import check_place, point, replacing
+from lods_jax.cli import main
+from lods_jax.core.files import check_place, open_regular, point, replacing
 
 
 def write(path, text):
@@ -136,3 +137,13 @@ def test_a_link_turns_and_a_folder_of_its_name_stays(tmp_path):
     (tmp_path / "mine").mkdir()
     point(tmp_path / "mine", Path("a"))
     assert not (tmp_path / "mine").is_symlink()
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="the file that fails to be read is one of Linux")
+@pytest.mark.parametrize("flag", ["--config", "--prompts"])
+def test_a_file_that_fails_while_it_is_read_is_named(flag, capsys):
+    """Its first page is not there: the system says `Input/output error` and no name, as for a failing disk."""
+    with open_regular("/proc/self/mem") as file, pytest.raises(OSError, match=r"\[Errno 5\]"):
+        file.read(8)
+    assert main(["text-to-3d", "--print-config", flag, "/proc/self/mem"]) == 2
+    assert capsys.readouterr().err == "lods: cannot read /proc/self/mem: Input/output error\n"
