@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from lods_jax.core.errors import tell
+from lods_jax.core.files import is_regular
 from lods_jax.core.statistics import bootstrap, interquartile_mean
 from lods_jax.distillation.registry import is_code
 from lods_jax.priors.registry import embedded_world
 from lods_jax.runs.artifacts import SceneRenderer, scene_renderer
+from lods_jax.runs.page import FIGURES_FILE, write_page
 from lods_jax.runs.restore import restore_scene
 from lods_jax.runs.run_directory import Run, is_figure, read_run, write_json
 from lods_jax.training.build import objective_of, predictions_per_view, scene_setup
@@ -161,20 +163,38 @@ def cell(x: np.ndarray) -> str:
 
 
 def report(paths: Sequence[Path], out: Path | None) -> None:
-    """Prints the table of some runs, and a line for each that lacks something.
+    """Prints the table of some runs, and a line for each that lacks something. Each keeps its row, and shows it on its page.
 
     Args:
         paths: folders of the runs.
         out: a JSON file for the rows, or None.
     """
-    rows = [evaluate(read_run(path)) for path in paths]
+    runs = [read_run(path) for path in paths]
+    rows = [evaluate(run) for run in runs]
     tell(table(rows))
+    for run, row in zip(runs, plain(rows), strict=True):
+        keep_row(run, row)
     for row in rows:
         if "missing" in row:
             tell(f"{row['run']}: {row['missing']} ({row['end']})")
     if out:
         write_json(out, plain(rows))
         tell(f"{out}: {len(rows)} runs, {len(embedded_world().figures)} figures")
+
+
+def keep_row(run: Run, row: Mapping[str, Any]) -> None:
+    """Writes a row into the folder of its run, and the page of the run anew. A folder that cannot be written to is left as it is.
+
+    Args:
+        run: the run.
+        row: from `evaluate`, as strict JSON has it.
+    """
+    try:
+        write_json(run.path / FIGURES_FILE, row)
+        if is_regular(run.path / "index.html"):
+            write_page([run], run.path / "index.html")
+    except OSError as error:
+        tell(f"{run.path}: its page does not show the figures: {error}")
 
 
 def plain(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

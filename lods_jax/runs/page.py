@@ -16,8 +16,10 @@ import numpy as np
 from lods_jax.config import dump, leaves
 from lods_jax.core.files import is_regular, replacing
 from lods_jax.core.images import png_bytes, to_uint8
-from lods_jax.runs.run_directory import Run
+from lods_jax.priors.registry import embedded_world
+from lods_jax.runs.run_directory import Run, is_figure, read_json
 
+FIGURES_FILE = "figures.json"  # what `lods evaluate` leaves in the folder of a run
 ASSETS = Path(__file__).parent / "assets"
 SIDES = {0: "front", 90: "left", 180: "back", 270: "right"}  # of the object, by the camera's azimuth in degrees
 Points = list[tuple[int, int | float]]  # (step, value)
@@ -106,6 +108,7 @@ def run_card(run: Run, title: str, i: int, store: list[str], alone: bool) -> str
             'turns with the arrow keys, zooms with plus and minus"></canvas>'
         )
     parts.append(f"<p class=soft>{html.escape(summary(run))}</p>")
+    parts.append(figures_table(run))
     more = ""
     if is_regular(run.path / "video.mp4"):
         keep(store, f"video-{i}", (run.path / "video.mp4").read_bytes())
@@ -210,6 +213,27 @@ def summary(run: Run) -> str:
 def lacking(run: Run) -> str:
     """One line on the files that a run lacks; "" if all are there."""
     return run.missing("run.json", "metrics.jsonl", "scene.splat", "stills", "video.mp4")
+
+
+def figures_table(run: Run) -> str:
+    """The figures of a run and what each means, if it was evaluated.
+
+    Args:
+        run: the run.
+
+    Returns:
+        HTML; "" without figures.
+    """
+    file = run.path / FIGURES_FILE
+    row = read_json(file) if is_regular(file) else {}
+    about = embedded_world().figures if row else {}  # loads the world, which most pages do without
+    known = [(name, row[name]) for name in about if is_figure(row.get(name))]
+    lines = "".join(
+        f"<tr><th scope=row>{name}</th><td>{value:.3g}</td><td>{html.escape(about[name])}</td></tr>" for name, value in known
+    )
+    step = f" after step {row['step']}" if isinstance(row.get("step"), int) else ""
+    head = f"<summary>Figures against the true object{step}</summary>"
+    return f"<details>{head}<div class=scroll><table>{lines}</table></div></details>" if known else ""
 
 
 def titles(runs: Sequence[Run]) -> list[str]:

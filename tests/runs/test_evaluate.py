@@ -54,6 +54,8 @@ def test_evaluate_prints_a_table_and_writes_json(whole, tmp_path, capsys):
     assert row["predictions"] == pytest.approx(3 * 2 * 4 / 1000)
     assert row["gaussians"] == len(read_ply(whole / "scene.ply")["means"])
     assert "missing" not in row
+    assert json.loads((whole / "figures.json").read_text()) == row
+    assert "Figures against the true object after step 4" in (whole / "index.html").read_text()
 
 
 def test_evaluate_measures_what_a_killed_run_has(killed, capsys):

@@ -251,3 +251,24 @@ def test_twenty_thousand_gaussians_fit_in_three_megabytes(browser, tmp_path):
     assert (tmp_path / "index.html").stat().st_size <= 3 * 2**20
     browser.open(tmp_path / "index.html")
     assert drawn(browser).std() > 0.05
+
+
+def test_a_page_shows_the_figures_that_a_run_was_measured_by(tmp_path):
+    """And nothing else of the file: it may come from a stranger."""
+    run = make_run(tmp_path / "run")
+    write_page([run], tmp_path / "before.html")
+    row = {"kid": 0.1234, "tint": None, "part_recall": True, EVIL: 1.0, "kind": EVIL, "step": 40}
+    (run.path / "figures.json").write_text(json.dumps(row))
+    write_page([run], tmp_path / "after.html")
+    assert "Figures against the true object" not in (tmp_path / "before.html").read_text()
+    text = (tmp_path / "after.html").read_text()
+    assert "Figures against the true object after step 40" in text
+    assert re.findall("<th scope=row>([a-z_]+)</th><td>([^<]*)</td>", text) == [("kid", "0.123")]
+    assert "window.evil" not in text.split("Configuration")[0]
+
+
+def test_figures_that_are_damaged_are_left_out(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run.path / "figures.json").write_text('{"kid": 0.1')
+    write_page([run], tmp_path / "page.html")
+    assert "Figures against" not in (tmp_path / "page.html").read_text()
