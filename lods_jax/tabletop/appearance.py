@@ -20,12 +20,13 @@ from lods_jax.tabletop.objects import part_count
 
 # World units; objects are about 1.6 high.
 TOLERANCE = 0.04  # of the data set's proportions: half of them differ by less from those of the middle
-BESIDE = 0.08  # farther outside the true silhouette than this is no matter of proportions
+BESIDE = 0.08  # how far from its place an edge is looked for, and over how much the eye averages grain
 SPECK = 0.04  # half of the median filter's window: three pixels of 128
 
 NEUTRAL = 0.03  # Oklab chroma below which the truth is white, grey or black; the least of a coloured material is 0.08
 NOISE = 0.004  # floor of `speckle`, Oklab: one grey level of 255
 EDGE = 0.05  # change of the true colours between neighbours, Oklab, above which pixels lie on an edge
+VISIBLE = 0.1  # opacity that shows against white
 LEAST = 0.01  # share of the true object that pixels must make up for a figure of them
 
 
@@ -123,7 +124,7 @@ def appearance(rgb: Float[np.ndarray, "b h w 3"], opacity: Float[np.ndarray, "b 
         "tint": tint(ours, true),
         "color_error": color_error(ours, true),
         "speckle": speckle(ours, true),
-        "floater_pixels": floater_pixels(ours, true),
+        "floater_pixels": floater_pixels(ours),
         "part_recall": part_recall(ours, true),
         "sharpness": sharpness(ours, true),
     }
@@ -245,21 +246,27 @@ def _neighbours(seen):
     return np.stack([seen, padded[:, :-1, 1:], padded[:, 1:, :-1]])
 
 
-def floater_pixels(ours: Views, true: TrueViews) -> float:
-    """Share of what is rendered that lies more than BESIDE outside the true silhouette: in the air, or sticking out.
+def floater_pixels(ours: Views) -> float:
+    """What hangs in the air: share of the opacity that lies, in the image, outside the largest connected piece.
+
+    Pixels of opacity VISIBLE are connected if they touch, by a corner too. A true object is one piece from all sides, whatever
+    its proportions.
 
     Args:
         ours: our renders.
-        true: the true object.
 
     Returns:
-        The share of the opacity; NaN for an empty scene.
+        The share; NaN for an empty scene.
     """
     opacity = ours.seen[..., 3]
     if not opacity.sum() > 1e-3:
         return float("nan")
-    away = np.stack([ndimage.distance_transform_edt(view < 0.5) for view in true.seen[..., 3]]) > BESIDE * true.scale
-    return float((opacity * away).sum() / opacity.sum())
+    apart = 0.0
+    for view in opacity:
+        piece, _ = ndimage.label(view > VISIBLE, np.ones((3, 3)))
+        mass = np.bincount(piece.ravel(), view.ravel())[1:]  # less what is not visible
+        apart += mass.sum() - mass.max(initial=0)
+    return float(apart / opacity.sum())
 
 
 def part_recall(ours: Views, true: TrueViews) -> float:
