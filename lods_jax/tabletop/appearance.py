@@ -287,8 +287,9 @@ def part_recall(ours: Views, true: TrueViews) -> float:
     for part in true.parts:
         there = np.zeros(len(part.pixels), bool)
         enough = np.linalg.norm(part.seen - part.without, axis=-1) / 2
-        for around in _around(ours.seen, part.pixels, TOLERANCE * true.scale):
-            there |= np.linalg.norm(around - part.seen, axis=-1) < enough
+        for shown in ours:  # as it is, where small parts are, and despeckled, where grain does not hide the others
+            for around in _around(shown, part.pixels, TOLERANCE * true.scale):
+                there |= np.linalg.norm(around - part.seen, axis=-1) < enough
         shares.append(there.mean())
     return float(np.mean(shares))
 
