@@ -246,7 +246,12 @@ COMMANDS = {
     "edit-image": EditImage,
     "train-prior": TrainPrior,
 }
-DEFAULT_PRESETS = {"gaussians": "gaussians-lods-embedding", "nerf": "nerf-lods-embedding"}  # by --scene; of images image-...
+DEFAULT_PRESETS = {  # by task and --scene
+    "gaussians": "gaussians-lods-lora",
+    "nerf": "nerf-lods-embedding",
+    "image-gaussians": "image-gaussians-lods-embedding",
+    "image-nerf": "image-nerf-lods-embedding",
+}
 
 
 def parse(argv: list[str]) -> Any:
@@ -315,8 +320,10 @@ def preset(argv: list[str], task: str = "") -> Config:
     Returns:
         The configuration.
     """
-    by_scene = DEFAULT_PRESETS.get(given(argv, "--scene") or "gaussians", "gaussians-lods-embedding")
-    start = configs.load(given(argv, "--config") or task + by_scene)
+    default = DEFAULT_PRESETS.get(task + (given(argv, "--scene") or "gaussians"), DEFAULT_PRESETS[task + "gaussians"])
+    start = configs.load(given(argv, "--config") or default)
+    if given(argv, "--resolution") and not given(argv, "--resolution-after"):
+        start = replace(start, resolution_after=None)  # who asks for one resolution means the whole run
     name = given(argv, "--objective") or given(argv, "--objective.name") or start.objective.name
     return start if name == start.objective.name else replace(start, objective=ObjectiveConfig(name))
 

@@ -375,7 +375,7 @@ class Config:
     resolution: int = bounded(64, 8, 2048)
     """Edge of the training renders in pixels."""
     resolution_after: int | None = bounded(None, 8, 2048)
-    """From `milestone` on; by default the same."""
+    """From `milestone` on; by default the same, also where a preset names another and `--resolution` is passed alone."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     score_path: ScorePathConfig = field(default_factory=ScorePathConfig)
