@@ -110,7 +110,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "classifier": lambda: prior_gates({"value": TABLETOP}, CLASSIFIER),
     "text-to-3d": lambda: text_to_3d.table(rows("text_to_3d-tabletop"), list(text_to_3d.TRIALS)),
     "text-to-3d-short": lambda: short(table("text-to-3d"), [text_to_3d.COLUMNS[name] for name in HEADLINES]),
-    "text-to-3d-presets": lambda: text_to_3d.table(rows("text_to_3d-presets"), list(text_to_3d.PRESETS)),
+    "text-to-3d-presets": lambda: text_to_3d.table(
+        rows("text_to_3d-presets"), [*dict.fromkeys(row["method"] for row in rows("text_to_3d-presets"))]
+    ),
     "text-to-3d-exact": lambda: text_to_3d.table(rows("text_to_3d-exact-gaussians"), list(text_to_3d.TRIALS)),
     "objectives-in-2d": objectives_in_2d,
     "lods-configurations": lambda: generation_2d.table(generation_2d.CONFIGURATIONS, rows("generation_2d")),

@@ -168,7 +168,7 @@ SGD_RUN = f"""
 import optax
 from lods_jax.training import build as building
 from lods_jax.runs import run
-run.build = lambda *args: building.build(*args)._replace(tx_theta=optax.sgd(0.01), tx_psi=optax.sgd(0.1))
+run.build = lambda *args, **shared: building.build(*args, **shared)._replace(tx_theta=optax.sgd(0.01), tx_psi=optax.sgd(0.1))
 {CODE}
 """
 TWENTY = [*TINY, *SCENES["gaussians"], "--steps", str(SGD), "--checkpoint.every", "10", "--output.log-every", "10"]
@@ -196,7 +196,7 @@ def test_two_processes_leave_one_folder(by_two):
 def sgd(monkeypatch):
     """What SGD_RUN does, in this process."""
     rates = {"tx_theta": optax.sgd(0.01), "tx_psi": optax.sgd(0.1)}
-    monkeypatch.setattr(run, "build", lambda *args: build(*args)._replace(**rates))
+    monkeypatch.setattr(run, "build", lambda *args, **shared: build(*args, **shared)._replace(**rates))
 
 
 def leaves_of(folder: Path) -> dict[str, np.ndarray]:

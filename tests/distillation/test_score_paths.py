@@ -152,7 +152,8 @@ def test_regularizers_weigh_the_same_on_each_way():
 @pytest.mark.parametrize(
     ("flags", "shares"),
     [
-        ([], None),
+        ([], [(0.5, 0.5), (0.5, 0.5)]),
+        (["--score-path", "encoder"], None),
         (["--score-path", "decoder"], [(1.0, 1.0), (1.0, 1.0)]),
         (["--score-path", "split"], [(0.0, 1.0), (0.0, 1.0)]),
         (["--score-path", "blend"], [(0.5, 0.5), (0.5, 0.5)]),

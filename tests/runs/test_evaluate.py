@@ -48,7 +48,7 @@ def test_evaluate_prints_a_table_and_writes_json(whole, tmp_path, capsys):
     (row,) = json.loads((tmp_path / "figures.json").read_text())
     assert set(FIGURES) <= set(row)
     assert FIGURES["kid"] in out
-    assert all(name in out for name in ("kind", "kid", "predictions", "lods-embedding"))
+    assert all(name in out for name in ("kind", "kid", "predictions", "lods-lora"))
     assert row["step"] == 4
     # Two questions for the score and one for the fit, of two views each, four times.
     assert row["predictions"] == pytest.approx(3 * 2 * 4 / 1000)

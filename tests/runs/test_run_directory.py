@@ -154,7 +154,7 @@ def test_a_folder_that_fills_while_a_run_is_built_is_left_alone(tmp_path, monkey
     """Empty when it was first looked at, and not once the lock is held."""
     folder = tmp_path / "run"
 
-    def filled(config):
+    def filled(config, once):
         folder.mkdir()
         (folder / "mine.txt").write_text("mine")
         return Components(**dict.fromkeys(Components._fields) | {"setup": SimpleNamespace(notes=list)})
