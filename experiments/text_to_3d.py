@@ -17,7 +17,8 @@ Protocol, fixed before the runs of the table:
   - --scenes compares the default presets of both kinds of scene on three of the prompts, seed 1. `seconds_to_right` is the
     time of optimisation until the classifier reads the asked kind in 80 % of the views, looked at every 50 steps.
   - --presets compares the default preset on either shipped prior with the default of before, LODS-embedding on the 64-px prior,
-    on ten prompts and two seeds that nothing was tuned on. "a red mug", "a purple house" and "an orange snowman" were tuned on.
+    on ten prompts and two seeds. "a red mug", "a purple house", "an orange snowman" and "a red chair" were tuned on; of the ten,
+    a blue chair and a red car had failed in a first pass, which led to the window of high noise.
   - Interquartile means over prompts and seeds with 95 % bootstrap intervals. No run is left out.
 
 Everything lies in --out (by default outputs/experiments/text_to_3d/PRIOR): a run folder each, rows.jsonl with a line for each

@@ -311,7 +311,7 @@ def unboxed(text: str) -> str:
 def preset(argv: list[str], task: str = "") -> Config:
     """The configuration that flags start from: the file of --config, or the preset of the scene.
 
-    An objective that a flag names replaces the file's as a whole.
+    An objective that a flag names replaces the file's as a whole, and a resolution holds for the whole run.
 
     Args:
         argv: the words after `lods`.
@@ -323,7 +323,7 @@ def preset(argv: list[str], task: str = "") -> Config:
     default = DEFAULT_PRESETS.get(task + (given(argv, "--scene") or "gaussians"), DEFAULT_PRESETS[task + "gaussians"])
     start = configs.load(given(argv, "--config") or default)
     if given(argv, "--resolution") and not given(argv, "--resolution-after"):
-        start = replace(start, resolution_after=None)  # who asks for one resolution means the whole run
+        start = replace(start, resolution_after=None)
     name = given(argv, "--objective") or given(argv, "--objective.name") or start.objective.name
     return start if name == start.objective.name else replace(start, objective=ObjectiveConfig(name))
 

@@ -1,6 +1,7 @@
 """`lods evaluate`: the figures of finished and half-finished runs, as a table and as JSON."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -189,8 +190,11 @@ def keep_row(run: Run, row: Mapping[str, Any]) -> None:
         run: the run.
         row: from `evaluate`, as strict JSON has it.
     """
+    file = run.path / FIGURES_FILE
     try:
-        write_json(run.path / FIGURES_FILE, row)
+        if os.path.lexists(file) and not is_regular(file):
+            raise OSError(f"{file} is no regular file")  # a link of a foreign folder may lead anywhere
+        write_json(file, row)
         if is_regular(run.path / "index.html"):
             write_page([run], run.path / "index.html")
     except OSError as error:

@@ -7,6 +7,7 @@ despeckled renders (a median filter takes specks away and leaves edges), so that
 Notation: b views of h x w pixels; "seen" is Oklab and opacity [b h w 4].
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +45,8 @@ class Part(NamedTuple):
     without: Float[np.ndarray, "n 4"]
 
 
-class Views(NamedTuple):
+@dataclass(frozen=True)
+class Views:
     """What an object shows to b cameras.
 
     Attributes:
@@ -56,18 +58,15 @@ class Views(NamedTuple):
     despeckled: Float[np.ndarray, "b h w 4"]
 
 
-class TrueViews(NamedTuple):
+@dataclass(frozen=True)
+class TrueViews(Views):
     """What the true object shows to b cameras.
 
     Attributes:
-        seen: [b h w 4] on white.
-        despeckled: the same less its specks.
         parts: that show anywhere.
         scale: pixels per world unit.
     """
 
-    seen: Float[np.ndarray, "b h w 4"]
-    despeckled: Float[np.ndarray, "b h w 4"]
     parts: list[Part]
     scale: float
 
@@ -99,13 +98,13 @@ def prepare_truth(rgba: Float[np.ndarray, "b h w 4"], without: list[Float[np.nda
     Returns:
         The views.
     """
-    (whole, despeckled), parts = views(rgba[..., :3], rgba[..., 3], scale), []
+    whole, parts = views(rgba[..., :3], rgba[..., 3], scale), []
     for other in without:
         lacking = _seen(other[..., :3], other[..., 3])
-        pixels = np.flatnonzero(np.linalg.norm(lacking - whole, axis=-1) > 2 * EDGE)
+        pixels = np.flatnonzero(np.linalg.norm(lacking - whole.seen, axis=-1) > 2 * EDGE)
         if len(pixels):
-            parts.append(Part(pixels, whole.reshape(-1, 4)[pixels], lacking.reshape(-1, 4)[pixels]))
-    return TrueViews(whole, despeckled, parts, scale)
+            parts.append(Part(pixels, whole.seen.reshape(-1, 4)[pixels], lacking.reshape(-1, 4)[pixels]))
+    return TrueViews(whole.seen, whole.despeckled, parts, scale)
 
 
 def appearance(rgb: Float[np.ndarray, "b h w 3"], opacity: Float[np.ndarray, "b h w"], true: TrueViews) -> dict[str, float]:
@@ -287,7 +286,10 @@ def part_recall(ours: Views, true: TrueViews) -> float:
     for part in true.parts:
         there = np.zeros(len(part.pixels), bool)
         enough = np.linalg.norm(part.seen - part.without, axis=-1) / 2
-        for shown in ours:  # as it is, where small parts are, and despeckled, where grain does not hide the others
+        for shown in (
+            ours.seen,
+            ours.despeckled,
+        ):  # as it is, where small parts are, and despeckled, where grain does not hide the others
             for around in _around(shown, part.pixels, TOLERANCE * true.scale):
                 there |= np.linalg.norm(around - part.seen, axis=-1) < enough
         shares.append(there.mean())

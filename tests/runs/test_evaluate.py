@@ -58,6 +58,16 @@ def test_evaluate_prints_a_table_and_writes_json(whole, tmp_path, capsys):
     assert "Figures against the true object after step 4" in (whole / "index.html").read_text()
 
 
+def test_a_link_in_the_place_of_the_figures_is_not_written_through(killed, tmp_path, capsys):
+    private = tmp_path / "private.json"
+    private.write_text("mine")
+    (killed / "figures.json").unlink(missing_ok=True)
+    (killed / "figures.json").symlink_to(private)
+    assert main(["evaluate", str(killed)]) == 0
+    assert private.read_text() == "mine"
+    assert "figures.json is no regular file" in capsys.readouterr().out
+
+
 def test_evaluate_measures_what_a_killed_run_has(killed, capsys):
     row = evaluate.evaluate(read_run(killed))
     assert row["step"] == 2
