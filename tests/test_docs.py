@@ -13,7 +13,7 @@ import pytest
 
 from experiments import write_tables
 from lods_jax import config as configs
-from lods_jax.cli import flags
+from lods_jax.cli import command_line, flags
 from lods_jax.distillation.objectives import OBJECTIVES
 from lods_jax.distillation.registry import make_objective
 
@@ -97,7 +97,7 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("page", "line"), commands("lods "))
 def test_every_command_line_is_understood(page, line, elsewhere):
     """Parsed into the command's dataclass with the flags as written; running them all would take hours."""
-    flags.parse(shlex.split(line.replace("RUN/", "outputs/latest/")))
+    command_line.parse(shlex.split(line.replace("RUN/", "outputs/latest/")))
 
 
 @pytest.mark.parametrize(("page", "line"), commands("python (?=-m experiments|experiments)"))

@@ -1,14 +1,14 @@
 """The command line: `lods COMMAND ...`, the same as `python -m lods_jax COMMAND ...`.
 
-`flags` holds the flags of each command, `commands` what it does. Neither loads jax before a command has checked its arguments, so
-that help and refusals come at once.
+`flags` holds the flags of each command, `command_line` reads them, `commands` does what they say. None loads jax before a command
+has checked its arguments, so that help and refusals come at once.
 """
 
 import os
 import signal
 import sys
 
-from lods_jax.cli import commands, flags
+from lods_jax.cli import command_line, commands
 from lods_jax.core.errors import UserError, one_line, remarks_wait
 
 
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         with remarks_wait():
-            command = flags.parse(argv)
+            command = command_line.parse(argv)
             return commands.RUN[type(command)](command) or 0
     except BrokenPipeError:  # `lods info | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains when it flushes

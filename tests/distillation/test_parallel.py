@@ -19,7 +19,7 @@ import optax
 import pytest
 
 from lods_jax.cli import main
-from lods_jax.cli.flags import parse
+from lods_jax.cli.command_line import parse
 from lods_jax.config import dump
 from lods_jax.core.images import write_png
 from lods_jax.distillation.parallel import compile_train_step

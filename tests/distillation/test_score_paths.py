@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from lods_jax.cli.flags import parse
+from lods_jax.cli.command_line import parse
 from lods_jax.core.cameras import sample_orbit
 from lods_jax.core.types import Render, Scene
 from lods_jax.distillation.objectives import sds

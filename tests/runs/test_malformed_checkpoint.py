@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lods_jax.cli import main
-from lods_jax.cli.flags import parse
+from lods_jax.cli.command_line import parse
 from lods_jax.config import dump
 from lods_jax.core.errors import UserError, one_line
 from lods_jax.runs import run

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from lods_jax.cli import main
-from lods_jax.cli.flags import parse
+from lods_jax.cli.command_line import parse
 from lods_jax.config import dump
 from lods_jax.runs.run_directory import locked
 from lods_jax.training import checkpoint, loop

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from lods_jax.cli import main
-from lods_jax.cli.flags import parse
+from lods_jax.cli.command_line import parse
 from lods_jax.config import load
 from lods_jax.priors.adapter_files import load_lora
 from lods_jax.runs import training_loop

@@ -8,7 +8,7 @@ import optax
 import pytest
 from jax import monitoring
 
-from lods_jax.cli.flags import parse
+from lods_jax.cli.command_line import parse
 from lods_jax.distillation.parallel import fused_step
 from lods_jax.distillation.train_step import init_state
 from lods_jax.runs import training_loop

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lods_jax.cli import main
-from lods_jax.cli.flags import parse
+from lods_jax.cli.command_line import parse
 from lods_jax.core.cameras import turntable
 from lods_jax.core.images import write_png
 from lods_jax.distillation.objectives import dds, lods_embedding, sds, vsd

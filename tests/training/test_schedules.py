@@ -86,7 +86,7 @@ def test_milestones_that_make_no_sense_are_one_line(milestones, says):
 
 
 def test_milestones_come_from_flags_too():
-    from lods_jax.cli.flags import parse
+    from lods_jax.cli.command_line import parse
 
     settings = parse(["text-to-3d", "a mug", "--regularizers.opaque", "0", "0", "0.6", "100"]).settings
     assert settings.regularizers.opaque == ((0.0, 0.0), (0.6, 100.0))
