@@ -121,6 +121,9 @@ class ScorePathConfig:
     split: the encoder for geometry, the decoder for colours."""
     decoder_share: Schedule = bounded((0.5, 0.5), 0, 1)
     """Of the decoder in `blend`: a pair or milestones; 0 1 is the encoder first and the decoder later."""
+    through_decoder: Literal["push-forward", "reconstruction"] = "push-forward"
+    """push-forward: how the decoded picture changes along the score, to first order. reconstruction: the render minus the decoded
+    picture that it is on the way to (HiFA, MVDream), which takes a third of the time and clears away grain."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ index), so a result does not depend on how views are split over devices.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +17,8 @@ from jaxtyping import Array, Int, Key
 from lods_jax.core.random import split_named, view_keys
 from lods_jax.core.trees import not_finite, strongly_typed
 from lods_jax.core.types import Camera, Objective, Prior, Reference, Render, Scene, TrainState
-from lods_jax.distillation.score_paths import ScorePath, pull_into_scene, push_forward
-from lods_jax.distillation.scores import PredictNoise, bind, denoising_loss, predict_noise, score, score_and_denoising_loss
+from lods_jax.distillation.score_paths import ScorePath, pull_into_scene, score_to_step, through_decoder
+from lods_jax.distillation.scores import PredictNoise, bind, denoising_loss, draw, predict_noise, score, score_and_denoising_loss
 
 Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
@@ -252,10 +252,10 @@ def make_train_step(
         g_zs = tuple(x / batch for x in scores.values())
         (g_rgb,) = through_encoder(g_zs)
         pullback = lambda g_rgb: into_scene((g_rgb, jnp.full(b, 1 / batch)))  # noqa: E731
-        through_decoder = lambda: reduce(  # noqa: E731
-            jnp.add, (push_forward(*who, z, g, rgb, vae_slicing) for who, z, g in zip(asked, zs, g_zs, strict=True))
-        )
-        g_theta, means2d_grad = pull_into_scene(score_path, state.step, pullback, g_rgb, through_decoder, scene.colors)
+        t, _ = draw(k.score, zs[0], at)  # of the score
+        to_step = batch * score_to_step(prior.noise_schedule, t)
+        decoded = partial(through_decoder, score_path, asked, zs, g_zs, to_step, rgb, vae_slicing)
+        g_theta, means2d_grad = pull_into_scene(score_path, state.step, pullback, g_rgb, decoded, scene.colors)
         squares = {name: jnp.mean(x**2, tuple(range(1, x.ndim))) for name, x in scores.items()}
         return StepGrads(g_theta, g_psi, fit, ViewOutputs(means2d_grad, render, squares, costs))
 

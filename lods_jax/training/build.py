@@ -298,8 +298,12 @@ def assemble(
 
 def score_path_of(config: Config) -> ScorePath | None:
     """The way from latent scores to pixels that a config names; None for the encoder's."""
-    share = partial(phase, timeline_of(config), config.score_path.decoder_share)
-    return {"encoder": None, "decoder": blend(lambda step: 1.0), "blend": blend(share), "split": split()}[config.score_path.name]
+    path = config.score_path
+    reconstructs = path.through_decoder == "reconstruction"
+    share = {"decoder": lambda step: 1.0, "blend": partial(phase, timeline_of(config), path.decoder_share)}
+    if path.name == "encoder":
+        return None
+    return split(reconstructs) if path.name == "split" else blend(share[path.name], reconstructs)
 
 
 def reference_view_of(config: Config, setup: SceneSetup) -> Callable[[StaticShapes], ReferenceView | None]:

@@ -8,10 +8,11 @@ import pytest
 
 from lods_jax.cli.command_line import parse
 from lods_jax.core.cameras import sample_orbit
-from lods_jax.core.types import Render, Scene
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, T, add_noise
+from lods_jax.core.types import Reference, Render, Scene
 from lods_jax.distillation.objectives import sds
-from lods_jax.distillation.score_paths import blend, mixed, push_forward, split
-from lods_jax.distillation.train_step import init_state, make_train_step
+from lods_jax.distillation.score_paths import blend, mixed, push_forward, reconstruction, score_to_step, split
+from lods_jax.distillation.train_step import AuxiliaryPrior, init_state, make_train_step, select_view_prompts
 from lods_jax.priors.gaussian import gaussian
 from lods_jax.scenes.images import pixels
 from lods_jax.training.build import score_path_of
@@ -42,7 +43,7 @@ def bent():
     return prior._replace(encode=encode, decode=decode)
 
 
-def grads(prior, path, scene=None, step=0, **options):
+def grads(prior, path, scene=None, step=0, reference=None, **options):
     """Gradients of the first step, or of a later one, of a scene of pixels or of another."""
     scene = scene or pixels(6, 6, start=0.4)
     texts = {"prompt": prior.embed({}, ["y"] * 4), "null": prior.embed({}, [""] * 4)}
@@ -52,7 +53,7 @@ def grads(prior, path, scene=None, step=0, **options):
         tx_theta=tx, tx_psi=tx, batch=BATCH, score_path=path, **options,
     )  # fmt: skip
     state = init_state(scene, {}, tx, tx, KEY).replace(step=jnp.asarray(step))
-    return build.compute_grads(state, {}, texts, None, KEY, jnp.arange(BATCH))
+    return build.compute_grads(state, {}, texts, reference, KEY, jnp.arange(BATCH))
 
 
 @pytest.mark.parametrize("scale", [1.0, 7.0])
@@ -63,6 +64,64 @@ def test_all_ways_are_one_where_the_autoencoder_is_linear_and_orthonormal(scale,
     chain = grads(prior, None).g_theta["rgb"]
     assert float(jnp.abs(chain).max()) > 1e-3
     np.testing.assert_allclose(grads(prior, blend(lambda step: share)).g_theta["rgb"], chain, rtol=1e-4, atol=1e-7)
+
+
+def held(rgb):
+    """The part of a render of the size of the autoencoder that its latents hold."""
+    return (rgb.reshape(len(rgb), -1) @ ROWS.T @ ROWS).reshape(rgb.shape)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_reconstruction_is_the_same_where_the_autoencoder_holds_the_render(share):
+    free = pixels(SIZE, SIZE, start=0.4)
+    scene = free._replace(render=lambda theta, *rest: free.render({"rgb": held(theta["rgb"][None])[0]}, *rest))
+    chain, both = (grads(linear(), path, scene).g_theta["rgb"] for path in (None, blend(lambda step: share, reconstructs=True)))
+    assert float(jnp.abs(chain).max()) > 1e-3
+    np.testing.assert_allclose(both, chain, rtol=1e-3, atol=1e-6)
+
+
+def test_a_short_step_of_a_reconstruction_is_the_push_forward_and_what_the_autoencoder_loses():
+    prior, step = bent(), 1e-3
+    z, g = jax.random.normal(KEY, (2, BATCH, 1, 1, 12))
+    rgb = jax.random.uniform(KEY, (BATCH, SIZE, SIZE, 3))
+    lost = rgb - prior.decode({}, z)
+    found = (reconstruction(prior, {}, z, step * g, rgb) - lost) / step
+    np.testing.assert_allclose(found, push_forward(prior, {}, z, g, rgb), atol=1e-2)
+    np.testing.assert_allclose(reconstruction(prior, {}, z, step * g, rgb, slicing=True), lost + step * found, atol=1e-5)
+
+
+def test_a_scene_that_moves_against_a_reconstruction_meets_the_decoded_estimate():
+    """Through the resize too: no render of the scene's size is nearer to the target at the autoencoder's."""
+    prior, rgb = linear(), jax.random.uniform(KEY, (BATCH, 6, 6, 3))
+    z0 = jax.random.normal(KEY, (BATCH, 1, 1, 12))
+    z = jax.random.normal(jax.random.key(1), z0.shape)
+    for _ in range(300):
+        rgb -= 0.5 * reconstruction(prior, {}, z, z - z0, rgb)
+    np.testing.assert_allclose(resized(rgb), prior.decode({}, z0), atol=1e-4)
+
+
+def test_a_score_times_its_step_leads_to_the_estimate_of_the_clean_latents():
+    """Of a denoiser that knows the clean latents y: z_t minus its noise, over alpha, is y; and so is z minus the step."""
+    t = jnp.array([10, 500, 979])
+    z, y, noise = jax.random.normal(KEY, (3, 3, 2, 2, 4))
+    alpha, sigma = (jnp.sqrt(jnp.asarray(table)[t])[:, None, None, None] for table in STABLE_DIFFUSION)
+    eps = (add_noise(STABLE_DIFFUSION, z, noise, t) - alpha * y) / sigma
+    score = (sigma**2) * (eps - noise)
+    np.testing.assert_allclose(z - score_to_step(STABLE_DIFFUSION, t)[:, None, None, None] * score, y, atol=1e-3)
+
+
+def test_a_score_of_pure_noise_has_a_finite_step():
+    assert np.isfinite(score_to_step(STABLE_DIFFUSION._replace(alpha_bar=np.zeros(T, np.float32)), jnp.array([T - 1]))).all()
+
+
+def test_an_auxiliary_prior_of_weight_0_pulls_at_nothing():
+    """Its render is not held by its autoencoder, and what it would do about that has no weight."""
+    path = blend(lambda step: 1.0, reconstructs=True)
+    aux = AuxiliaryPrior("other", linear(3.0), sds(3.0), select_view_prompts, lambda step: (20, 980), lambda step: 0.0)
+    texts = {"prompt": linear().embed({}, ["y"] * 4), "null": linear().embed({}, [""] * 4)}
+    given = {"reference": Reference(auxiliary=(({}, texts),)), "auxiliary_priors": [aux]}
+    alone, beside = grads(bent(), path), grads(bent(), path, **given)
+    np.testing.assert_allclose(beside.g_theta["rgb"], alone.g_theta["rgb"], rtol=1e-5, atol=1e-8)
 
 
 def test_the_decoders_way_differs_where_the_autoencoder_is_bent():
@@ -158,6 +217,7 @@ def test_regularizers_weigh_the_same_on_each_way():
         (["--score-path", "split"], [(0.0, 1.0), (0.0, 1.0)]),
         (["--score-path", "blend"], [(0.5, 0.5), (0.5, 0.5)]),
         (["--score-path", "blend", "--score-path.decoder-share", "0", "1"], [(0.0, 0.0), (1.0, 1.0)]),
+        (["--score-path", "split", "--score-path.through-decoder", "reconstruction"], [(0.0, 1.0), (0.0, 1.0)]),
     ],
 )
 def test_a_configuration_names_the_way(flags, shares):
@@ -166,3 +226,4 @@ def test_a_configuration_names_the_way(flags, shares):
     path = score_path_of(config)
     found = path and [(float(path.geometry(step)), float(path.colors(step))) for step in (0, config.steps - 1)]
     assert found == shares
+    assert path is None or path.reconstructs == ("reconstruction" in flags)
