@@ -124,6 +124,8 @@ class ScorePathConfig:
     through_decoder: Literal["push-forward", "reconstruction"] = "push-forward"
     """push-forward: how the decoded picture changes along the score, to first order. reconstruction: the render minus the decoded
     picture that it is on the way to (HiFA, MVDream), which takes a third of the time and clears away grain."""
+    pixel_clip: float = bounded(0.0, 0, 1e6)
+    """What comes through the encoder is cut, pixel by pixel, to this many times its root mean square (PGC); 0 cuts nothing."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ and decoder, and J their Jacobians, there are three:
   reconstruction
            x - D(z0) with z0 = z - (sigma / alpha) r, where r is the residual and g = w(t) r: the render minus the picture that it
            is on the way to. Under SDS z0 is the prior's estimate of the clean latents, and this is the loss of images of HiFA
-           (Zhu et al. 2024, eq. 8) and of MVDream. It is D along a step of its true length, so that the decoder's bend counts
+           (Zhu et al. 2024) and of MVDream. It is D along a step of its true length, so that the decoder's bend counts
            too; and it pulls at what the autoencoder cannot hold, x - D(z), such as grain.
 
 They are one direction if the autoencoder is linear with orthonormal rows (E = W, D = W^T) and holds the render. Where it is not,
@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lods_jax.core.math import safe_norm
 from lods_jax.core.noise_schedule import NoiseSchedule, per_example, score_weight
 from lods_jax.core.types import Prior
 
@@ -37,39 +38,47 @@ class ScorePath(NamedTuple):
     """Which share of a score comes through the decoder; the rest comes through the encoder.
 
     Attributes:
-        geometry: for all of a scene but its colours.
+        geometry: for all of a scene but its colours; None is the encoder alone for the whole scene, and the decoder is not asked.
         colors: for the leaves that `Scene.colors` names.
         reconstructs: whether the decoder's share is a reconstruction; else it is a push-forward.
+        pixel_clip: what the encoder says of a pixel is cut to this many times the root mean square of its view, direction kept
+            (after Pan et al. 2024, whose bound is one number for all views and steps); 0 cuts nothing.
     """
 
-    geometry: Share
-    colors: Share
+    geometry: Share | None = None
+    colors: Share | None = None
     reconstructs: bool = False
+    pixel_clip: float = 0.0
 
 
-def blend(share: Share, reconstructs: bool = False) -> ScorePath:
+ENCODER = ScorePath()
+
+
+def blend(share: Share, reconstructs: bool = False, pixel_clip: float = 0.0) -> ScorePath:
     """One direction for the whole scene: the encoder's at share 0, the decoder's at 1, and both between.
 
     Args:
         share: step -> the decoder's share, which may change in the course of a run.
         reconstructs: as of `ScorePath`.
+        pixel_clip: as of `ScorePath`.
 
     Returns:
         The path.
     """
-    return ScorePath(share, share, reconstructs)
+    return ScorePath(share, share, reconstructs, pixel_clip)
 
 
-def split(reconstructs: bool = False) -> ScorePath:
+def split(reconstructs: bool = False, pixel_clip: float = 0.0) -> ScorePath:
     """The encoder's direction for the geometry, the decoder's for the colours.
 
     Args:
         reconstructs: as of `ScorePath`.
+        pixel_clip: as of `ScorePath`.
 
     Returns:
         The path.
     """
-    return ScorePath(lambda step: 0.0, lambda step: 1.0, reconstructs)
+    return ScorePath(lambda step: 0.0, lambda step: 1.0, reconstructs, pixel_clip)
 
 
 def push_forward(
@@ -205,6 +214,13 @@ def mixed(encoder: Float[Array, "b h w c"], decoder: Float[Array, "b h w c"], sh
     return like(encoder, (1 - share) * encoder + share * like(encoder, decoder))
 
 
+def clipped(x: Float[Array, "b h w c"], bound: float) -> Float[Array, "b h w c"]:
+    """x with no pixel longer than `bound` times the root mean square of its view's pixels, and every direction kept."""
+    length = safe_norm(x, keepdims=True)
+    most = bound * jnp.sqrt(jnp.mean(length**2, (1, 2), keepdims=True))
+    return x * jnp.where(length > most, most / jnp.where(length > most, length, 1.0), 1.0)
+
+
 def like(reference: Float[Array, "b h w c"], x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """x with the root mean square of `reference` in each view, 0 where x is 0."""
     rms = lambda x: jnp.sqrt(jnp.mean(x**2, (1, 2, 3), keepdims=True))  # noqa: E731
@@ -213,31 +229,33 @@ def like(reference: Float[Array, "b h w c"], x: Float[Array, "b h w c"]) -> Floa
 
 
 def pull_into_scene(
-    path: ScorePath | None,
+    path: ScorePath,
     step: Array,
     pullback: Callable[[Float[Array, "b h w c"]], tuple[Any, Any]],
     encoder: Float[Array, "b h w c"],
-    through_decoder: Callable[[], Float[Array, "b h w c"]],
+    decoder: Callable[[], Float[Array, "b h w c"]],
     colors: tuple[str, ...],
 ) -> tuple[Any, Any]:
     """The gradients of theta and of the projected means; the latter count as geometry, and Gaussians are refined by them.
 
     Args:
-        path: the decoder's shares; None is the encoder alone, and the decoder is not asked.
+        path: the decoder's shares.
         step: number of the step, which shares may depend on.
         pullback: direction of the renders -> (gradient of theta, gradient of `means2d_probe`), regularizers included.
         encoder: J_E^T g.
-        through_decoder: () -> J_D g or the reconstruction.
+        decoder: () -> `through_decoder`.
         colors: names of theta's leaves that take `path.colors`.
 
     Returns:
         The gradient of theta, and that of `means2d_probe`.
     """
-    if path is None:
+    if path.pixel_clip > 0:
+        encoder = clipped(encoder, path.pixel_clip)
+    if path.geometry is None or path.colors is None:
         return pullback(encoder)
-    decoder = through_decoder()
-    g_theta, means2d_grad = pullback(mixed(encoder, decoder, path.geometry(step)))
+    pushed = decoder()
+    g_theta, means2d_grad = pullback(mixed(encoder, pushed, path.geometry(step)))
     if path.colors is path.geometry:
         return g_theta, means2d_grad
-    of_colors, _ = pullback(mixed(encoder, decoder, path.colors(step)))
+    of_colors, _ = pullback(mixed(encoder, pushed, path.colors(step)))
     return g_theta | {name: of_colors[name] for name in colors if name in g_theta}, means2d_grad

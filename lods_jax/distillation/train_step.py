@@ -17,7 +17,7 @@ from jaxtyping import Array, Int, Key
 from lods_jax.core.random import split_named, view_keys
 from lods_jax.core.trees import not_finite, strongly_typed
 from lods_jax.core.types import Camera, Objective, Prior, Reference, Render, Scene, TrainState
-from lods_jax.distillation.score_paths import ScorePath, pull_into_scene, score_to_step, through_decoder
+from lods_jax.distillation.score_paths import ENCODER, ScorePath, pull_into_scene, score_to_step, through_decoder
 from lods_jax.distillation.scores import PredictNoise, bind, denoising_loss, draw, predict_noise, score, score_and_denoising_loss
 
 Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
@@ -158,7 +158,7 @@ def make_train_step(
     vae_slicing: bool = False,
     reference_view: ReferenceView | None = None,
     auxiliary_priors: Sequence[AuxiliaryPrior] = (),
-    score_path: ScorePath | None = None,
+    score_path: ScorePath = ENCODER,
 ) -> TrainStep:
     """Builds the train step: render, encode, take the score of the prior, pull it back; train the prior's learnable part.
 
@@ -187,7 +187,7 @@ def make_train_step(
         vae_slicing: whether views are encoded one after the other, which holds the activations of one at a time.
         reference_view: the view of a reference image, whose costs are added in every step.
         auxiliary_priors: further priors, whose scores are added.
-        score_path: how scores come from latents to pixels; None is the encoder's transpose, as in the papers.
+        score_path: how scores come from latents to pixels; by the encoder's transpose, as in the papers, unless it is given.
 
     Returns:
         The two halves of the step, for `parallel.compile_train_step`.
@@ -205,7 +205,7 @@ def make_train_step(
             raise ValueError("a schedule of turns needs an objective that learns something, and no fit_shares_noise")
         if min(schedule) < 1:
             raise ValueError(f"schedule must be two numbers of steps, each at least 1, got {schedule}")
-    if score_path and score_path.colors is not score_path.geometry and not scene.colors:
+    if score_path.colors is not score_path.geometry and not scene.colors:
         raise ValueError("this scene has no leaves that are colours alone: take a score_path that is one for all of it")
 
     def compute_grads(state, weights, texts, reference, key, views) -> StepGrads:

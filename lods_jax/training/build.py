@@ -21,7 +21,7 @@ from lods_jax.distillation import prompts
 from lods_jax.distillation.perp_neg import interpolate_view_prompts
 from lods_jax.distillation.registry import make_objective
 from lods_jax.distillation.regularizers import IMAGE_ERRORS, image_errors, weighted_regularizers
-from lods_jax.distillation.score_paths import ScorePath, blend, split
+from lods_jax.distillation.score_paths import ENCODER, ScorePath, blend, split
 from lods_jax.distillation.train_step import ReferenceView, select_view_prompts
 from lods_jax.priors.architectures import write_configs
 from lods_jax.priors.diffusers_folder import read_config
@@ -88,7 +88,7 @@ class Components(NamedTuple):
         regularizers: (render, step) -> {name: weighted cost [b]}.
         plan: numbers of the loop.
         reference_view: static shapes -> the view of the reference image, or None.
-        score_path: from latents to pixels; None for the encoder's.
+        score_path: from latents to pixels.
         image_inputs: of a run from an image.
     """
 
@@ -108,7 +108,7 @@ class Components(NamedTuple):
     regularizers: Callable
     plan: Plan
     reference_view: Callable[[StaticShapes], ReferenceView | None]
-    score_path: ScorePath | None = None
+    score_path: ScorePath = ENCODER
     image_inputs: ImageInputs | None = None
 
 
@@ -296,14 +296,16 @@ def assemble(
     )
 
 
-def score_path_of(config: Config) -> ScorePath | None:
-    """The way from latent scores to pixels that a config names; None for the encoder's."""
+def score_path_of(config: Config) -> ScorePath:
+    """The way from latent scores to pixels that a config names."""
     path = config.score_path
     reconstructs = path.through_decoder == "reconstruction"
     share = {"decoder": lambda step: 1.0, "blend": partial(phase, timeline_of(config), path.decoder_share)}
     if path.name == "encoder":
-        return None
-    return split(reconstructs) if path.name == "split" else blend(share[path.name], reconstructs)
+        return ENCODER._replace(pixel_clip=path.pixel_clip)
+    if path.name == "split":
+        return split(reconstructs, path.pixel_clip)
+    return blend(share[path.name], reconstructs, path.pixel_clip)
 
 
 def reference_view_of(config: Config, setup: SceneSetup) -> Callable[[StaticShapes], ReferenceView | None]:

@@ -11,7 +11,7 @@ from lods_jax.core.cameras import sample_orbit
 from lods_jax.core.noise_schedule import STABLE_DIFFUSION, T, add_noise
 from lods_jax.core.types import Reference, Render, Scene
 from lods_jax.distillation.objectives import sds
-from lods_jax.distillation.score_paths import blend, mixed, push_forward, reconstruction, score_to_step, split
+from lods_jax.distillation.score_paths import ENCODER, blend, clipped, mixed, push_forward, reconstruction, score_to_step, split
 from lods_jax.distillation.train_step import AuxiliaryPrior, init_state, make_train_step, select_view_prompts
 from lods_jax.priors.gaussian import gaussian
 from lods_jax.scenes.images import pixels
@@ -61,7 +61,7 @@ def grads(prior, path, scene=None, step=0, reference=None, **options):
 def test_all_ways_are_one_where_the_autoencoder_is_linear_and_orthonormal(scale, share):
     """Whatever the unit of the latents; and through a resize of the renders, here from 6 to 4 pixels."""
     prior = linear(scale)
-    chain = grads(prior, None).g_theta["rgb"]
+    chain = grads(prior, ENCODER).g_theta["rgb"]
     assert float(jnp.abs(chain).max()) > 1e-3
     np.testing.assert_allclose(grads(prior, blend(lambda step: share)).g_theta["rgb"], chain, rtol=1e-4, atol=1e-7)
 
@@ -75,7 +75,9 @@ def held(rgb):
 def test_a_reconstruction_is_the_same_where_the_autoencoder_holds_the_render(share):
     free = pixels(SIZE, SIZE, start=0.4)
     scene = free._replace(render=lambda theta, *rest: free.render({"rgb": held(theta["rgb"][None])[0]}, *rest))
-    chain, both = (grads(linear(), path, scene).g_theta["rgb"] for path in (None, blend(lambda step: share, reconstructs=True)))
+    chain, both = (
+        grads(linear(), path, scene).g_theta["rgb"] for path in (ENCODER, blend(lambda step: share, reconstructs=True))
+    )
     assert float(jnp.abs(chain).max()) > 1e-3
     np.testing.assert_allclose(both, chain, rtol=1e-3, atol=1e-6)
 
@@ -125,7 +127,7 @@ def test_an_auxiliary_prior_of_weight_0_pulls_at_nothing():
 
 
 def test_the_decoders_way_differs_where_the_autoencoder_is_bent():
-    chain, pushed = (grads(bent(), path).g_theta["rgb"].ravel() for path in (None, blend(lambda step: 1.0)))
+    chain, pushed = (grads(bent(), path).g_theta["rgb"].ravel() for path in (ENCODER, blend(lambda step: 1.0)))
     cosine = chain @ pushed / jnp.linalg.norm(chain) / jnp.linalg.norm(pushed)
     assert float(cosine) < 0.99
     half = grads(bent(), blend(lambda step: 0.5)).g_theta["rgb"].ravel()
@@ -138,6 +140,23 @@ def test_each_view_keeps_the_length_of_the_encoders_direction(share):
     encoder, decoder = jax.random.normal(KEY, (2, 3, 5, 5, 3)) * jnp.array([1.0, 10.0, 0.1]).reshape(1, 3, 1, 1, 1)
     rms = lambda x: jnp.sqrt(jnp.mean(x**2, (1, 2, 3)))  # noqa: E731
     np.testing.assert_allclose(rms(mixed(encoder, 1e3 * decoder, share)), rms(encoder), rtol=1e-5)
+
+
+def test_a_clip_shortens_long_pixels_and_turns_none():
+    """Whatever the unit: a view of ten times the length is cut at the same pixels."""
+    x = jax.random.normal(KEY, (2, 8, 8, 3)).at[:, 2, 3].mul(50.0) * jnp.array([1.0, 10.0]).reshape(2, 1, 1, 1)
+    length, after = jnp.linalg.norm(x, axis=-1), jnp.linalg.norm(cut := clipped(x, 2.0), axis=-1)
+    bound = 2 * jnp.sqrt(jnp.mean(length**2, (1, 2)))[:, None, None]
+    np.testing.assert_allclose(after, jnp.minimum(length, bound), rtol=1e-5)
+    np.testing.assert_allclose(jnp.sum(cut * x, -1), after * length, rtol=1e-5)
+    np.testing.assert_array_equal(clipped(x, 100.0), x)
+    np.testing.assert_array_equal(clipped(0 * x, 1.0), 0)
+
+
+def test_a_clip_reaches_the_scene():
+    prior = linear()
+    cut, whole = (grads(prior, ENCODER._replace(pixel_clip=clip)).g_theta["rgb"] for clip in (0.5, 0.0))
+    assert float(jnp.linalg.norm(cut)) < 0.9 * float(jnp.linalg.norm(whole))
 
 
 def test_where_there_is_no_score_nothing_moves():
@@ -177,7 +196,7 @@ def shaded():
 
 def test_split_gives_colours_to_the_decoder_and_the_rest_to_the_encoder():
     """The probe, by which Gaussians are refined, is geometry."""
-    chain, pushed, both = (grads(bent(), path, shaded()) for path in (None, blend(lambda step: 1.0), split()))
+    chain, pushed, both = (grads(bent(), path, shaded()) for path in (ENCODER, blend(lambda step: 1.0), split()))
     np.testing.assert_allclose(both.g_theta["shape"], chain.g_theta["shape"], rtol=1e-5, atol=1e-8)
     np.testing.assert_allclose(both.g_theta["shade"], pushed.g_theta["shade"], rtol=1e-5, atol=1e-8)
     np.testing.assert_allclose(both.outputs.means2d_grad["means2d"], chain.outputs.means2d_grad["means2d"], rtol=1e-5, atol=1e-8)
@@ -193,7 +212,7 @@ def test_split_needs_leaves_that_are_colours_alone():
 def test_a_share_may_change_in_the_course_of_a_run():
     """The encoder first, the decoder later."""
     path = blend(lambda step: jnp.where(step < 5, 0.0, 1.0))
-    for step, same in ((4, None), (5, blend(lambda step: 1.0))):
+    for step, same in ((4, ENCODER), (5, blend(lambda step: 1.0))):
         np.testing.assert_allclose(
             grads(bent(), path, step=step).g_theta["rgb"], grads(bent(), same, step=step).g_theta["rgb"], rtol=1e-5, atol=1e-8
         )
@@ -204,7 +223,7 @@ def test_regularizers_weigh_the_same_on_each_way():
     prior = bent()._replace(predict=lambda weights, psi, z_t, t, cond: jnp.zeros_like(z_t))
     cost = {"regularizers": lambda render, step: {"dark": jnp.mean(render.rgb, (1, 2, 3))}}
     quiet = lambda path: grads(prior, path, **cost).g_theta["rgb"] - grads(prior, path).g_theta["rgb"]  # noqa: E731
-    np.testing.assert_allclose(quiet(blend(lambda step: 1.0)), quiet(None), atol=1e-7)
+    np.testing.assert_allclose(quiet(blend(lambda step: 1.0)), quiet(ENCODER), atol=1e-7)
 
 
 @pytest.mark.usefixtures("toy")
@@ -213,6 +232,7 @@ def test_regularizers_weigh_the_same_on_each_way():
     [
         ([], [(0.5, 0.5), (0.5, 0.5)]),
         (["--score-path", "encoder"], None),
+        (["--score-path", "encoder", "--score-path.pixel-clip", "2"], None),
         (["--score-path", "decoder"], [(1.0, 1.0), (1.0, 1.0)]),
         (["--score-path", "split"], [(0.0, 1.0), (0.0, 1.0)]),
         (["--score-path", "blend"], [(0.5, 0.5), (0.5, 0.5)]),
@@ -224,6 +244,7 @@ def test_a_configuration_names_the_way(flags, shares):
     """Before and after the milestone of the run."""
     config = parse([*TINY, *flags]).settings
     path = score_path_of(config)
-    found = path and [(float(path.geometry(step)), float(path.colors(step))) for step in (0, config.steps - 1)]
+    found = path.geometry and [(float(path.geometry(step)), float(path.colors(step))) for step in (0, config.steps - 1)]
     assert found == shares
-    assert path is None or path.reconstructs == ("reconstruction" in flags)
+    assert path.reconstructs == ("reconstruction" in flags)
+    assert path.pixel_clip == 2.0 * ("2" in flags)
