@@ -69,6 +69,7 @@ ENDS = {
     "edit-image": ["--prior", "/nowhere"],
     "train-prior": ["--out", "/dev/null/prior"],
     "info": ["more"],
+    "bench": ["/nowhere.yaml"],
 }
 
 

@@ -3,6 +3,7 @@
 Nothing here loads jax before a command has checked its arguments, so that help and refusals come at once.
 """
 
+import math
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -214,6 +215,45 @@ def evaluate(args: flags.Evaluate) -> None:
     evaluate.report(some(args.runs), args.json)
 
 
+def bench(args: flags.Bench) -> int:
+    """`lods bench`: makes the runs of a suite and the page of them.
+
+    Args:
+        args: its flags.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: there is no such suite, or a run of it could not begin.
+    """
+    from lods_jax.runs.bench import suite as suites
+
+    suite = suites.read_suite(args.suite)
+    out = args.out or Path("outputs/bench", Path(args.suite).stem)
+    check_place(out, folder=True)
+    batch.share([], args.shard or "1/1")
+    if args.tune and (args.shard or not suite.tuning.prompts):
+        raise UserError("--tune is for a suite with tuning.prompts, and one process: each trial depends on those before")
+    from lods_jax.runs.bench import plan
+
+    jobs = plan.jobs_of(suite)
+    for prior in () if args.dry_run else dict.fromkeys(job.config.prior for job in jobs):
+        entry = registered(prior.name)
+        folder = entry.vocabulary if entry else prior_folder(prior.name, prior.download)
+        for prompt in dict.fromkeys([*suite.tuning.prompts, *(job.config.prompt for job in jobs)]):
+            check_prompt(prompt, folder, args.anyway, f"{args.suite}: ")
+    from lods_jax.training.distributed import start_jax
+
+    start_jax(math.gcd(*(job.config.batch for job in jobs)))
+    from lods_jax.runs.bench import bench
+
+    if args.dry_run:
+        bench.dry_run(suite, out)
+        return 0
+    return bench.bench(suite, out, args.shard or "1/1", args.tune)
+
+
 def export(args: flags.Export) -> None:
     """`lods export` with the flags `args`: writes the scene of a run for other programs."""
     check_place(args.out or args.run, folder=True)
@@ -274,6 +314,7 @@ RUN = {
     flags.View: view,
     flags.Compare: compare,
     flags.Evaluate: evaluate,
+    flags.Bench: bench,
     flags.Export: export,
     flags.Info: info,
     flags.TextToImage: text_to_image,

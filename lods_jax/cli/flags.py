@@ -107,6 +107,24 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """Runs the methods of a suite on the same prompts and seeds, and writes a table and one page of all runs."""
+
+    suite: tyro.conf.Positional[str] = ""
+    """A YAML file, or a shipped suite: `tabletop-quick`, `tabletop`, `presets`, `ablation`, `t3bench`."""
+    out: Path | None = None
+    """Folder of the bench; by default outputs/bench/SUITE. The same command goes on with what is there."""
+    shard: str | None = None
+    """I/N makes every N-th run from the I-th on, for arrays of jobs; shards with one --out make one table."""
+    tune: bool = False
+    """End after the trials of tuning."""
+    dry_run: bool = False
+    """Print the runs and what they cost, and run nothing."""
+    anyway: bool = False
+    """Go on with words that the prior has never seen."""
+
+
+@dataclass(frozen=True)
 class Export:
     """Writes the scene of a run for other programs: a mesh (extra `mesh`), splats, or videos."""
 
@@ -231,6 +249,7 @@ COMMANDS = {
     "view": View,
     "compare": Compare,
     "evaluate": Evaluate,
+    "bench": Bench,
     "export": Export,
     "info": Info,
     "text-to-image": TextToImage,

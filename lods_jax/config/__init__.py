@@ -3,7 +3,18 @@
 Defaults < YAML < flags. No file here loads jax: `lods --help` answers at once.
 """
 
-from lods_jax.config.loading import RESUME_SAFE_KEYS, differences, dump, find, from_mapping, keys, leaves, load, parse_yaml
+from lods_jax.config.loading import (
+    RESUME_SAFE_KEYS,
+    differences,
+    dump,
+    find,
+    from_mapping,
+    keys,
+    layered,
+    leaves,
+    load,
+    parse_yaml,
+)
 from lods_jax.config.schema import (
     CameraConfig,
     CheckpointConfig,
@@ -60,6 +71,7 @@ __all__ = [
     "from_mapping",
     "has_milestones",
     "keys",
+    "layered",
     "leaves",
     "load",
     "milestone_step",

@@ -3,7 +3,7 @@
 import difflib
 import reprlib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from lods_jax.config.schema import Config
 from lods_jax.config.yaml_text import MAX_BYTES, read_yaml, write_yaml
 from lods_jax.core.errors import UserError
 from lods_jax.core.files import open_regular
-from lods_jax.core.paths import PRESETS
+from lods_jax.core.paths import PRESETS, SUITES
 
 T = TypeVar("T")
 
@@ -95,6 +95,32 @@ def with_bases(file: Path, chain: tuple[Path, ...], kind: type = Config) -> dict
     if base.resolve() in chain:
         raise UserError(f"{file}: base goes in a circle: {' -> '.join(link.name for link in (*chain, base))}")
     return merged(with_bases(base, (*chain, base.resolve()), kind), data, kind)
+
+
+def layered(preset: str | Path, layers: Iterable[tuple[Mapping[str, Any], str]]) -> Config:
+    """The configuration of a preset or file with other keys and values laid over it.
+
+    Args:
+        preset: a path, or the name of a preset.
+        layers: (nested keys and values, what names them in errors) pairs; a later one wins.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UserError: there is no such preset, or a layer is no part of a configuration.
+
+    Examples:
+        >>> layered("gaussians-sds", [({"objective": {"guidance_scale": "30"}}, "my suite")]).objective.guidance_scale
+        30.0
+    """
+    file = find(preset)
+    data = with_bases(file, (file.resolve(),))
+    for layer, source in layers:
+        current = current_keys(dict(layer), source)
+        from_mapping(Config, current, source)  # here a mistake is told with what names the layer
+        data = merged(data, current)
+    return from_mapping(Config, data, str(file))
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any], kind: type = Config) -> dict[str, Any]:
@@ -195,7 +221,7 @@ def find(name: str | Path) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    presets = {path.stem: path for path in sorted(PRESETS.rglob("*.yaml"))}
+    presets = {path.stem: path for path in sorted(PRESETS.rglob("*.yaml")) if path.parent != SUITES}
     if str(name) in presets:
         return presets[str(name)]
     raise UserError(f"no config file {name}, and no preset of that name: {', '.join(presets)}")

@@ -99,7 +99,7 @@ class ObjectiveConfig:
     """The objective, and how its learned branch is trained."""
 
     name: Annotated[str, arg(aliases=["--objective"])] = "lods-embedding"
-    """`sds`, `csd`, `lods-embedding`, or `package.module:factory` of your own."""
+    """`sds`, `csd`, `lods-embedding`, or `package.module:factory` or `FILE.py:factory` of your own."""
     guidance_scale: Annotated[float | None, arg(aliases=["--guidance-scale"])] = bounded(None, 0.0, math.inf)
     """Guidance scale; None leaves the objective's own default. LODS takes inf."""
     options: dict[str, float] = field(default_factory=dict)

@@ -9,6 +9,7 @@ TABLETOP_64 = WEIGHTS / "64"  # the one before it, in which runs from before go 
 TABLETOP_POSE = TABLETOP_64 / "pose"  # the Zero-1-to-3 prior; it has an autoencoder of its own
 CLASSIFIER = WEIGHTS / "classifier.safetensors"
 PRESETS = PACKAGE / "config" / "presets"  # a link to configs/ in a checkout, a folder in a wheel
+SUITES = PRESETS / "bench"  # of `lods bench`
 
 
 def figures_folder(prior: Path) -> Path:

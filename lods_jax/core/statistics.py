@@ -17,10 +17,22 @@ def interquartile_mean(x: Float[np.ndarray, "n"]) -> float:
         >>> interquartile_mean(np.array([0.0, 1.0, 2.0, 100.0]))
         1.5
     """
-    x = np.sort(np.asarray(x, np.float64))
-    edges = np.linspace(0, 1, len(x) + 1)
+    return float(interquartile_means(np.asarray(x)))
+
+
+def interquartile_means(x: Float[np.ndarray, "*b n"]) -> Float[np.ndarray, "*b"]:
+    """`interquartile_mean` of each row of many.
+
+    Args:
+        x: [*b n].
+
+    Returns:
+        [*b].
+    """
+    x = np.sort(x.astype(np.float64), axis=-1)
+    edges = np.linspace(0, 1, x.shape[-1] + 1)
     weight = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
-    return float((x * weight).sum() / weight.sum())
+    return np.asarray((x * weight).sum(-1) / weight.sum())
 
 
 def bootstrap(x: Float[np.ndarray, "n"], level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -36,6 +48,6 @@ def bootstrap(x: Float[np.ndarray, "n"], level: float = 0.95, draws: int = 2000,
         Lower and upper end.
     """
     rng = np.random.default_rng(seed)
-    means = [interquartile_mean(rng.choice(x, len(x))) for _ in range(draws)]
+    means = interquartile_means(np.stack([rng.choice(x, len(x)) for _ in range(draws)]))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

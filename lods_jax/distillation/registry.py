@@ -1,11 +1,13 @@
-"""From a name to an objective: a key of `OBJECTIVES`, or a user's own function as "package.module:factory"."""
+"""From a name to an objective: a key of `OBJECTIVES`, or a user's own function, "package.module:factory" or "FILE.py:factory"."""
 
 import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from lods_jax.core.errors import UserError, one_line
 from lods_jax.core.types import Objective
@@ -19,7 +21,7 @@ def make_objective(name: str, s: float | None = None, options: Mapping[str, floa
     from a folder, check `is_code` first.
 
     Args:
-        name: a key of `OBJECTIVES`, or "package.module:factory".
+        name: a key of `OBJECTIVES`, "package.module:factory" or "FILE.py:factory".
         s: guidance scale; None for the objective's default.
         options: other arguments of the factory, by name.
 
@@ -50,7 +52,7 @@ def make_objective(name: str, s: float | None = None, options: Mapping[str, floa
 
 
 def is_code(name: str) -> bool:
-    """Whether the name of an objective is "package.module:factory", which has to be imported.
+    """Whether the name of an objective is that of a function, "package.module:factory", which has to be imported.
 
     Args:
         name: of an objective.
@@ -69,7 +71,7 @@ def load_objective(name: str) -> Callable[..., Objective]:
     """The factory of an objective.
 
     Args:
-        name: a key of `OBJECTIVES`, or "package.module:factory", also of the current folder.
+        name: a key of `OBJECTIVES`, "package.module:factory", also of the current folder, or "FILE.py:factory".
 
     Returns:
         The factory, a function that gives an `Objective`.
@@ -85,14 +87,38 @@ def load_objective(name: str) -> Callable[..., Objective]:
         return OBJECTIVES[name]
     if not is_code(name):
         raise UserError(f"unknown objective {name}; there are {', '.join(OBJECTIVES)}, or package.module:factory")
-    module, _, attribute = name.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # last: a file of the folder must not take the place of a library
+    module, _, attribute = name.rpartition(":")
     with told(name, "cannot be imported"):
-        factory = getattr(importlib.import_module(module), attribute)
+        factory = getattr(load_module(module), attribute)
     if not inspect.isfunction(factory):  # os.sep is no function, and sys.exit is none that gives an objective
         raise UserError(f"objective {name} must be a Python function that gives an Objective, got a {type(factory).__name__}")
     return factory
+
+
+def load_module(name: str) -> ModuleType:
+    """A module of a user's own.
+
+    Args:
+        name: "package.module", also of the current folder, or the path of a file that ends in .py.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: there is no such file.
+    """
+    if not name.endswith(".py"):
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)  # last: a file of the folder must not take the place of a library
+        return importlib.import_module(name)
+    if not Path(name).is_file():
+        raise ImportError(f"there is no file {name}")
+    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @contextmanager

@@ -17,13 +17,12 @@ from lods_jax.config import dump, leaves
 from lods_jax.core.files import is_regular, replacing
 from lods_jax.core.images import png_bytes, to_uint8
 from lods_jax.priors.registry import embedded_world
+from lods_jax.runs.plots import INK, plot
 from lods_jax.runs.run_directory import Run, is_figure, read_json
 
 FIGURES_FILE = "figures.json"  # what `lods evaluate` leaves in the folder of a run
 ASSETS = Path(__file__).parent / "assets"
 SIDES = {0: "front", 90: "left", 180: "back", 270: "right"}  # of the object, by the camera's azimuth in degrees
-Points = list[tuple[int, int | float]]  # (step, value)
-INK = ("#2457c5", "#c2410c", "#15803d", "#9333ea", "#b8860b", "#0e7490", "#be123c", "#4d5561")
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src blob: data:"
 PLOTS = {
     "score_rms": "score_rms: root mean square of the score on the latents",
@@ -72,17 +71,32 @@ def write_page(runs: Sequence[Run], path: Path, truths: Mapping[str, np.ndarray]
         settings(runs),
         "</main>",
     ]
-    text = (
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        f'<meta http-equiv=Content-Security-Policy content="{POLICY}">'
-        "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(heading)}</title><style>{(ASSETS / 'page.css').read_text()}</style></head>"
-        f"<body{' class=wide' if len(runs) > 1 else ''}>"
-        f"{''.join(body)}{''.join(store)}<script>{(ASSETS / 'page.js').read_text()}</script></body></html>\n"
-    )
+    text = document(heading, body, store, wide=len(runs) > 1)
     with replacing(path) as file:
         file.write_text(text, encoding="utf-8")
     return lines
+
+
+def document(title: str, body: Sequence[str], store: Sequence[str], wide: bool) -> str:
+    """A whole page, with the style and the script that every page has.
+
+    Args:
+        title: of the page.
+        body: HTML.
+        store: data that its script reads by name, from `keep`.
+        wide: whether it may be wider than a text.
+
+    Returns:
+        The text of the HTML file.
+    """
+    return (
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        f'<meta http-equiv=Content-Security-Policy content="{POLICY}">'
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<title>{html.escape(title)}</title><style>{(ASSETS / 'page.css').read_text()}</style></head>"
+        f"<body{' class=wide' if wide else ''}>"
+        f"{''.join(body)}{''.join(store)}<script>{(ASSETS / 'page.js').read_text()}</script></body></html>\n"
+    )
 
 
 # --- cards -----------------------------------------------------------------------------------------------------------------
@@ -129,14 +143,43 @@ def truth_card(prompt: str, frames: np.ndarray, store: list[str]) -> str:
     Returns:
         HTML.
     """
-    name = f"truth-{len(store)}"
-    keep(store, name, png_bytes(np.concatenate(list(to_uint8(frames)), axis=1)))
-    label = f"{html.escape(prompt, quote=True)}: renders of the true object, turn with the views beside them"
+    label = f"{prompt}: renders of the true object, turn with the views beside them"
     return (
         "<article><h2>the true object</h2>"
-        f'<canvas class=view tabindex=0 role=application data-frames={name} aria-label="{label}"></canvas>'
+        f"{frames_canvas(label, frames, store)}"
         f"<p class=soft>{html.escape(prompt)}, {len(frames)} renders of the tabletop world at one elevation</p></article>"
     )
+
+
+def frames_canvas(label: str, frames: np.ndarray, store: list[str]) -> str:
+    """A view of frames in a row at equal azimuths from the front on, which turns with the other views of the page.
+
+    Args:
+        label: what it shows.
+        frames: renders [n h w 3] in [0, 1], as high as wide.
+        store: gets the data of the page.
+
+    Returns:
+        HTML.
+    """
+    name = f"frames-{len(store)}"
+    keep(store, name, png_bytes(np.concatenate(list(to_uint8(frames)), axis=1)))
+    about = html.escape(label, quote=True)
+    return f'<canvas class=view tabindex=0 role=application data-frames={name} aria-label="{about}"></canvas>'
+
+
+def frames_card(title: str, frames: np.ndarray, store: list[str]) -> str:
+    """A small view of frames, with its title below.
+
+    Args:
+        title: of the tile.
+        frames: renders [n h w 3] in [0, 1].
+        store: gets the data of the page.
+
+    Returns:
+        HTML.
+    """
+    return f"<figure>{frames_canvas(title, frames, store)}<figcaption>{html.escape(title)}</figcaption></figure>"
 
 
 def picture_cards(runs: Sequence[Run]) -> list[str]:
@@ -296,62 +339,6 @@ def plots(runs: Sequence[Run]) -> str:
 def regularizer_names(runs: Sequence[Run]) -> list[str]:
     """The regularizers that the logs of some runs hold."""
     return [name for name in ("sparsity", "opaque") if any(name in line for run in runs for line in run.metrics)]
-
-
-def plot(title: str, series: Sequence[tuple[str, Points]], w: int = 300, h: int = 150) -> str:
-    """A line plot as an SVG, with a title that a screen reader reads.
-
-    Args:
-        title: of the plot.
-        series: (colour, [(step, value), ...]) of each run.
-        w: width, pixels.
-        h: height, pixels.
-
-    Returns:
-        HTML.
-    """
-    left, right, top, bottom = 42, 6, 22, 20
-    xs, ys = zip(*(point for _, points in series for point in points), strict=True)
-    x_0, x_1, ticks = min(xs), max(max(xs), min(xs) + 1), round_ticks(min(ys), max(ys))
-    place_x = lambda x: left + (x - x_0) / (x_1 - x_0) * (w - left - right)  # noqa: E731
-    place_y = lambda y: h - bottom - (y - ticks[0]) / (ticks[-1] - ticks[0]) * (h - top - bottom)  # noqa: E731
-    marks = []
-    for tick in ticks:
-        y = place_y(tick)
-        marks.append(f"<line class=grid x1={left} x2={w - right} y1={y:.1f} y2={y:.1f} />")
-        marks.append(f"<text x={left - 5} y={y + 4:.1f} text-anchor=end>{tick:g}</text>")
-    for x, anchor in ((x_0, "start"), (x_1, "end")):
-        marks.append(f"<text x={place_x(x):.1f} y={h - 4} text-anchor={anchor}>{x:g}</text>")
-    for color, points in series:
-        path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points)
-        marks.append(f'<polyline fill=none stroke="{color}" stroke-width=1.6 points="{path}" />')
-    ends = ", ".join(f"{points[0][1]:.3g} to {points[-1][1]:.3g}" for _, points in series if points)
-    return (
-        f'<svg viewBox="0 0 {w} {h}" role=img aria-label="{html.escape(title, quote=True)}; from first to last step: {ends}">'
-        f"<text x=0 y=12>{html.escape(title)}</text>{''.join(marks)}</svg>"
-    )
-
-
-def round_ticks(low: int | float, high: int | float) -> list[float]:
-    """Three to seven round numbers that enclose a range.
-
-    Args:
-        low: end of the range.
-        high: end of the range.
-
-    Returns:
-        Numbers in equal steps.
-
-    Examples:
-        >>> round_ticks(0, 1)
-        [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    """
-    if high - low < 1e-12 * max(abs(high), abs(low), 1e-12):
-        low, high = low - max(0.5 * abs(low), 1e-6), high + max(0.5 * abs(high), 1e-6)
-    step = 10.0 ** np.floor(np.log10((high - low) / 2))
-    step = next(k * step for k in (1, 2, 5, 10) if (high - low) / (k * step) <= 5)
-    first, last = int(np.floor(low / step + 1e-9)), int(np.ceil(high / step - 1e-9))
-    return [float(f"{i * step:.12g}") for i in range(first, max(last, first + 1) + 1)]
 
 
 def settings(runs: Sequence[Run]) -> str:

@@ -27,6 +27,8 @@ class Span(NamedTuple):
     end: float
 
 
+PRIOR_KEYS = ("prior", "weights", "sha256")  # of `build`: what runs with one prior share, whatever else differs
+
 Once = Callable[[Hashable, Callable[[], Any]], Any]  # see `memory`
 
 
@@ -52,6 +54,32 @@ def memory() -> Once:
         return made[key]
 
     return once
+
+
+def memories(most: int) -> Callable[[Hashable], Once]:
+    """Builds a function from a key to the memory of that key, which forgets all but the memories that were used last.
+
+    Args:
+        most: number of memories that stay.
+
+    Returns:
+        The function.
+
+    Examples:
+        >>> memory_of = memories(1)
+        >>> first = memory_of("a")
+        >>> memory_of("b") is first, memory_of("a") is first
+        (False, False)
+    """
+    kept: dict[Hashable, Once] = {}
+
+    def memory_of(key: Hashable) -> Once:
+        kept[key] = kept.pop(key, None) or memory()
+        for oldest in [*kept][: len(kept) - most]:
+            del kept[oldest]
+        return kept[key]
+
+    return memory_of
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from lods_jax.core.cameras import TABLETOP, Orbit
 from lods_jax.core.errors import UserError
 
 YAML = Reader(typ="safe", pure=True)
-PRESETS = sorted(paths.PRESETS.rglob("*.yaml"))
+PRESETS = [file for file in sorted(paths.PRESETS.rglob("*.yaml")) if file.parent != paths.SUITES]
 
 
 def written(tmp_path, text):

@@ -348,6 +348,7 @@ def three(): return 3
         (":", "objective : cannot be imported: ValueError: Empty module name"),
         (".x:y", "objective .x:y cannot be imported: TypeError"),
         ("own_code:", "cannot be imported"),
+        ("/nowhere/mine.py:x", "objective /nowhere/mine.py:x cannot be imported: there is no file /nowhere/mine.py"),
         ("json:loads", r"objective json:loads failed: TypeError: loads\(\) missing 1 required"),
         ("own_code:refuses", "objective own_code:refuses failed: ValueError: two lines"),
         ("own_code:leaves", "objective own_code:leaves failed: SystemExit: 0"),

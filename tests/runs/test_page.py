@@ -14,7 +14,8 @@ from PIL import Image
 from lods_jax.config import Config, ObjectiveConfig, dump
 from lods_jax.core.cameras import orbit_camera
 from lods_jax.core.images import write_png
-from lods_jax.runs.page import plot, round_ticks, write_page
+from lods_jax.runs.page import write_page
+from lods_jax.runs.plots import plot, round_ticks
 from lods_jax.runs.run_directory import read_run
 from lods_jax.scenes.gaussian_rasterizer import rasterize
 from lods_jax.scenes.ply import write_splat
