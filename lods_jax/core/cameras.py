@@ -143,16 +143,18 @@ def orbit_camera(
     return Camera(look_at(eye, jnp.zeros_like(eye)), fov_y, wrap(azimuth), elevation, radius, view)
 
 
-def sample_orbit(keys: Key[Array, "b"], views: Int[Array, "b"], n: int, orbit: Orbit = TABLETOP) -> Camera:
-    """One random camera per key. View i of n takes its azimuth from the i-th of n equal sectors.
+def sample_orbit(keys: Key[Array, "b"], views: Int[Array, "b"], n: int, orbit: Orbit = TABLETOP, group: int = 1) -> Camera:
+    """One random camera per key. The n views take their azimuths from n equal sectors, one each.
 
-    A camera depends only on its key and view, and so not on how views are split over devices.
+    A camera depends only on its key and view, and so not on how views are split over devices. Views of one group come with one
+    key: their azimuths are 360 / group degrees apart, and everything else is equal, as in MVDream (Shi et al. 2024).
 
     Args:
-        keys: one per view.
+        keys: one per view, from `random.group_keys` for groups of several.
         views: global indices of the views [b].
-        n: number of views in all.
+        n: number of views in all, a multiple of `group`.
         orbit: the distribution.
+        group: number of views in a group; view i belongs to group i // group.
 
     Returns:
         b cameras.
@@ -163,20 +165,20 @@ def sample_orbit(keys: Key[Array, "b"], views: Int[Array, "b"], n: int, orbit: O
     if (orbit.radius is None) == (orbit.extent is None):
         raise ValueError(f"orbit needs either radius or extent, got radius={orbit.radius}, extent={orbit.extent}")
 
-    def one(key, view):
+    def one(key, sector):
         u = jax.random.uniform(key, (5,))
         limits = jnp.where(u[0] < orbit.overhead, jnp.array(orbit.overhead_elevation), jnp.array(orbit.elevation))
         low, high = jnp.sin(jnp.deg2rad(limits))
         fov_y = jnp.deg2rad(_between(orbit.fov_y, u[3]))
         radius = _between(orbit.radius, u[4]) if orbit.extent is None else _between(orbit.extent, u[4]) / jnp.tan(fov_y / 2)
-        azimuth = 2 * jnp.pi * (view + u[1]) / n - jnp.pi
+        azimuth = 2 * jnp.pi * (sector + u[1]) / n - jnp.pi
         elevation = jnp.arcsin(low + (high - low) * u[2])
         if orbit.elevation_draw == "threestudio":
             coin = jax.random.uniform(jax.random.fold_in(key, 1))
             elevation = threestudio_elevation(limits, coin, u[2])
         return azimuth, elevation, radius, fov_y
 
-    azimuth, elevation, radius, fov_y = jax.vmap(one)(keys, views)
+    azimuth, elevation, radius, fov_y = jax.vmap(one)(keys, views % group * (n // group) + views // group)
     return orbit_camera(azimuth, elevation, radius, fov_y, orbit)
 
 

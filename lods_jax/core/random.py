@@ -3,6 +3,7 @@
 from collections import namedtuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 
@@ -51,6 +52,19 @@ def view_keys(key: Key[Array, ""], step: Int[Array, ""] | int, views: Int[Array,
         Keys [b].
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(step_key(key, step), views)
+
+
+def group_keys(keys: Key[Array, "b"], group: int) -> Key[Array, "b"]:
+    """The key of the first view of each view's group, for what the views of a group share.
+
+    Args:
+        keys: one per view; each `group` in a row are one group.
+        group: number of views in a group, which divides b.
+
+    Returns:
+        Keys [b], equal within a group; `keys` themselves for groups of one.
+    """
+    return keys[jnp.arange(len(keys)) // group * group]
 
 
 # What a run draws, each with a key of its own. The numbers are part of what a seed means.

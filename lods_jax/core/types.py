@@ -65,6 +65,7 @@ class Cond(struct.PyTreeNode):
         pose: camera-to-world matrices [b 16], row-major.
         pose_on: 1 where the pose is used, else 0 [b].
         image: image condition [b h w c].
+        camera: camera-to-world matrices [b 16], row-major, for a network that sees the cameras of its views.
     """
 
     tokens: Any
@@ -72,6 +73,7 @@ class Cond(struct.PyTreeNode):
     pose: Any = None
     pose_on: Any = None
     image: Any = None
+    camera: Any = None
 
 
 class ReferenceImage(struct.PyTreeNode):
@@ -144,6 +146,8 @@ class Prior(NamedTuple):
         predict_x0: (weights, psi, z_t, t [b], `Cond`) -> clean latents like z_t, float32, for a schedule that ends without
             signal: eps says nothing of them there. None: `noise_schedule.eps_to_x0` of what `predict` says.
         truncate: (text, ending) -> text, cut so that the ending fits behind it.
+        views: number of views of one object that are denoised together. `predict` takes them in groups: every `views` examples in
+            a row are one object under one timestep, and their `Cond.camera` says from where. 1 for a prior of single images.
     """
 
     init: Callable[..., Any]
@@ -155,6 +159,7 @@ class Prior(NamedTuple):
     noise_schedule: NoiseSchedule
     predict_x0: Callable[..., jax.Array] | None = None
     truncate: Callable[[str, str], str] = _whole
+    views: int = 1
 
 
 class Query(NamedTuple):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from lods_jax.core.random import split_named, view_keys
+from lods_jax.core.random import group_keys, split_named, view_keys
 from lods_jax.core.types import Camera, Objective, Prior, Scene
 from lods_jax.distillation.scores import bind, denoising_loss
 from lods_jax.distillation.train_step import encode_each, select_view_prompts
@@ -28,7 +28,7 @@ def make_diagnosis(
         scene: renders theta.
         prior: predicts noise.
         objective: must train a query.
-        cameras: (keys [b], views [b]) -> b cameras.
+        cameras: (keys [b], views [b]) -> b cameras; the views of a group of `prior.views` come with one key.
         batch: number of views.
         vae_slicing: whether views are encoded one after the other.
 
@@ -41,7 +41,7 @@ def make_diagnosis(
     def diagnose(state, psi_0, weights, texts, key):
         views = batch + jnp.arange(batch)  # beyond those of the step: what the step draws is not drawn again
         k = jax.vmap(lambda key: split_named(key, "camera render encode fit"))(view_keys(key, state.step, views))
-        camera = cameras(k.camera, views)
+        camera = cameras(group_keys(k.camera, prior.views), views)
         render = scene.render(state.theta, state.aux, camera, k.render, scene.means2d_probe(state.aux, batch))
         z = encode_each(prior, weights, render.rgb, k.encode, vae_slicing)
         rows, _ = select_view_prompts(texts, camera)

@@ -56,15 +56,16 @@ def fused_step(train_step: TrainStep, collectives: Collectives = Collectives()) 
 
 
 def ordered_step(train_step: TrainStep, batch: int, devices: list) -> Step:
-    """A step that computes one view at a time and adds up in the order of the views: the same bits on any number of devices.
+    """A step that computes one group of views at a time and adds up in their order: the same bits on any number of devices.
 
-    It is two programs, neither of which depends on the number of devices: `compute_grads` for one view, `apply_grads` for the
-    batch. Each is compiled for a single device, because partitioning changes how XLA fuses a program, and with it the last bit.
+    It is two programs, neither of which depends on the number of devices: `compute_grads` for one group (one view, unless the
+    prior denoises several together), `apply_grads` for the batch. Each is compiled for a single device, because partitioning
+    changes how XLA fuses a program, and with it the last bit.
 
     Args:
         train_step: the two halves.
         batch: number of views.
-        devices: the views are dealt out over them; the update is computed on the first.
+        devices: the groups are dealt out over them; the update is computed on the first.
 
     Returns:
         The compiled step (state, weights, texts, reference, key) -> (state, metrics); the state is donated.
@@ -73,6 +74,8 @@ def ordered_step(train_step: TrainStep, batch: int, devices: list) -> Step:
         ValueError: by the step, when it is given reference latents.
     """
 
+    group = train_step.group
+
     @jax.jit
     def compute_grads(*args) -> StepGrads:
         return jax.tree.map(lambda x: x[None], train_step.compute_grads(*args))
@@ -80,7 +83,7 @@ def ordered_step(train_step: TrainStep, batch: int, devices: list) -> Step:
     @partial(jax.jit, donate_argnums=0)
     def apply_grads(state, p: StepGrads):
         total = lambda x: jnp.sum(x, 0)  # noqa: E731
-        mean = lambda x: total(x) / batch  # noqa: E731
+        mean = lambda x: total(x) / (batch // group)  # noqa: E731
         outputs = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), p.outputs)
         return train_step.apply_grads(
             state, StepGrads(jax.tree.map(total, p.g_theta), jax.tree.map(mean, p.g_psi), mean(p.fit), outputs)
@@ -94,10 +97,11 @@ def ordered_step(train_step: TrainStep, batch: int, devices: list) -> Step:
         copies = on_each((weights, texts, reference))
         rest = [jax.device_put((state, key), device) for device in devices]
         found = []
-        for i in range(batch):
+        for i in range(batch // group):
             d = i % len(devices)
             mine, key = rest[d]
-            found.append(compute_grads(mine, *copies[d], key, jax.device_put(jnp.arange(i, i + 1), devices[d])))
+            views = jnp.arange(i * group, (i + 1) * group)
+            found.append(compute_grads(mine, *copies[d], key, jax.device_put(views, devices[d])))
         stack = lambda *x: jnp.concatenate([jax.device_put(part, devices[0]) for part in x])  # noqa: E731
         return apply_grads(rest[0][0], jax.tree.map(stack, *found))
 
@@ -113,7 +117,7 @@ def compile_train_step(train_step: TrainStep, mode: str, batch: int, devices: li
         train_step: the two halves, from `train_step.make_train_step`.
         mode: "jit" for one device; "pmap" or "shard_map" to split the views over `devices` and hold everything else on each. Both
             give the same numbers: pmap is the older interface, shard_map the current one.
-        batch: number of views per step, a multiple of the number of devices.
+        batch: number of views per step, a multiple of the number of devices times that of views in a group.
         devices: None for all.
         reduce: "sum" adds up the gradients of the devices; "ordered" (`ordered_step`) is slower and gives the same bits on any
             number of devices.
@@ -129,7 +133,7 @@ def compile_train_step(train_step: TrainStep, mode: str, batch: int, devices: li
         raise ValueError(f"several processes need mode shard_map and reduce sum, got {mode} and {reduce}")
     if reduce == "ordered":
         devices = jax.devices() if devices is None else devices
-        check_split(batch, devices := devices[:1] if mode == "jit" else devices)
+        check_split(batch, devices := devices[:1] if mode == "jit" else devices, train_step.group)
         return ordered_step(train_step, batch, devices)
     step, views = over_devices(train_step, mode, batch, devices)
     devices = jax.devices() if devices is None else devices
@@ -160,7 +164,7 @@ def over_devices(train_step: TrainStep, mode: str, batch: int, devices: list | N
     views = jnp.arange(batch)
     if mode == "jit":
         return jax.jit(fused_step(train_step), donate_argnums=0), views
-    check_split(batch, devices)
+    check_split(batch, devices, train_step.group)
     if mode == "pmap":
         split = views.reshape(len(devices), -1)
         return jax.pmap(
@@ -268,15 +272,17 @@ def over_processes(step: Callable, views: Int[Array, "b"], devices: list) -> Ste
     return everywhere_step
 
 
-def check_split(batch: int, devices: list) -> None:
-    """Checks that a batch can be split evenly.
+def check_split(batch: int, devices: list, group: int = 1) -> None:
+    """Checks that a batch can be split evenly, without parting a group of views.
 
     Args:
         batch: number of views.
         devices: over which they are split.
+        group: number of views in a group.
 
     Raises:
-        ValueError: `batch` is no multiple of the number of devices.
+        ValueError: `batch` is no multiple of the number of devices times `group`.
     """
-    if batch % len(devices):
-        raise ValueError(f"batch must be a multiple of the {len(devices)} devices, got {batch}")
+    if batch % (len(devices) * group):
+        groups = f" times {group} views of a group" if group > 1 else ""
+        raise ValueError(f"batch must be a multiple of the {len(devices)} devices{groups}, got {batch}")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from lods_jax.core.noise_schedule import NoiseSchedule, T, add_noise, per_example, score_weight
-from lods_jax.core.random import split_named
+from lods_jax.core.random import group_keys, split_named
 from lods_jax.core.types import Cond, Objective, Prior, Query
 
 # (psi, z_t, t, Cond) -> eps: a Prior's `predict` with its weights bound.
@@ -25,23 +25,25 @@ class Denoiser(NamedTuple):
     Attributes:
         predict: (psi, z_t, t [b], `Cond`) -> eps like z_t.
         noise_schedule: of the prior.
+        views: number of views that are denoised together, under one timestep.
     """
 
     predict: Predict
     noise_schedule: NoiseSchedule
+    views: int = 1
 
 
 def bind(prior: Prior, weights: Any) -> Denoiser:
     """The denoiser of a prior.
 
     Args:
-        prior: its `predict` and its noise schedule are used.
+        prior: its `predict`, its noise schedule and its number of views are used.
         weights: its frozen parameters.
 
     Returns:
         What `score` and the losses ask.
     """
-    return Denoiser(partial(prior.predict, weights), prior.noise_schedule)
+    return Denoiser(partial(prior.predict, weights), prior.noise_schedule, prior.views)
 
 
 def predict_noise(
@@ -56,7 +58,7 @@ def predict_noise(
 ) -> dict[str, Float[Array, "b h w c"]]:
     """The noise predictions of all queries, in one call of the network.
 
-    The prior gets an adapter scale or a pose only if some query uses it.
+    The prior gets an adapter scale or the pose of an adapter only if some query uses it.
 
     Args:
         predict: (psi, z_t, t, Cond) -> eps, a prior's `predict` with its weights bound.
@@ -86,6 +88,7 @@ def predict_noise(
         pose=jnp.tile(pose, (len(asked), 1)) if posed else None,  # type: ignore[arg-type]
         pose_on=per_query([q.pose for q in asked]) if posed else None,
         image=None if image is None else jnp.concatenate([image if q.image else jnp.zeros_like(image) for q in asked]),
+        camera=None if pose is None else jnp.tile(pose, (len(asked), 1)),
     )
     z_t = jnp.concatenate([noised[q.latents] for q in asked])
     # float32: at s = 1000 the terms of a residual cancel to three digits in bfloat16.
@@ -104,7 +107,7 @@ def score(
     pose: Float[Array, "b 16"] | None = None,
     predict_noise_fn: PredictNoise = predict_noise,
 ) -> Float[Array, "b h w c"]:
-    """The score of the renders under an objective: w(t) times its residual, at a random timestep and noise per view.
+    """The score of the renders under an objective: w(t) times its residual, at a random noise per view and timestep per group.
 
     The train step divides it by the batch size and pulls it back. It is a cotangent: no gradient flows into psi or the latents.
 
@@ -115,7 +118,7 @@ def score(
         latents: {"render": z [b h w c]}, and "reference" for DDS.
         texts: {name: tokens [b n d]}, a row per view.
         window: lowest and highest timestep, both included.
-        keys: one per view; timestep and noise of a view come from its key.
+        keys: one per view, see `draw`.
         pose: camera-to-world matrices [b 16], row-major.
         predict_noise_fn: `predict_noise`, or one that takes its place, as `perp_neg.away_from` gives it.
 
@@ -123,12 +126,12 @@ def score(
         w(t) residual [b h w c], float32.
     """
     z = latents["render"]
-    t, noise = draw(keys, z, window)
+    t, noise = draw(keys, z, window, denoiser.views)
     noised = {name: add_noise(denoiser.noise_schedule, x, noise, t) for name, x in latents.items()}
     if objective.inversion:
 
         def eps_of(text, z_t, t):
-            return predict_noise_fn(denoiser.predict, psi, {"": Query(text)}, {"render": z_t}, texts, t)[""]
+            return predict_noise_fn(denoiser.predict, psi, {"": Query(text)}, {"render": z_t}, texts, t, pose)[""]
 
         noised["render"], noise = objective.inversion(denoiser.noise_schedule, eps_of, z, t, noise)
     eps = predict_noise_fn(denoiser.predict, psi, objective.queries, noised, texts, t, pose)
@@ -164,7 +167,7 @@ def denoising_loss(
     if objective.trained_query is None:
         return jnp.zeros(())
     z = jax.lax.stop_gradient(latents["render"])
-    t, noise = draw(keys, z, (0, T - 1))
+    t, noise = draw(keys, z, (0, T - 1), denoiser.views)
     query = {objective.trained_query: objective.queries[objective.trained_query]}
     noised = {"render": add_noise(denoiser.noise_schedule, z, noise, t)}
     eps = predict_noise(denoiser.predict, psi, query, noised, texts, t, pose)[objective.trained_query]
@@ -208,7 +211,7 @@ def score_and_denoising_loss(
     if trained is None:
         raise ValueError("score and fit can share their noise only if the objective trains a query, and this one trains none")
     z = jax.lax.stop_gradient(latents["render"])
-    t, noise = draw(keys, z, window)
+    t, noise = draw(keys, z, window, denoiser.views)
     noised = {name: add_noise(denoiser.noise_schedule, x, noise, t) for name, x in latents.items()}
     # Apart from the others: the backward pass is that of this query alone.
     frozen = {name: query for name, query in objective.queries.items() if name != trained}
@@ -220,19 +223,20 @@ def score_and_denoising_loss(
 
 
 def draw(
-    keys: Key[Array, "b"], z: Float[Array, "b h w c"], window: tuple[Array | int, Array | int]
+    keys: Key[Array, "b"], z: Float[Array, "b h w c"], window: tuple[Array | int, Array | int], views: int = 1
 ) -> tuple[Int[Array, "b"], Float[Array, "b h w c"]]:
-    """A random timestep and noise for each view, from its own key.
+    """A random noise for each view, from its own key, and a random timestep for each group, from that of its first view.
 
     Args:
         keys: one per view.
         z: latents [b h w c], for their shape.
         window: lowest and highest timestep, both included.
+        views: number of views in a group, which divides b.
 
     Returns:
         Timesteps [b], uniform in the window, and standard normal noise [b h w c].
     """
     k = jax.vmap(lambda key: split_named(key, "t noise"))(keys)
     low, high = window
-    t = jax.vmap(lambda key: jax.random.randint(key, (), low, high + 1))(k.t)
+    t = jax.vmap(lambda key: jax.random.randint(key, (), low, high + 1))(group_keys(k.t, views))
     return t, jax.vmap(lambda key: jax.random.normal(key, z.shape[1:]))(k.noise)

@@ -2,7 +2,8 @@
 
 Scene, prior and objective are arguments; this file imports none of them. Theta's gradient comes from the score and the
 regularizers alone, psi's from the denoising loss alone. All randomness is drawn per view from (key, step, global view
-index), so a result does not depend on how views are split over devices.
+index), so a result does not depend on how views are split over devices. What the views of one group share, camera and timestep,
+comes from the key of its first view; a prior of single images has groups of one.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from lods_jax.core.random import split_named, view_keys
+from lods_jax.core.random import group_keys, split_named, view_keys
 from lods_jax.core.trees import not_finite, strongly_typed
 from lods_jax.core.types import Camera, Objective, Prior, Reference, Render, Scene, TrainState
 from lods_jax.distillation.score_paths import ENCODER, ScorePath, pull_into_scene, score_to_step, through_decoder
@@ -95,12 +96,14 @@ class TrainStep(NamedTuple):
     `parallel.compile_train_step` joins them for one device or several.
 
     Attributes:
-        compute_grads: (state, weights, texts, reference, key, views) -> `StepGrads`.
+        compute_grads: (state, weights, texts, reference, key, views) -> `StepGrads`; `views` are whole groups in a row.
         apply_grads: (state, `StepGrads`) -> (state, metrics).
+        group: number of views in a group, all of which are of one shard.
     """
 
     compute_grads: Callable[..., StepGrads]
     apply_grads: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    group: int = 1
 
 
 def init_state(
@@ -171,12 +174,12 @@ def make_train_step(
         scene: renders theta.
         prior: predicts noise.
         objective: the queries, the residual and the trained query.
-        cameras: (keys [b], views [b]) -> b cameras.
+        cameras: (keys [b], views [b]) -> b cameras; the views of a group of `prior.views` come with one key.
         window: step -> lowest and highest timestep of the score, both included.
         regularizers: (render, step) -> {name: weighted cost [b]}.
         tx_theta: optimizer of theta.
         tx_psi: optimizer of psi.
-        batch: number of views per step, on all devices together.
+        batch: number of views per step, on all devices together, a multiple of `prior.views`.
         select_prompts: (tables, camera) -> (a row of each table per view, the function that predicts with them), as
             `select_view_prompts` or `perp_neg.interpolate_view_prompts`.
         fit_shares_noise: whether score and denoising loss share timestep and noise (`scores.score_and_denoising_loss`), which
@@ -193,11 +196,13 @@ def make_train_step(
         The two halves of the step, for `parallel.compile_train_step`.
 
     Raises:
-        ValueError: the objective trains nothing or inverts where `fit_shares_noise` is set; or `schedule` is given with an
-            objective that trains nothing, with `fit_shares_noise`, or with a number below 1; or `score_path` parts geometry and
-            colours of a scene that has no leaves of colours alone.
+        ValueError: `batch` is no multiple of `prior.views`; or the objective trains nothing or inverts where `fit_shares_noise`
+            is set; or `schedule` is given with an objective that trains nothing, with `fit_shares_noise`, or with a number below
+            1; or `score_path` parts geometry and colours of a scene that has no leaves of colours alone.
     """
 
+    if batch % prior.views:
+        raise ValueError(f"batch must be a multiple of the {prior.views} views that this prior denoises together, got {batch}")
     if fit_shares_noise and (objective.trained_query is None or objective.inversion):
         raise ValueError("fit_shares_noise needs an objective that learns something and draws its noise at random")
     if schedule is not None:
@@ -212,7 +217,7 @@ def make_train_step(
         """Gradients and per-view outputs of one shard of the views."""
         k = jax.vmap(lambda key: split_named(key, "camera render encode score fit"))(view_keys(key, state.step, views))
         reference = reference or Reference()
-        camera, b = cameras(k.camera, views), len(views)
+        camera, b = cameras(group_keys(k.camera, prior.views), views), len(views)
         rows, predict_noise_fn = select_prompts(texts, camera)
         pose, denoiser = camera.c2w.reshape(b, 16), bind(prior, weights)
 
@@ -276,7 +281,7 @@ def make_train_step(
         metrics |= {"grad": optax.tree.norm(p.g_theta), "nonfinite_leaf": nonfinite_leaf}
         return new, metrics | {name: jnp.mean(cost) for name, cost in p.outputs.costs.items()}
 
-    return TrainStep(compute_grads, apply_grads)
+    return TrainStep(compute_grads, apply_grads, prior.views)
 
 
 def seen_in_reference(

@@ -22,6 +22,8 @@ POSED_PARTS = {
     "image": ("image_encoder", "model"),
     "camera": ("cc_projection", "diffusion_pytorch_model"),
 }
+# The class of a U-Net of several views in its config, and how many MVDream (Shi et al. 2024) was trained on: no config says that.
+MULTI_VIEW, MULTI_VIEWS = "MultiViewUNetModel", 4
 PICKLES = {".bin", ".ckpt", ".pt", ".pth"}
 
 
@@ -62,6 +64,22 @@ def read_config(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{file} holds no JSON object")
     return config
+
+
+def views_of_folder(folder: Path) -> int:
+    """How many views of one object the prior of a folder denoises together.
+
+    Args:
+        folder: in diffusers layout.
+
+    Returns:
+        Their number; 1 also for a folder that cannot be read, since whoever loads it says why.
+    """
+    try:
+        config = read_config(folder / "unet" / "config.json")
+    except (FileNotFoundError, ValueError):
+        return 1
+    return MULTI_VIEWS if config.get("_class_name") == MULTI_VIEW else 1
 
 
 def read_vocabulary(folder: str | Path) -> Vocabulary | None:

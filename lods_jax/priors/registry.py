@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lods_jax.priors.diffusers_folder import views_of_folder
 from lods_jax.priors.hub import local
 
 
@@ -44,6 +45,7 @@ class RegisteredPrior(NamedTuple):
         folder: in diffusers layout; None for a closed form.
         vocabulary: folder whose vocabulary.json lists the words of its training; None for any words.
         world: gives its `World`, and is called late, since it loads jax; None without one.
+        views: number of views of one object that it denoises together, as in `Prior`.
     """
 
     make: Callable[..., Any]
@@ -51,6 +53,7 @@ class RegisteredPrior(NamedTuple):
     folder: Path | None = None
     vocabulary: Path | None = None
     world: Callable[[], World] | None = None
+    views: int = 1
 
 
 # name -> factory without arguments, or "module:factory".
@@ -96,6 +99,19 @@ def world_of(name: str) -> World | None:
     if found is None and (local(name) / "vocabulary.json").exists():
         return embedded_world()
     return found.world() if found is not None and found.world is not None else None
+
+
+def views_of(name: str) -> int:
+    """How many views of one object a prior denoises together, without loading it.
+
+    Args:
+        name: registered, or a folder.
+
+    Returns:
+        Their number; 1 for a prior of single images, or where there is no such prior.
+    """
+    found = registered(name)
+    return views_of_folder(local(name)) if found is None else found.views
 
 
 def embedded_world() -> World:

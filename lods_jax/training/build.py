@@ -27,9 +27,10 @@ from lods_jax.priors.architectures import write_configs
 from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.priors.hub import local, unet_hash
 from lods_jax.priors.loading import load_prior
-from lods_jax.priors.registry import world_of
+from lods_jax.priors.registry import views_of, world_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.tokenizer import left_out
+from lods_jax.training.checks import check_groups, check_queries
 from lods_jax.training.compilation import Once, memory
 from lods_jax.training.gaussian_setup import gaussian_setup
 from lods_jax.training.image_to_3d import ImageInputs, image_inputs
@@ -191,6 +192,7 @@ def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
     if (objective.trained_query or config.image.invert) and config.prior.dtype == "float16":
         learns = f"objective {config.objective.name} learns" if objective.trained_query else "image.invert fits an embedding"
         raise UserError(f"{learns}, and float16 would round its gradients away: pass --prior.dtype bfloat16")
+    check_groups(config, views_of(config.prior.name))
     # Built here for its complaints alone, before weights are read.
     setup.scene(setup.choose_shapes(config.resolution, None))
     table = prompt_table_of(config)
@@ -284,7 +286,7 @@ def assemble(
         psi,
         tx_theta=setup.tx,
         tx_psi=psi_optimizer(config.optimizer),
-        cameras=lambda keys, views: sample_orbit(keys, views, config.batch, orbit),
+        cameras=lambda keys, views: sample_orbit(keys, views, config.batch, orbit, prior.views),
         orbit=orbit,
         window=window(timeline, config.timesteps.min, config.timesteps.max, config.timesteps.anneal),
         regularizers=weighted_regularizers(
@@ -345,7 +347,7 @@ def scene_setup(config: Config) -> SceneSetup:
         closest = min(c.extent) if c.extent else min(c.radius) * math.tan(math.radians(min(c.fov_y) / 2))
         pixel = 2 * closest / max(config.resolution, config.resolution_after or 0)
         one = gaussian_setup(config.gaussians, o, steps, view, config.seed, pixel)
-    return in_particles(one, config.particles)
+    return in_particles(one, config.particles, views_of(config.prior.name))
 
 
 def plan_of(config: Config) -> Plan:
@@ -365,24 +367,6 @@ def plan_of(config: Config) -> Plan:
     )
 
 
-def check_queries(config: Config, objective: Objective, texts: Mapping[str, Any]) -> None:
-    """Checks that a run has what the queries of an objective need.
-
-    Args:
-        config: of the run.
-        objective: of the run.
-        texts: {name: ...} that there are.
-
-    Raises:
-        UserError: a query needs a reference image, or a text that is missing.
-    """
-    for query in objective.queries.values():
-        if query.latents != "render":
-            raise UserError(f"objective {config.objective.name} compares with a reference image, which a 3D run does not have")
-        if query.text != "learned" and query.text not in texts:
-            raise UserError(f"objective {config.objective.name} asks with the text {query.text!r}: pass --source-prompt")
-
-
 # --- priors ---------------------------------------------------------------------------------------------------------------
 def prior_options(p: PriorConfig) -> dict[str, Any]:
     """The options of `load_prior` that the settings p of a prior hold."""
@@ -392,7 +376,8 @@ def prior_options(p: PriorConfig) -> dict[str, Any]:
 def names_views(config: Config) -> bool:
     """Whether the prompts of a run name the view.
 
-    "auto" names it unless the world of the prior knows the object and that it has no front.
+    "auto" names it unless the prior sees the cameras of several views, as MVDream (Shi et al. 2024), or the world of the prior
+    knows the object and that it has no front.
 
     Args:
         config: of the run.
@@ -403,4 +388,4 @@ def names_views(config: Config) -> bool:
     if config.view_words != "auto":
         return config.view_words == "on"
     world = world_of(config.prior.name)
-    return world is None or world.names_views(config.prompt)
+    return views_of(config.prior.name) == 1 and (world is None or world.names_views(config.prompt))

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lods_jax.config import Config
 from lods_jax.core.errors import UserError
-from lods_jax.distillation.parallel import AXIS, over_devices
+from lods_jax.distillation.parallel import AXIS, check_split, over_devices
 from lods_jax.training.build import Components
 from lods_jax.training.loop import first_shapes, first_state, mode_of, train_step
 
@@ -76,8 +76,10 @@ def estimate(config: Config, components: Components, devices: list | None = None
     here = devices is None
     if here:
         devices = jax.devices()[:1] if mode_of(components) == "jit" else jax.devices()
-    if config.batch % len(devices):
-        raise UserError(f"batch must be a multiple of the {len(devices)} devices, got {config.batch}")
+    try:
+        check_split(config.batch, devices, components.prior.views)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     mode = "jit" if here and len(devices) == 1 else "shard_map"
     step, views = over_devices(train_step(components, first_shapes(components)), mode, config.batch, devices)
     state = jax.eval_shape(lambda psi: first_state(components._replace(psi=psi)), components.psi)

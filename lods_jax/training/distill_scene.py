@@ -40,11 +40,12 @@ def distill_scene(
         objective: the formula of the score.
         prompt: what the scene is to become.
         steps: how many steps are yielded.
-        batch: random views of a step.
+        batch: random views of a step, a multiple of `prior.views`.
         lr: learning rate of Adam on the scene's parameters, or an optax optimizer of one's own.
         psi_lr: learning rate of Adam on what is learned of the prior.
         negative_prompt: the text of the unconditional branch.
-        view_words: whether the prompt of a view names it: "a red mug, front view".
+        view_words: whether the prompt of a view names it, "a red mug, front view"; a prior of several views sees their cameras
+            and needs no words.
         window: lowest and highest diffusion timestep of the score, of 0..999.
         orbit: the distribution of cameras.
         weights: of the prior; by default what its `init` gives.
@@ -67,7 +68,7 @@ def distill_scene(
         >>> int(state.step)
         2
     """
-    table = prompt_table(prompt, negative_prompt, view_words)
+    table = prompt_table(prompt, negative_prompt, view_words and prior.views == 1)
     for query in objective.queries.values():
         if query.text not in ("learned", *table) or query.latents != "render":
             raise ValueError(
@@ -82,7 +83,7 @@ def distill_scene(
         scene,
         prior,
         objective,
-        cameras=lambda keys, views: sample_orbit(keys, views, batch, orbit),
+        cameras=lambda keys, views: sample_orbit(keys, views, batch, orbit, prior.views),
         window=lambda step: window,
         tx_theta=tx_theta,
         tx_psi=tx_psi,

@@ -124,17 +124,16 @@ def mode_of(components: Components) -> str:
     Raises:
         UserError: the batch cannot be split evenly over the devices of all processes.
     """
-    n, (batch, parallel), particles = (
-        jax.device_count(),
-        (components.plan.batch, components.plan.parallel),
-        components.setup.particles,
-    )
+    n, batch, parallel = jax.device_count(), components.plan.batch, components.plan.parallel
+    particles, views = components.setup.particles, components.prior.views
+    even = batch % (n * particles * views) == 0
     if jax.process_count() > 1:
-        if batch % (n * particles):
+        if not even:
             several = f" times {particles} particles" if particles > 1 else ""
+            several += f" times {views} views of a group" if views > 1 else ""
             raise UserError(f"batch must be a multiple of the {n} devices of all processes{several}, got {batch}")
         return "shard_map" if parallel == "auto" else parallel
-    return parallel if parallel != "auto" else "pmap" if n > 1 and batch % (n * particles) == 0 else "jit"
+    return parallel if parallel != "auto" else "pmap" if n > 1 and even else "jit"
 
 
 def train(

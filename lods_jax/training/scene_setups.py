@@ -86,12 +86,13 @@ class SceneSetup(NamedTuple):
     particles: int = 1
 
 
-def in_particles(one: SceneSetup, n: int) -> SceneSetup:
+def in_particles(one: SceneSetup, n: int, group: int = 1) -> SceneSetup:
     """The setup of n scenes of a kind side by side.
 
     Args:
         one: setup of one.
         n: number of particles.
+        group: number of views in a row that show one particle, those that the prior denoises together.
 
     Returns:
         The setup of all.
@@ -106,8 +107,8 @@ def in_particles(one: SceneSetup, n: int) -> SceneSetup:
         return jax.vmap(partial(one.refine, tx), in_axes=(0, axes), out_axes=axes)(jax.random.split(key, n), state)
 
     return one._replace(
-        scene=lambda shapes: ensemble(one.scene(shapes), n),
-        blank_scene=lambda shapes: ensemble(one.blank_scene(shapes), n),
+        scene=lambda shapes: ensemble(one.scene(shapes), n, group),
+        blank_scene=lambda shapes: ensemble(one.blank_scene(shapes), n, group),
         refine=refine,
         particles=n,
     )

@@ -1,0 +1,44 @@
+"""Checks of a run that need its objective or its prior, before any weights are read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lods_jax.config import Config
+from lods_jax.core.errors import UserError
+from lods_jax.core.types import Objective
+
+
+def check_groups(config: Config, views: int) -> None:
+    """Checks that a batch consists of whole groups of views, as many for each particle.
+
+    Args:
+        config: of the run.
+        views: number of views that its prior denoises together.
+
+    Raises:
+        UserError: it does not.
+    """
+    if config.batch % (views * config.particles):
+        each = f" of each of {config.particles} particles" if config.particles > 1 else ""
+        together = f"the {views} views{each} that this prior denoises together"
+        raise UserError(f"batch must be a multiple of {together}, got {config.batch}: pass --batch")
+    if views > 1 and config.image.invert:
+        raise UserError("image.invert fits an embedding to single images, and this prior takes groups of views: pass --prompt")
+
+
+def check_queries(config: Config, objective: Objective, texts: Mapping[str, Any]) -> None:
+    """Checks that a run has what the queries of an objective need.
+
+    Args:
+        config: of the run.
+        objective: of the run.
+        texts: {name: ...} that there are.
+
+    Raises:
+        UserError: a query needs a reference image, or a text that is missing.
+    """
+    for query in objective.queries.values():
+        if query.latents != "render":
+            raise UserError(f"objective {config.objective.name} compares with a reference image, which a 3D run does not have")
+        if query.text != "learned" and query.text not in texts:
+            raise UserError(f"objective {config.objective.name} asks with the text {query.text!r}: pass --source-prompt")
