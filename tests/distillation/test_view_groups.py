@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from lods_jax.cli import main
-from lods_jax.cli.flags import parse
+from lods_jax.cli.command_line import parse
 from lods_jax.core.cameras import Orbit, sample_orbit
 from lods_jax.core.noise_schedule import STABLE_DIFFUSION
 from lods_jax.core.random import group_keys
