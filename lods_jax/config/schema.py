@@ -362,7 +362,7 @@ class Config:
     negative_prompt: str = ""
     """The text of the unconditional branch; LODS's embedding starts from it."""
     source_prompt: str = ""
-    """What the images show now, for objectives that lead away from it (`sds-bridge`)."""
+    """What the images show now, for objectives that lead away from it (`sds-bridge`); {prompt} in it stands for the prompt."""
     view_words: Literal["auto", "on", "off"] = "auto"
     """Whether prompts name the view; auto leaves it out for objects that this prior knows to have no front."""
     perp_neg: bool = False

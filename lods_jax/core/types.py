@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from lods_jax.core.noise_schedule import NoiseSchedule
@@ -189,12 +190,31 @@ class Objective(NamedTuple):
         trained_query: name of the query that is trained to denoise the renders; None if nothing is learned.
         inversion: (noise_schedule, eps_of, z, t, noise) -> (z_t, noise), used in place of random noise (ISM, SDI);
             eps_of(text, z_t, t) is the frozen network. None for random noise.
+        inversion_predictions: how many noise predictions per view the inversion asks for, beside those of the queries.
+        later: (first step, residual) of a second stage, with the same queries; None for one stage.
     """
 
     queries: Mapping[str, Query]
     residual: Callable[..., jax.Array]
     trained_query: str | None = None
     inversion: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+    inversion_predictions: int = 0
+    later: tuple[float, Callable[..., jax.Array]] | None = None
+
+    def at(self, step: Any) -> "Objective":
+        """The objective at a step: with the residual of its stage.
+
+        Args:
+            step: of the run, which may be traced.
+
+        Returns:
+            An objective of one stage.
+        """
+        if self.later is None:
+            return self
+        begin, (first, later) = self.later[0], (self.residual, self.later[1])
+        pick = lambda e, noise, t: jnp.where(step < begin, first(e, noise, t), later(e, noise, t))  # noqa: E731
+        return self._replace(residual=pick, later=None)
 
     @property
     def trained_queries(self) -> list[Query]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from lods_jax.core.noise_schedule import add_noise, eps_to_x0, per_example, signal_and_noise
+from lods_jax.core.noise_schedule import T, add_noise, eps_to_x0, per_example, signal_and_noise
 from lods_jax.core.types import Objective, Query
 
 
@@ -217,15 +217,17 @@ def lods(s: float, unconditional: Query) -> Objective:
     )
 
 
-def sds_bridge(s: float = 40.0, scale: float | None = None) -> Objective:
+def sds_bridge(s: float = 40.0, scale: float | None = None, first: float | int = 0) -> Objective:
     """The bridge form of score distillation: scale s (e[y] - e[source]), from the current images to those of the prompt.
 
     McAllister et al. 2024, section 4. The source text describes what the renders look like now: the prompt with words such as
-    "oversaturated, smooth, pixelated" (`source_prompt` of a configuration). No random noise enters the residual.
+    "oversaturated, smooth, pixelated" (`source_prompt` of a configuration). No random noise enters the residual. Renders look
+    like that only once there is an object: the paper's two-stage form begins with SDS.
 
     Args:
-        s: guidance scale, at least 1. The default is chosen here; the paper names none.
+        s: guidance scale, at least 1, of both stages. The default is chosen here; the paper names none.
         scale: factor of the residual; None for 1 / s.
+        first: number of steps of SDS before the bridge. They cost one prediction more, that of the null text, in all steps.
 
     Returns:
         An objective that learns nothing.
@@ -238,9 +240,41 @@ def sds_bridge(s: float = 40.0, scale: float | None = None) -> Objective:
         2.0
     """
     scale = 1 / at_least(s, 1.0) if scale is None else scale
-    return Objective(
+    bridge = Objective(
         {"y": Query("prompt"), "source": Query("source")}, residual=lambda e, noise, t: scale * s * (e["y"] - e["source"])
     )
+    if not first > 0:
+        return bridge
+    start = sds(s, scale)
+    return start._replace(queries=start.queries | bridge.queries, later=(first, bridge.residual))
+
+
+def asd(s: float = 7.5, scale: float | None = None, shift: float = 0.05) -> Objective:
+    """Asynchronous score distillation: scale (s e[y] + (1 - s) e[null] - e[y]'), the last at a later timestep.
+
+    ScaleDreamer (Ma et al. 2024, arXiv 2407.02040), as its code has it. e[y]' is what the frozen network predicts at
+    t' = t + shift (t - 20) with the same noise. A network denoises better at a later timestep, as VSD's LoRA does once it has
+    learned; here nothing is learned. The code draws the shift from U(0, 0.1); this is its mean, since t is drawn in any case.
+
+    Args:
+        s: guidance scale, at least 1.
+        scale: factor of the residual; None for 1 / s.
+        shift: by how much later, as a share of t - 20; positive.
+
+    Returns:
+        An objective that learns nothing and has an `inversion`.
+
+    Raises:
+        ValueError: s is below 1 or NaN, or `shift` is not positive.
+    """
+    if not shift > 0:
+        raise ValueError(f"shift must be positive, got {shift}")
+
+    def inversion(noise_schedule, eps_of, z, t, noise):
+        later = jnp.clip(t + jnp.maximum(1, (shift * (t - 20)).astype(t.dtype)), 1, T - 1)
+        return add_noise(noise_schedule, z, noise, t), eps_of("prompt", add_noise(noise_schedule, z, noise, later), later)
+
+    return sds(s, scale)._replace(inversion=inversion, inversion_predictions=1)
 
 
 def ism(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> Objective:
@@ -260,7 +294,8 @@ def ism(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> O
     Raises:
         ValueError: s is below 1 or NaN, or `steps` is below 1.
     """
-    return sds(s, scale)._replace(inversion=ddim_inversion(int(steps), lambda eps_of, z, t: eps_of("null", z, t)))
+    inversion = ddim_inversion(int(steps), lambda eps_of, z, t: eps_of("null", z, t))
+    return sds(s, scale)._replace(inversion=inversion, inversion_predictions=int(steps))
 
 
 def sdi(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> Objective:
@@ -290,7 +325,7 @@ def sdi(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> O
         signal, sigma = signal_and_noise(noise_schedule, t, z)
         return z_t, (z_t - signal * z) / sigma
 
-    return sds(s, scale)._replace(inversion=inversion)
+    return sds(s, scale)._replace(inversion=inversion, inversion_predictions=2 * int(steps))
 
 
 def ddim_inversion(steps: int, eps: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -347,6 +382,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "lods-embedding": lods_embedding,
     "lods-lora": lods_lora,
     "sds-bridge": sds_bridge,
+    "asd": asd,
     "ism": ism,
     "sdi": sdi,
     "dds": dds,

@@ -241,12 +241,12 @@ def make_train_step(
         zs, through_encoder = jax.vjp(encode, rgb)
         latents = {"render": zs[0]} | ({} if reference.latents is None else {"reference": reference.latents})
         scene_on, prior_on = active_updates(schedule, state.step)
-        at = window(state.step)
+        at, stage = window(state.step), objective.at(state.step)
         if fit_shares_noise:
             both = jax.value_and_grad(score_and_denoising_loss, has_aux=True)
-            (fit, own), g_psi = both(state.psi, objective, denoiser, latents, rows, at, k.score, pose, predict_noise_fn)
+            (fit, own), g_psi = both(state.psi, stage, denoiser, latents, rows, at, k.score, pose, predict_noise_fn)
         else:
-            scored = partial(score, objective, denoiser, state.psi, latents, rows, at, k.score, pose, predict_noise_fn)
+            scored = partial(score, stage, denoiser, state.psi, latents, rows, at, k.score, pose, predict_noise_fn)
             fitted = partial(jax.value_and_grad(denoising_loss), state.psi, objective, denoiser, latents, rows, k.fit, pose)
             own, (fit, g_psi) = cond_or_zeros(scene_on, scored), cond_or_zeros(prior_on, fitted)
         scores = {"score_rms": own}

@@ -210,7 +210,7 @@ def prompt_table_of(config: Config, truncate: prompts.Truncate = prompts.whole) 
     Returns:
         {name: one text per view}, see `prompts.prompt_table`.
     """
-    source = config.source_prompt or None
+    source = config.source_prompt.replace("{prompt}", config.prompt) or None
     without = {word: views.replace(",", " ").split() for word, views in config.debias.items()}
     adapter = config.objective.adapter_text
     return prompts.prompt_table(config.prompt, config.negative_prompt, names_views(config), source, without, adapter, truncate)
@@ -223,7 +223,7 @@ def objective_of(config: Config) -> Objective:
 
 
 def predictions_per_view(config: Config, objective: Objective) -> int:
-    """Noise predictions per view and step: those of the score, and that of the denoising loss unless it shares the score's.
+    """Noise predictions per view and step: of the score, of its inversion, and of the denoising loss unless the score's serve it.
 
     Args:
         config: of the run.
@@ -232,7 +232,8 @@ def predictions_per_view(config: Config, objective: Objective) -> int:
     Returns:
         Their number.
     """
-    asked = len(objective.queries) + (objective.trained_query is not None and not config.objective.fit_shares_noise)
+    apart = objective.trained_query is not None and not config.objective.fit_shares_noise
+    asked = len(objective.queries) + objective.inversion_predictions + apart
     return asked + 2 * (config.zero123.name != "none")
 
 

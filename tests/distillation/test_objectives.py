@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from lods_jax.core.errors import UserError
-from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise, signal_and_noise
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise, score_weight, signal_and_noise
 from lods_jax.core.types import Cond
 from lods_jax.distillation.objectives import (
     OBJECTIVES,
+    asd,
     csd,
     dds,
     ism,
@@ -223,6 +224,64 @@ def test_inversions_draw_no_noise():
 def test_an_inversion_of_no_steps_is_refused():
     with pytest.raises(ValueError, match="steps must be at least 1"):
         ism(steps=0)
+
+
+def mean_force(objective, value):
+    """w(t) residual at latents of one value on a Gaussian prior, over all timesteps; linear in the noise, whose mean is 0."""
+    t = jnp.arange(20, 951)
+    z = jnp.full((len(t), 1, 1, 1), value)
+    z_t, noise = add_noise(STABLE_DIFFUSION, z, 0 * z, t), 0 * z
+    if objective.inversion:
+        z_t, noise = objective.inversion(STABLE_DIFFUSION, exact, z, t, noise)
+    e = {name: exact(query.text, z_t, t) for name, query in objective.queries.items()}
+    return float(jnp.mean(score_weight(STABLE_DIFFUSION, t)[:, None, None, None] * objective.residual(e, noise, t)))
+
+
+def test_without_guidance_asd_rests_where_sds_rests_and_leads_there_with_less_force():
+    """The mean of the prompt is 1. Both predictions are of one network and nearly cancel."""
+    assert mean_force(asd(1.0), 1.0) == pytest.approx(0, abs=1e-6)
+    for value in (0.0, 3.0):
+        assert 0 < mean_force(asd(1.0), value) / mean_force(sds(1.0), value) < 0.25
+
+
+def test_asd_asks_later_with_the_same_noise():
+    asked = []
+
+    def eps_of(text, z_t, t):
+        asked.append((text, z_t, t))
+        return z_t
+
+    z, noise, t = normal(0), normal(1), jnp.array([20, 520])
+    z_t, _ = asd(shift=0.1).inversion(STABLE_DIFFUSION, eps_of, z, t, noise)
+    ((text, later, at),) = asked
+    assert (text, at.tolist()) == ("prompt", [21, 570])
+    np.testing.assert_allclose(z_t, add_noise(STABLE_DIFFUSION, z, noise, t))
+    np.testing.assert_allclose(later, add_noise(STABLE_DIFFUSION, z, noise, at))
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if OBJECTIVES[name]().inversion])
+def test_an_inversion_asks_as_often_as_it_says(name):
+    asked, z = [], normal(0)
+
+    def eps_of(text, z_t, t):
+        jax.debug.callback(lambda: asked.append(text))  # also within a loop
+        return 0.1 * z_t
+
+    objective = OBJECTIVES[name]()
+    objective.inversion(STABLE_DIFFUSION, eps_of, z, jnp.array([300, 900]), normal(1))
+    jax.effects_barrier()
+    assert len(asked) == objective.inversion_predictions
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------------
+def test_the_bridge_in_two_stages_is_sds_and_then_the_bridge():
+    two = sds_bridge(s=40.0, first=100)
+    e, noise, t = {name: normal(i) for i, name in enumerate(two.queries)}, normal(9), jnp.full(B, 500)
+    before, after = (jax.jit(lambda step: two.at(step).residual(e, noise, t))(step) for step in (99, 100))
+    np.testing.assert_allclose(before, sds(40.0).residual(e, noise, t), atol=1e-6)
+    np.testing.assert_allclose(after, sds_bridge(s=40.0).residual(e, noise, t), atol=1e-6)
+    one = sds_bridge()
+    assert one.at(7) is one
 
 
 # --- guidance scales --------------------------------------------------------------------------------------------------------
