@@ -5,6 +5,7 @@
     python experiments/text_to_3d.py --tune                     # the tuning trials: which settings the table is made with
     python experiments/text_to_3d.py --scenes                   # Gaussians and NeRF, and who is right first, about 35 minutes
     python experiments/text_to_3d.py --presets                  # the default preset against the one before, 2 hours
+    python experiments/text_to_3d.py --hero                     # the first picture of the README, 10 minutes
     python experiments/text_to_3d.py --full                     # 8 prompts x 4 seeds, 800 steps: a night
 
 Protocol, fixed before the runs of the table:
@@ -22,8 +23,8 @@ Protocol, fixed before the runs of the table:
   - Interquartile means over prompts and seeds with 95 % bootstrap intervals. No run is left out.
 
 Everything lies in --out (by default outputs/experiments/text_to_3d/PRIOR): a run folder each, rows.jsonl with a line for each
-finished run, table.md, grid.png, and index.html with the first seed's runs side by side. A second call goes on where the first
-was stopped.
+finished run, table.md, grid.png or sides.jpg, and index.html with the first seed's runs side by side. A second call goes on where
+the first was stopped.
 """
 
 import argparse
@@ -156,6 +157,14 @@ PRESETS = {
 }
 
 
+HERO = ("a purple house", "an orange snowman", "a white rocket")
+
+
+def hero_jobs() -> list[tuple[str, str, int, Config]]:
+    """The default preset as it stands, one seed."""
+    return [("now", prompt, 1, configs.load("gaussians-lods-lora")) for prompt in HERO]
+
+
 def preset_jobs(seeds: tuple[int, ...]) -> list[tuple[str, str, int, Config]]:
     """The default preset on either prior, and the default of before."""
     methods = {}
@@ -254,12 +263,26 @@ def picture(rows: list[dict], methods: list[str], prompts: tuple[str, ...], seed
     write_png(out / "grid.png", grid(np.stack(tiles), 4 * (len(methods) + 1)))
 
 
+def sides(rows: list[dict], methods: list[str], prompts: tuple[str, ...], size: int, out: Path) -> None:
+    """For each prompt a row of eight sides of the true object, and one of each method's, first seed."""
+    tiles = []
+    for prompt in prompts:
+        tiles.extend(to_uint8(np.asarray(render_caption(prompt, turntable_cameras(TABLETOP, 8), size))[..., :3]))
+        for method in methods:
+            (row,) = [r for r in rows if (r["method"], r["prompt"], r["seed"]) == (method, prompt, 1)]
+            stills = [Image.open(Path(row["run"]) / "stills" / f"{i * 45:03d}.png") for i in range(8)]
+            tiles.extend(np.asarray(still.resize((size, size), Image.Resampling.LANCZOS)) for still in stills)
+    with replacing(out / "sides.jpg") as file:
+        Image.fromarray(grid(np.stack(tiles), 8)).save(file, "JPEG", quality=86, optimize=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="tabletop", choices=["tabletop", "exact-gaussians"])
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--scenes", action="store_true")
     parser.add_argument("--presets", action="store_true")
+    parser.add_argument("--hero", action="store_true")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -284,11 +307,17 @@ def main() -> None:
     if args.presets:
         out, prompts, seeds = out.with_name("presets"), UNSEEN, (1, 2)
         jobs, methods = preset_jobs(seeds), list(PRESETS)
+    if args.hero:
+        out = out.with_name("hero")
+        return sides(go_through(hero_jobs(), out), ["now"], HERO, 176, out)
     rows = go_through(jobs, out)
     text = table(rows, methods)
     with replacing(out / "table.md") as file:
         file.write_text(text)
-    picture(rows, methods, prompts, seeds[0], out)
+    if args.presets:
+        sides(rows, methods, prompts, 112, out)
+    else:
+        picture(rows, methods, prompts, seeds[0], out)
     compare([Path(row["run"]) for row in rows if row["seed"] == seeds[0]], out / "index.html")
     print(text)
 
