@@ -10,11 +10,12 @@ it, and nothing there can mend it. So each object is rendered from eight sides a
   tint, decoded  of the renders after encoder and decoder
   lost           root mean square of what encoder and decoder change inside the object; a true object says what is normal
 
-Writes to --out a run folder each, rows.jsonl, table.md, and paths.jpg: four sides of the renders, and right of them the same
+Writes to --out a run folder each, rows.jsonl, figures.jsonl, and paths.jpg: four sides of the renders, and right of them the same
 decoded. A second call goes on where the first was stopped.
 """
 
 import argparse
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -74,33 +75,38 @@ def looked_at(prompt: str, rgb: np.ndarray, opacity: np.ndarray) -> tuple[dict[s
     return figures, np.concatenate([rgb[::2], decoded[::2]])
 
 
+def table(rows: list[dict]) -> str:
+    """A line for each object and path, as Markdown."""
+    lines = ["| | | " + " | ".join(FIGURES.values()) + " |", "|---" * (len(FIGURES) + 2) + "|"]
+    for row in rows:
+        cells = [f"{row[name]:.3g}" if name in row else "" for name in FIGURES]
+        lines.append(f"| {row['prompt']} | {row['path']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/experiments/score_paths"))
     out = parser.parse_args().out
     start_jax(4)
-    rows = {(row["method"], row["prompt"]): row for row in go_through(jobs(), out)}
-    cameras, tiles, lines = turntable_cameras(TABLETOP, SIDES), [], [f"| | {' | '.join(FIGURES.values())} |"]
-    lines.append("|---" * (len(FIGURES) + 1) + "|")
+    runs = {(row["prompt"], row["method"]): row for row in go_through(jobs(), out)}
+    cameras, rows, tiles = turntable_cameras(TABLETOP, SIDES), [], []
     for prompt in PROMPTS:
         truth = np.asarray(render_caption(prompt, cameras, SIZE))
-        found, line = looked_at(prompt, truth[..., :3], truth[..., 3])
-        tiles.append(line)
-        lines.append(
-            f"| {prompt}: the true object | " + " | ".join(f"{found[x]:.3g}" if x in found else "" for x in FIGURES) + " |"
-        )
-        for name in PATHS:
-            row = rows[name, prompt]
-            ran = read_run(Path(row["run"]))
+        renders = {"the true object": (truth[..., :3], truth[..., 3])}
+        for path in PATHS:
+            ran = read_run(Path(runs[prompt, path]["run"]))
             scene = restore_scene(ran)
             seen = shared_renderer(ran, SIZE)(scene["theta"], scene["aux"], cameras)
-            found, line = looked_at(prompt, np.asarray(seen.rgb), np.asarray(seen.opacity)[..., 0])
+            renders[path] = np.asarray(seen.rgb), np.asarray(seen.opacity)[..., 0]
+        for path, (rgb, opacity) in renders.items():
+            found, line = looked_at(prompt, rgb, opacity)
+            rows.append(runs.get((prompt, path), {}) | {"prompt": prompt, "path": path} | found)
             tiles.append(line)
-            lines.append(f"| {name} | " + " | ".join(f"{(row | found)[x]:.3g}" for x in FIGURES) + " |")
-    with replacing(out / "table.md") as file:
-        file.write_text("\n".join(lines) + "\n")
+    with replacing(out / "figures.jsonl") as file:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_image(out / "paths.jpg", grid(np.concatenate(tiles), SIDES))
-    print("\n".join(lines))
+    print(table(rows))
 
 
 if __name__ == "__main__":
