@@ -173,7 +173,7 @@ def preset_jobs(seeds: tuple[int, ...]) -> list[tuple[str, str, int, Config]]:
         output = replace(base.output, frames=8, preview_every=0, log_every=50)
         checkpoint = replace(base.checkpoint, every=0)
         methods[name] = replace(base, output=output, checkpoint=checkpoint, prior=replace(base.prior, name=prior))
-    return [(name, prompt, seed, config) for seed in seeds for prompt in UNSEEN for name, config in methods.items()]
+    return [(name, prompt, seed, config) for seed in seeds for name, config in methods.items() for prompt in UNSEEN]
 
 
 def seconds_to_right(folder: Path) -> float | None:
