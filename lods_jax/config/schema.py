@@ -250,7 +250,7 @@ class RefineConfig:
     """Of `relocate`: the number of Gaussians grows by this share each time, up to `capacity`."""
     prune_scale3d: float = bounded(0.35, 0, 1e3)
     prune_pieces: float = bounded(0.0, 0, 1)
-    """Pieces that hang in the air with less than this share of the largest piece's opacity are pruned; 0 keeps them."""
+    """Pieces in the air with less than this share of the largest piece's opacity are pruned or relocated; 0 keeps them."""
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,7 @@ def densify(
     theta, aux = state.theta, state.aux
     size, opacity = jnp.exp(theta["log_scales"]).max(-1), jax.nn.sigmoid(theta["opacity_logits"])
     alive = aux["alive"] & (opacity >= strategy.prune_opacity) & (size <= strategy.prune_scale3d)
-    if strategy.prune_pieces > 0:
-        piece = connected_pieces(theta["means"], jnp.where(alive, opacity, 0.0))
-        alive &= piece >= strategy.prune_pieces * jnp.max(piece)
+    alive &= in_large_pieces(theta["means"], jnp.where(alive, opacity, 0.0), strategy.prune_pieces)
     gradient = jnp.where(alive, aux["grad"] / jnp.maximum(aux["seen"], 1), 0.0)
 
     # Parents by falling gradient, and the slots of children: the j-th parent's child goes to the j-th free slot.
@@ -131,18 +129,31 @@ def connected_pieces(means: Float[Array, "n 3"], mass: Float[Array, "n"]) -> Flo
     return pieces[labels[flat]]
 
 
+def in_large_pieces(means: Float[Array, "n 3"], mass: Float[Array, "n"], share: float) -> Bool[Array, "n"]:
+    """Which points lie in a connected piece with at least `share` of the largest piece's mass; all of them if `share` is 0."""
+    if share == 0:
+        return jnp.ones(len(mass), bool)
+    piece = connected_pieces(means, mass)
+    return piece >= share * jnp.max(piece)
+
+
 MAX_COPIES = 51  # Gaussians in the place of one
 BINOMIALS = np.array([[math.comb(n, j) for j in range(1, MAX_COPIES + 1)] for n in range(1, MAX_COPIES + 1)], np.float32)
 
 
 def relocate(
-    key: Key[Array, ""], state: TrainState, tx: optax.GradientTransformation, dead: float = 0.005, growth: float = 0.05
+    key: Key[Array, ""],
+    state: TrainState,
+    tx: optax.GradientTransformation,
+    dead: float = 0.005,
+    growth: float = 0.05,
+    prune_pieces: float = 0.0,
 ) -> TrainState:
     """Moves dead Gaussians into living ones (Kheradmand et al. 2024, section 4), and clears the statistics.
 
     Gaussians of an opacity below `dead`, and free slots as far as `growth` allows, take the place of living Gaussians drawn in
     proportion to opacity. Those that share a place then look together as one of them did (`share`). The noise that the paper adds
-    to means in every step is not part of this. Jit it with `tx` static.
+    to means in every step is not part of this. Jit it with `tx` and `prune_pieces` static.
 
     Args:
         key: for the draw.
@@ -150,6 +161,7 @@ def relocate(
         tx: the optimizer of theta, whose moments move along.
         dead: opacity below which a Gaussian is dead.
         growth: share by which the number of Gaussians may grow.
+        prune_pieces: Gaussians of smaller connected pieces are dead too, as in `DensifyStrategy`.
 
     Returns:
         The new state, with the same shapes.
@@ -157,6 +169,7 @@ def relocate(
     theta, aux = state.theta, state.aux
     n, opacity = len(aux["alive"]), jax.nn.sigmoid(theta["opacity_logits"])
     living = aux["alive"] & (opacity >= dead)
+    living &= in_large_pieces(theta["means"], jnp.where(living, opacity, 0.0), prune_pieces)
     free = ~aux["alive"]
     grown = free & (jnp.cumsum(free) <= jnp.ceil(growth * jnp.sum(aux["alive"])))
     # Without one living Gaussian there is no place to go to.

@@ -66,8 +66,9 @@ def gaussian_setup(g: GaussianConfig, optimizer: OptimizerConfig, steps: int, vi
     strategy = DensifyStrategy(r.grow_grad2d, r.fraction, r.grow_scale3d, r.prune_opacity, r.prune_scale3d, r.prune_pieces)
 
     def gaussian_refine(tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
-        relocates = r.kind == "relocate"
-        return relocate(key, state, tx, r.prune_opacity, r.growth) if relocates else densify(key, state, tx, strategy)
+        if r.kind == "relocate":
+            return relocate(key, state, tx, r.prune_opacity, r.growth, r.prune_pieces)
+        return densify(key, state, tx, strategy)
 
     return SceneSetup(
         scene,

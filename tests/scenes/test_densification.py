@@ -105,7 +105,7 @@ def test_long_gaussians_split_along_their_length(state):
 
 
 # --- relocation -------------------------------------------------------------------------------------------------------------
-move = jax.jit(partial(relocate, tx=TX), static_argnames=("dead", "growth"))
+move = jax.jit(partial(relocate, tx=TX), static_argnames=("dead", "growth", "prune_pieces"))
 
 
 def with_opacity(state, *opacity):
@@ -198,3 +198,13 @@ def test_a_piece_in_the_air_is_pruned_and_the_object_is_not(state):
     for share_of_largest, left in ((0.0, 5), (0.5, 5), (0.7, 3)):
         strategy = DensifyStrategy(grow_grad2d=1e9, prune_pieces=share_of_largest)
         assert int(step(jax.random.key(1), state, strategy=strategy).aux["alive"].sum()) == left
+
+
+def test_what_hangs_in_the_air_moves_into_the_object(state):
+    """The same five: nobody is lost, and all are at the origin."""
+    means = state.theta["means"].at[:5].set(jnp.array([[0.0, 0, 0]] * 3 + [[0.7, 0, 0]] * 2))
+    state = state.replace(theta=state.theta | {"means": means})
+    for share_of_largest, away in ((0.0, 2), (0.5, 2), (0.7, 0)):
+        after = move(jax.random.key(1), state, growth=0.0, prune_pieces=share_of_largest)
+        assert int(after.aux["alive"].sum()) == 5
+        assert int((after.theta["means"][:5, 0] > 0.5).sum()) == away
