@@ -153,7 +153,7 @@ def relocate(
 
     Gaussians of an opacity below `dead`, and free slots as far as `growth` allows, take the place of living Gaussians drawn in
     proportion to opacity. Those that share a place then look together as one of them did (`share`). The noise that the paper adds
-    to means in every step is not part of this. Jit it with `tx` and `prune_pieces` static.
+    to means in every step did not help here, and is not part of this. Jit it with `tx` and `prune_pieces` static.
 
     Args:
         key: for the draw.
