@@ -204,15 +204,26 @@ def compare(args: flags.Compare) -> None:
 
 
 def evaluate(args: flags.Evaluate) -> None:
-    """`lods evaluate` with the flags `args`: measures runs against the true objects."""
+    """`lods evaluate`: measures runs against the true objects, and by CLIP.
+
+    Args:
+        args: its flags.
+
+    Raises:
+        UserError: flags contradict each other, or an argument is invalid.
+    """
     if args.json:
         check_place(args.json)
+    if args.prompts and not args.clip:
+        raise UserError("--prompts is what R-precision compares with: pass --clip too")
+    prompts = list(prompt_files.read_prompts(args.prompts)) if args.prompts else []
     from lods_jax.training.distributed import start_jax
 
     start_jax()
+    from lods_jax.priors.clip import load_clip
     from lods_jax.runs import evaluate
 
-    evaluate.report(some(args.runs), args.json)
+    evaluate.report(some(args.runs), args.json, load_clip(args.clip) if args.clip else None, prompts)
 
 
 def bench(args: flags.Bench) -> int:

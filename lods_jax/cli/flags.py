@@ -104,6 +104,10 @@ class Evaluate:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     json: Path | None = None
     """Where the figures go as JSON, a row for each run."""
+    clip: Path | None = None
+    """Judge 120 views of each run by the CLIP of this folder, of any prompt: CLIP score, and R-precision."""
+    prompts: str | None = None
+    """With --clip: a file of prompts, which R-precision compares with beside those of the runs."""
 
 
 @dataclass(frozen=True)

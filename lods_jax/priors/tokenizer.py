@@ -118,13 +118,14 @@ def from_words(words: Sequence[str]) -> Any:
         return load_tokenizer(Path(folder))
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, part: str = "tokenizer") -> Any:
     """The CLIP tokenizer of a folder, from vocab.json and merges.txt or from tokenizer.json.
 
     transformers 5 saves only the latter. Where there are both, the former are read, as by transformers 4.
 
     Args:
         folder: in diffusers layout.
+        part: folder of the files within it; "" for a CLIP alone, as transformers saves it.
 
     Returns:
         A tokenizer of transformers.
@@ -133,7 +134,7 @@ def load_tokenizer(folder: Path) -> Any:
         FileNotFoundError: neither is there.
         ValueError: the files hold no CLIP tokenizer; one line.
     """
-    directory = folder / "tokenizer"
+    directory = folder / part
     slow = (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file()
     if not slow and not (directory / "tokenizer.json").is_file():
         missing = "merges.txt" if (directory / "vocab.json").is_file() else "vocab.json"

@@ -13,14 +13,16 @@ from lods_jax.core.errors import tell
 from lods_jax.core.files import is_regular
 from lods_jax.core.statistics import bootstrap, interquartile_mean
 from lods_jax.distillation.registry import is_code
+from lods_jax.priors import clip as clips
 from lods_jax.priors.registry import embedded_world
-from lods_jax.runs.artifacts import SceneRenderer, scene_renderer
+from lods_jax.runs.artifacts import SceneRenderer, output_views, scene_renderer
 from lods_jax.runs.page import FIGURES_FILE, write_page
 from lods_jax.runs.restore import restore_scene
 from lods_jax.runs.run_directory import Run, is_figure, read_run, write_json
-from lods_jax.training.build import objective_of, predictions_per_view, scene_setup
+from lods_jax.training.build import objective_of, orbit_of, predictions_per_view, scene_setup
 from lods_jax.training.scene_setups import unstack_particles
 
+VIEWS = 120  # that CLIP sees
 COSTS = {
     "gaussians": "Gaussians at the end",
     "samples": "samples of the field that a view needed at the end",
@@ -60,6 +62,28 @@ def evaluate(run: Run, newest: int | None = None) -> dict[str, Any]:
     except ValueError as error:  # a prompt of another world: there is no truth to compare with
         return row | {"missing": f"no figures against the truth: {error}"}
     return row | {name: float(np.mean([one[name] for one in figures])) for name in world.figures}
+
+
+def clip_figures(run: Run, clip: clips.Clip, prompts: Sequence[str]) -> dict[str, float]:
+    """The figures of CLIP of a run at its newest checkpoint, over VIEWS evenly spaced views, means over its particles.
+
+    Args:
+        run: the run.
+        clip: from `priors.clip.load_clip`.
+        prompts: of the set, for R-precision.
+
+    Returns:
+        {figure: value}; empty if there is nothing to look at.
+    """
+    try:
+        scene = restore_scene(run)
+    except ValueError:
+        return {}
+    render_fn, particles = shared_renderer(run, clip.size), run.config.particles
+    camera = output_views(run.config, orbit_of(run.config.camera), VIEWS)
+    scenes = zip(*(unstack_particles(scene[name], particles) for name in ("theta", "aux")), strict=True)
+    found = [clips.judge(clip, render_fn(theta, aux, camera).rgb, run.config.prompt, prompts) for theta, aux in scenes]
+    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
 
 _RENDERERS: dict[tuple[str, str, int], SceneRenderer] = {}  # by what a compiled render depends on
@@ -110,7 +134,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     Returns:
         The text.
     """
-    about = dict(embedded_world().figures) | COSTS
+    about = dict(embedded_world().figures) | clips.FIGURES | COSTS
     names = [name for name in about if any(is_number(row.get(name)) for row in rows)]
     heads = [Path(row["run"]).name for row in rows]
     body = [["objective", *(label(row) for row in rows)], ["prompt", *(row["prompt"] for row in rows)]]
@@ -163,15 +187,18 @@ def cell(x: np.ndarray) -> str:
     return f"{format_number(interquartile_mean(x))} ({format_number(low)} to {format_number(high)})"
 
 
-def report(paths: Sequence[Path], out: Path | None) -> None:
+def report(paths: Sequence[Path], out: Path | None, clip: clips.Clip | None = None, prompts: Sequence[str] = ()) -> None:
     """Prints the table of some runs, and a line for each that lacks something. Each keeps its row, and shows it on its page.
 
     Args:
         paths: folders of the runs.
         out: a JSON file for the rows, or None.
+        clip: judges the runs too, by its own figures.
+        prompts: that R-precision compares with, beside those of the runs.
     """
     runs = [read_run(path) for path in paths]
-    rows = [evaluate(run) for run in runs]
+    names = [*(run.config.prompt for run in runs), *prompts]
+    rows = [evaluate(run) | ({} if clip is None else clip_figures(run, clip, names)) for run in runs]
     tell(table(rows))
     for run, row in zip(runs, plain(rows), strict=True):
         keep_row(run, row)
@@ -180,7 +207,8 @@ def report(paths: Sequence[Path], out: Path | None) -> None:
             tell(f"{row['run']}: {row['missing']} ({row['end']})")
     if out:
         write_json(out, plain(rows))
-        tell(f"{out}: {len(rows)} runs, {len(embedded_world().figures)} figures")
+        figures = {name for row in rows for name in dict(embedded_world().figures) | clips.FIGURES if name in row}
+        tell(f"{out}: {len(rows)} runs, {len(figures)} figures")
 
 
 def keep_row(run: Run, row: Mapping[str, Any]) -> None:

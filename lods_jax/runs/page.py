@@ -16,6 +16,7 @@ import numpy as np
 from lods_jax.config import dump, leaves
 from lods_jax.core.files import is_regular, replacing
 from lods_jax.core.images import png_bytes, to_uint8
+from lods_jax.priors import clip
 from lods_jax.priors.registry import embedded_world
 from lods_jax.runs.plots import INK, plot
 from lods_jax.runs.run_directory import Run, is_figure, read_json
@@ -269,7 +270,7 @@ def figures_table(run: Run) -> str:
     """
     file = run.path / FIGURES_FILE
     row = read_json(file) if is_regular(file) else {}
-    about = embedded_world().figures if row else {}  # loads the world, which most pages do without
+    about = dict(embedded_world().figures) | clip.FIGURES if row else {}  # loads the world, which most pages do without
     known = [(name, row[name]) for name in about if is_figure(row.get(name))]
     lines = "".join(
         f"<tr><th scope=row>{name}</th><td>{value:.3g}</td><td>{html.escape(about[name])}</td></tr>" for name, value in known

@@ -2,17 +2,21 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lods_jax.cli import main
 from lods_jax.config import load
+from lods_jax.priors.clip import FIGURES as FIGURES_OF_CLIP
+from lods_jax.priors.clip import load_clip
 from lods_jax.runs import evaluate, view
 from lods_jax.runs.run_directory import read_run
 from lods_jax.scenes.ply import read_ply
 from lods_jax.tabletop.measure import FIGURES
 
+CLIP = Path(__file__).resolve().parents[1] / "data" / "clip"
 TINY = [
     "text-to-3d", "a red mug", "--prior", "exact-gaussians", "--steps", "4", "--batch", "2", "--resolution", "16",
     "--output.size", "32", "--output.frames", "4", "--output.log-every", "2", "--gaussians.capacity", "64",
@@ -56,6 +60,27 @@ def test_evaluate_prints_a_table_and_writes_json(whole, tmp_path, capsys):
     assert "missing" not in row
     assert json.loads((whole / "figures.json").read_text()) == row
     assert "Figures against the true object after step 4" in (whole / "index.html").read_text()
+
+
+def test_clip_judges_any_prompt(killed, tmp_path, capsys):
+    """Also one that has no truth. The figures stand in the table, in the JSON and on the page."""
+    text = (killed / "config.yaml").read_text().replace("a red mug", "a corgi")
+    (killed / "config.yaml").write_text(text)
+    (killed / "index.html").write_text("")
+    (tmp_path / "prompts.txt").write_text("a blue chair\na red car\n")
+    flags = ["--clip", str(CLIP), "--prompts", str(tmp_path / "prompts.txt"), "--json", str(tmp_path / "figures.json")]
+    assert main(["evaluate", str(killed), *flags]) == 0
+    (row,) = json.loads((tmp_path / "figures.json").read_text())
+    run, clip = read_run(killed), load_clip(CLIP)
+    assert row["clip_score"] == pytest.approx(evaluate.clip_figures(run, clip, [])["clip_score"])
+    assert row["clip_r_precision"] * evaluate.VIEWS == pytest.approx(round(row["clip_r_precision"] * evaluate.VIEWS))
+    assert FIGURES_OF_CLIP["clip_score"] in capsys.readouterr().out
+    assert "clip_score" in (killed / "index.html").read_text()
+
+
+def test_prompts_without_a_clip_are_refused(whole, capsys):
+    assert main(["evaluate", str(whole), "--prompts", "tabletop"]) == 2
+    assert "pass --clip too" in capsys.readouterr().err
 
 
 def test_a_link_in_the_place_of_the_figures_is_not_written_through(killed, tmp_path, capsys):

@@ -4,14 +4,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lods_jax.core.errors import UserError, tell
+from lods_jax.priors.clip import load_clip
 from lods_jax.runs import run
 from lods_jax.runs.batch import share
-from lods_jax.runs.bench.execute import Stopped, check_jobs, execute, look_back, rows_in, shared_memories
+from lods_jax.runs.bench.execute import Measure, Stopped, check_jobs, execute, look_back, rows_in, shared_memories
 from lods_jax.runs.bench.plan import Block, Chosen, blocks, config_of, describe, jobs_of, tuning_jobs
 from lods_jax.runs.bench.ranking import loss
 from lods_jax.runs.bench.report import write_report
 from lods_jax.runs.bench.suite import Suite
 from lods_jax.runs.bench.tuning import Tuned, Values, first_trials, tune
+from lods_jax.runs.evaluate import clip_figures
 from lods_jax.runs.run_directory import write_json
 from lods_jax.training.build import objective_of
 
@@ -41,8 +43,7 @@ def bench(suite: Suite, out: Path, shard: str = "1/1", tuning_alone: bool = Fals
         mine = share(jobs, shard)
         check_jobs(mine, done, out)
         folder = out / "shards" / shard.replace("/", "-of-")
-        measure = look_back(suite.rank_by, suite.looks) if suite.looks else NOTHING
-        _, failed = execute(mine, out, folder, measure, shared_memories(), done)
+        _, failed = execute(mine, out, folder, measures(suite), shared_memories(), done)
     except Stopped as stopped:
         return stopped.args[0]
     done = rows_in(out)
@@ -52,6 +53,20 @@ def bench(suite: Suite, out: Path, shard: str = "1/1", tuning_alone: bool = Fals
     if failed:
         run.log("failed", f"{len(failed)} of {len(mine)} runs; the same command tries them again: {'; '.join(failed)}")
     return 1 if failed else 0
+
+
+def measures(suite: Suite) -> Measure:
+    """What a suite measures of its runs beside the figures against the truth: their curves, and what CLIP says.
+
+    Args:
+        suite: the suite.
+
+    Returns:
+        run -> figures.
+    """
+    look, prompts = look_back(suite.rank_by, suite.looks), [prompt for held in suite.prompts.values() for prompt in held]
+    clip = load_clip(Path(suite.clip)) if suite.clip else None
+    return lambda made: look(made) | ({} if clip is None else clip_figures(made, clip, prompts))
 
 
 def dry_run(suite: Suite, out: Path) -> None:

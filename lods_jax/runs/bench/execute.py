@@ -163,12 +163,14 @@ def look_back(figure: str, looks: int) -> Measure:
         looks: about as many steps of the run.
 
     Returns:
-        run -> {"curve": [{step, seconds, predictions, figure}, ...]}.
+        run -> {"curve": [{step, seconds, predictions, figure}, ...]}; nothing for no looks.
     """
 
     def curve(made: Run) -> dict[str, list[Row]]:
-        every, points = max(1, made.config.steps // max(looks, 1)), []
-        for step in range(every, made.config.steps + 1, every) if looks else ():
+        if not looks:
+            return {}
+        every, points = max(1, made.config.steps // looks), []
+        for step in range(every, made.config.steps + 1, every):
             row, before = evaluate(made, step), [line for line in made.metrics if line["step"] <= step]
             share = step / max(made.step, 1)
             costs = {"seconds": before[-1].get("seconds") if before else None, "predictions": row.get("predictions", 0) * share}

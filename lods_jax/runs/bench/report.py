@@ -11,6 +11,7 @@ from PIL import Image
 from lods_jax.core.errors import tell
 from lods_jax.core.files import replacing
 from lods_jax.core.statistics import bootstrap, interquartile_mean
+from lods_jax.priors import clip
 from lods_jax.priors.registry import embedded_world
 from lods_jax.runs.bench.plan import Block, Job, blocks
 from lods_jax.runs.bench.ranking import Order, agreement, differences, meaning, means, order_of, values_of
@@ -73,7 +74,7 @@ def figures_of(suite: Suite, rows: Rows) -> dict[str, str]:
     Returns:
         {name: meaning} of those that some row has.
     """
-    about = dict(embedded_world().figures) | COSTS
+    about = dict(embedded_world().figures) | clip.FIGURES | COSTS
     names = suite.figures or tuple(name for name in about if name != suite.tuning.figure or not suite.tuning.prompts)
     there = lambda name: any(values_of(rows, method, name) for method in suite.methods)  # noqa: E731
     return {name: about.get(name, name) for name in dict.fromkeys((suite.rank_by, *names)) if there(name)}
@@ -127,7 +128,9 @@ def markdown_table(lines: list[list[str]]) -> str:
 
 def html_table(lines: list[list[str]], caption: str = "") -> str:
     """The lines of a table, the first of them the head, as HTML with a caption."""
-    head, *body = lines
+    head, *body = [
+        [line[0], *(cell.replace(" to ", "\u00a0to\u00a0") for cell in line[1:])] for line in lines
+    ]  # unbroken intervals
     top = "".join(f"<th scope=col>{html.escape(cell)}</th>" for cell in head)
     rest = "".join(
         f"<tr><th scope=row>{html.escape(line[0])}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line[1:])}</tr>"

@@ -66,6 +66,8 @@ class Suite:
     """The figure that ranks methods."""
     looks: int = bounded(0, 0, 100)
     """At how many steps of a run this figure is measured, for its curve over seconds and predictions; 0: at the end alone."""
+    clip: str = ""
+    """Folder of a CLIP that judges every run too, as `lods evaluate --clip` does."""
     minutes: float | None = bounded(None, 0, 1e6)
     """What a run takes, on the machine that `title` names."""
     tuning: Tuning = field(default_factory=Tuning)

@@ -1,0 +1,133 @@
+"""CLIP as a judge of any prompt: how near renders are to it, and whether they are nearer to it than to other prompts.
+
+A folder as transformers saves it: config.json, model.safetensors and the files of the tokenizer.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from lods_jax.priors import flax_networks
+from lods_jax.priors.diffusers_folder import read_config, refuse_pickles
+from lods_jax.priors.network_configs import clip_settings
+from lods_jax.priors.tokenizer import load_tokenizer, tokenize
+from lods_jax.priors.torch_weights import State, read_arrays, to_flax
+
+AT_ONCE = 8  # images in one call
+FIGURES = {
+    "clip_score": "a hundred times the mean cosine of views and prompt in CLIP",
+    "clip_r_precision": "share of views that are nearer to their prompt in CLIP than to any other of the set",
+}
+
+
+class Clip(NamedTuple):
+    """A CLIP, ready to be asked.
+
+    Attributes:
+        size: edge of the images that it takes, pixels.
+        embed_texts: texts -> unit vectors [k p].
+        embed_images: rgb [n size size 3] in [0, 1] -> unit vectors [n p].
+    """
+
+    size: int
+    embed_texts: Callable[[Sequence[str]], np.ndarray]
+    embed_images: Callable[[np.ndarray], np.ndarray]
+
+
+def load_clip(folder: Path) -> Clip:
+    """The CLIP of a folder.
+
+    Args:
+        folder: as transformers saves it.
+
+    Returns:
+        The CLIP.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the folder holds another network, or damaged weights; one line.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder / 'config.json'} is missing: expected a CLIP as transformers saves it")
+    config = read_config(folder / "config.json")
+    if config.get("model_type") != "clip":
+        raise ValueError(f"{folder} must hold a CLIP, with the model_type clip, got {config.get('model_type')!r}")
+    width = config.get("projection_dim", 512)  # of both towers; the value in a tower's own config is for the tower alone
+    vision = flax_networks.image_encoder(clip_settings(config, "vision") | {"projection_dim": width})
+    text = flax_networks.text_encoder(config)
+    state = weights_of(folder)
+    if "text_projection.weight" not in state:
+        raise ValueError(f"{folder}: text_projection.weight is missing")
+    of_image = to_flax(state, flax_networks.shapes(vision))
+    of_text = to_flax(state, flax_networks.shapes(text))
+    see = jax.jit(partial(flax_networks.encode_image, vision))
+    read = jax.jit(partial(flax_networks.encode_text, text))
+    project, tokenizer = state["text_projection.weight"].astype(np.float32).T, load_tokenizer(folder, "")
+
+    def embed_texts(texts):
+        ids = tokenize(tokenizer, texts, text.config.max_position_embeddings, text.config.vocab_size)
+        ends = np.argmax(ids == tokenizer.eos_token_id, axis=1)  # what follows the first end is padding
+        return unit(np.asarray(read(of_text, ids))[np.arange(len(ids)), ends] @ project)
+
+    def embed_images(rgb):
+        chunks = []
+        for first in range(0, len(rgb), AT_ONCE):
+            rows = np.minimum(first + np.arange(AT_ONCE), len(rgb) - 1)  # the last one is repeated: one shape compiles once
+            chunks.append(np.asarray(see(of_image, jnp.asarray(rgb[rows]))))
+        return unit(np.concatenate(chunks)[: len(rgb)])
+
+    return Clip(vision.config.image_size, embed_texts, embed_images)
+
+
+def weights_of(folder: Path) -> State:
+    """All arrays of a folder, from model.safetensors or its shards.
+
+    Args:
+        folder: as transformers saves it.
+
+    Returns:
+        {name: array}.
+
+    Raises:
+        FileNotFoundError: there are none, or they are pickled.
+    """
+    whole = folder / "model.safetensors"
+    files = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
+    if not files:
+        refuse_pickles(folder, "pytorch_model")
+        raise FileNotFoundError(f"{whole} is missing")
+    state: State = {}
+    for file in files:
+        state |= read_arrays(file)
+    return state
+
+
+def unit(x: Float[np.ndarray, "n p"]) -> Float[np.ndarray, "n p"]:
+    """The rows of x at length 1."""
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def judge(clip: Clip, rgb: Float[np.ndarray, "n h w 3"], prompt: str, others: Sequence[str] = ()) -> dict[str, float]:
+    """The FIGURES of some views of an object.
+
+    CLIP score (Hessel et al. 2021) and CLIP R-precision (Jain et al. 2022, section 4), both means over the views.
+
+    Args:
+        clip: from `load_clip`.
+        rgb: renders [n size size 3] in [0, 1].
+        prompt: what they are to show.
+        others: prompts of the set, which may hold it.
+
+    Returns:
+        {figure: value}; R-precision only where the set has another prompt.
+    """
+    names = list(dict.fromkeys([prompt, *others]))
+    cosine = clip.embed_images(rgb) @ clip.embed_texts(names).T  # [n k]
+    figures = {"clip_score": float(100 * cosine[:, 0].mean())}
+    return figures | ({"clip_r_precision": float(np.mean(cosine.argmax(1) == 0))} if len(names) > 1 else {})
