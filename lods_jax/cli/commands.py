@@ -278,11 +278,10 @@ def export(args: flags.Export) -> None:
 
 
 def info(args: flags.Info) -> None:
-    """`lods info`: prints versions, devices, ffmpeg and priors; `args` are empty."""
+    """`lods info` with the flags `args`: prints versions, devices, ffmpeg and priors."""
     import jax
 
     from lods_jax.core.videos import ffmpeg_path
-    from lods_jax.priors import hub
     from lods_jax.runs import provenance
 
     for name, value in provenance.describe()["versions"].items():
@@ -294,8 +293,18 @@ def info(args: flags.Info) -> None:
     print(f"{'ffmpeg':<17}{ffmpeg_path()}")
     for name in PRIORS:
         entry = registered(name)
-        network = f", {hub.family(entry.folder)}, SHA-256 of the U-Net {hub.unet_hash(entry.folder)[:16]}" if entry.folder else ""
+        network = f", {describe_folder(entry.folder)}" if entry.folder else ""
         print(f"{'prior':<17}{name}: {entry.about}{network}")
+    if args.prior and args.prior not in PRIORS:
+        print(f"{'prior':<17}{args.prior}: {describe_folder(prior_folder(args.prior))}")
+
+
+def describe_folder(folder: Path) -> str:
+    """The family of a prior's folder and the hash of its U-Net, to print."""
+    from lods_jax.priors.hub import family, unet_hash
+
+    sha256 = unet_hash(folder)
+    return family(folder) + (f", SHA-256 of the U-Net {sha256[:16]}" if sha256 else ", without weights of the U-Net")
 
 
 def train_prior(args: flags.TrainPrior) -> None:

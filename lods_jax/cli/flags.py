@@ -150,6 +150,9 @@ class Export:
 class Info:
     """Tells devices, ffmpeg, priors and versions."""
 
+    prior: str = ""
+    """Tell of this folder too, or of the repository of this id in the local Hugging Face cache."""
+
 
 @dataclass(frozen=True)
 class TextToImage:

@@ -21,6 +21,7 @@ def ddim(
     steps: int = 25,
     clip: float | None = None,
     predict_x0: Callable[..., jax.Array] | None = None,
+    camera: Float[Array, "b 16"] | None = None,
 ) -> Float[Array, "b h w c"]:
     """Samples clean latents from Gaussian noise.
 
@@ -34,6 +35,7 @@ def ddim(
         steps: number of evenly spaced timesteps from 999 down, 1 to 1000.
         clip: bound on |x0| in every step, None for no bound. Guidance at high noise can leave the range of the latents for good.
         predict_x0: a prior's own, if it has one; asked in place of `predict`.
+        camera: camera-to-world matrices [b 16], for a prior of several views.
 
     Returns:
         Clean latents [b h w c].
@@ -44,12 +46,12 @@ def ddim(
     if not 1 <= steps <= T:
         raise ValueError(f"steps must be in 1..{T}, got {steps}")
     times = jnp.linspace(T - 1, 0, steps + 1).round().astype(jnp.int32)
-    both = jnp.concatenate([tokens, null])
+    cond = Cond(jnp.concatenate([tokens, null]), camera=None if camera is None else jnp.tile(camera, (2, 1)))
     alpha_bar, sigma2 = (jnp.asarray(table) for table in noise_schedule)
 
     def guided_x0(z, t):
         # Guidance is the same combination of two eps or of two x0: each is linear in the other at one t and z_t.
-        y, unconditional = jnp.split((predict_x0 or predict)(jnp.concatenate([z, z]), jnp.full(2 * len(z), t), Cond(both)), 2)
+        y, unconditional = jnp.split((predict_x0 or predict)(jnp.concatenate([z, z]), jnp.full(2 * len(z), t), cond), 2)
         guided = unconditional + s * (y - unconditional)
         return guided if predict_x0 else eps_to_x0(noise_schedule, guided, z, jnp.full(len(z), t))
 

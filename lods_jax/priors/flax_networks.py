@@ -25,13 +25,15 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
+from lods_jax.priors.diffusers_folder import MULTI_VIEW
+from lods_jax.priors.multi_view import CAMERA, joined_views, unet_class
 from lods_jax.priors.network_configs import clip_settings, join_settings, unet_settings, vae_settings
 
 DEPRECATION = "Flax classes are deprecated and will be removed in Diffusers v0.40.0."
 
 
 def unet(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
-    """The noise predictor of a diffusers `unet/config.json`.
+    """The noise predictor of a diffusers `unet/config.json`, or of MVDream's.
 
     Args:
         config: the JSON object.
@@ -47,7 +49,8 @@ def unet(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module
     _hush_diffusers()
     from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
 
-    return FlaxUNet2DConditionModel(**unet_settings(config, _kinds(FlaxUNet2DConditionModel)), dtype=dtype)
+    cls = unet_class() if config.get("_class_name") == MULTI_VIEW else FlaxUNet2DConditionModel
+    return cls(**unet_settings(config, _kinds(FlaxUNet2DConditionModel)), dtype=jnp.dtype(dtype))
 
 
 def vae(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
@@ -182,6 +185,8 @@ def predict_noise(
     t: Int[Array, "b"],
     tokens: Float[Array, "b n d"],
     interceptors: Sequence[Callable] = (),
+    views: int = 1,
+    camera: Float[Array, "b 16"] | None = None,
 ) -> Float[Array, "b h w _"]:
     """The output of the U-Net at z_t and t: eps or v, whichever it was trained for.
 
@@ -192,14 +197,22 @@ def predict_noise(
         t: timesteps [b].
         tokens: context [b n d].
         interceptors: of `nn.intercept_methods`, such as `lora.side_path`; they act beside the two patches.
+        views: number of views that attend to each other; each so many examples in a row are one group.
+        camera: what a U-Net of several views sees of the cameras [b 16], from `multi_view.camera_vectors`; None for nothing.
 
     Returns:
         [b h w channels].
+
+    Raises:
+        ValueError: the examples are no whole groups.
     """
+    if len(z_t) % views:
+        raise ValueError(f"this prior takes groups of {views} views, got {len(z_t)} examples")
+    given = () if camera is None else (camera,)
     with ExitStack() as stack:
-        for interceptor in (_patch, *interceptors):
+        for interceptor in (_patch, joined_views(views), *interceptors):
             stack.enter_context(nn.intercept_methods(interceptor))
-        out = module.apply({"params": params}, jnp.moveaxis(z_t, -1, 1), t, tokens).sample
+        out = module.apply({"params": params}, jnp.moveaxis(z_t, -1, 1), t, tokens, *given).sample
     return jnp.moveaxis(out, 1, -1)
 
 
@@ -342,7 +355,8 @@ def _example(module: nn.Module) -> tuple:
     image = jnp.zeros((1, module.in_channels) + (2 ** len(module.block_out_channels),) * 2)
     if kind == "FlaxAutoencoderKL":
         return (image,)
-    return image, jnp.zeros((1,), jnp.int32), jnp.zeros((1, 1, module.cross_attention_dim))
+    asked = image, jnp.zeros((1,), jnp.int32), jnp.zeros((1, 1, module.cross_attention_dim))
+    return (*asked, jnp.zeros((1, CAMERA))) if kind == "MultiViewUNet" else asked
 
 
 def _text_inputs(ids: Int[Array, "k n"]) -> tuple:

@@ -1,11 +1,11 @@
 """The folder of a prior: the shipped one, a given one, or one in the local Hugging Face cache by its repository id."""
 
 import hashlib
-import json
 import re
 from pathlib import Path
 
 from lods_jax.core.paths import TABLETOP, TABLETOP_64
+from lods_jax.priors.diffusers_folder import MULTI_VIEW, MULTI_VIEWS, read_config
 
 SHIPPED = {"tabletop": TABLETOP, "tabletop-128": TABLETOP, "tabletop-64": TABLETOP_64}
 PATTERNS = ("*.json", "*.txt", "*.safetensors", "*/*.json", "*/*.txt", "*/*.safetensors")
@@ -61,7 +61,7 @@ def unet_hash(folder: Path) -> str | None:
 
 
 def family(folder: Path) -> str:
-    """The Stable Diffusion family of a folder, by the width of its text: 768 is 1.x, 1024 is 2.x.
+    """The Stable Diffusion family of a folder, by the width of its text: 768 is 1.x, 1024 is 2.x; or MVDream.
 
     Args:
         folder: in diffusers layout.
@@ -69,6 +69,8 @@ def family(folder: Path) -> str:
     Returns:
         A name to print.
     """
-    config = json.loads((folder / "unet" / "config.json").read_text())
+    config = read_config(folder / "unet" / "config.json")
+    if config.get("_class_name") == MULTI_VIEW:
+        return f"MVDream, {MULTI_VIEWS} views together, text width {config.get('context_dim')}"
     width = config.get("cross_attention_dim")
     return {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(width, f"Stable Diffusion layout, text width {width}")

@@ -94,7 +94,8 @@ def side_path(lora: Lora, scale: Float[Array, "b"], hit: set[str]) -> Callable:
         hit.add(name)
         x = args[0].astype(factors["down"].dtype)
         added = jnp.matmul(jnp.matmul(x, factors["down"]), factors["up"])
-        return out + (scale.reshape(-1, *[1] * (x.ndim - 1)) * added).astype(out.dtype)
+        by_row = scale[:: len(scale) // len(x)]  # views that attend to each other are one row, and have one scale
+        return out + (by_row.reshape(-1, *[1] * (x.ndim - 1)) * added).astype(out.dtype)
 
     return intercept
 

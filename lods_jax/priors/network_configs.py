@@ -5,7 +5,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from lods_jax.priors.diffusers_folder import is_number
+from lods_jax.priors import multi_view
+from lods_jax.priors.diffusers_folder import MULTI_VIEW, is_number
 
 # What the Flax classes compute whatever the config says: another value would be ignored in silence.
 UNET_FIXED = {
@@ -64,7 +65,7 @@ def unet_settings(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[s
     """The settings of a diffusers `unet/config.json` that the Flax class takes.
 
     Args:
-        config: the JSON object.
+        config: the JSON object; that of MVDream's U-Net says the same in other words.
         kinds: {field of the Flax class: its type}.
 
     Returns:
@@ -73,6 +74,9 @@ def unet_settings(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[s
     Raises:
         ValueError: a setting has the wrong type, is out of bounds, or would be ignored.
     """
+    if config.get("_class_name") == MULTI_VIEW:
+        own = settings(config, multi_view.KINDS, multi_view.FIXED, multi_view.IDLE)
+        config = multi_view.diffusers_config({key: list(x) if isinstance(x, tuple) else x for key, x in own.items()})
     size = config.get("sample_size")
     if isinstance(size, list) and len(set(map(repr, size))) == 1:  # [64, 64] is 64
         config = {**config, "sample_size": size[0]}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lods_jax.core.cameras import turntable
 from lods_jax.core.errors import tell
 from lods_jax.core.types import Prior
 from lods_jax.priors.ddim import ddim
@@ -18,10 +19,11 @@ from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.tokenizer import left_out
 
 CLIP = 4.0  # bound on |x0| in standard deviations of the latents
+ELEVATION = 15.0  # degrees, of the views that a prior of several makes; MVDream's (Shi et al. 2024)
 
 
 def sample(prior: Prior, weights: Any, tokens: Array, null: Array, keys: Array, s: float, steps: int) -> Float[Array, "b h w 3"]:
-    """Images by DDIM, each from the noise of its own key.
+    """Images by DDIM, each from the noise of its own key; of a prior of several views, those of one object side by side.
 
     Args:
         prior: decodes, and predicts the noise.
@@ -33,13 +35,17 @@ def sample(prior: Prior, weights: Any, tokens: Array, null: Array, keys: Array, 
         steps: of DDIM.
 
     Returns:
-        [b h w 3] in [0, 1].
+        [b h w 3] in [0, 1]; w is that of all views together. They are at equal azimuths, the first at the front.
     """
+    v, b = prior.views, len(keys)
     shape = latent_shape(prior, weights)
-    z = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    z = jax.vmap(lambda key: jax.random.normal(key, (v, *shape)))(keys).reshape(b * v, *shape)
+    tokens, null = (jnp.repeat(x, v, axis=0) for x in (tokens, null))
+    camera = None if v == 1 else jnp.tile(turntable(v, ELEVATION).c2w.reshape(v, 16), (b, 1))
     predict, predict_x0 = (f and partial(f, weights, {}) for f in (prior.predict, prior.predict_x0))
-    z = ddim(predict, z, tokens, null, prior.noise_schedule, s=s, steps=steps, clip=CLIP, predict_x0=predict_x0)
-    return prior.decode(weights, z)
+    z = ddim(predict, z, tokens, null, prior.noise_schedule, s=s, steps=steps, clip=CLIP, predict_x0=predict_x0, camera=camera)
+    rgb = prior.decode(weights, z)
+    return jnp.concatenate([rgb[i::v] for i in range(v)], axis=2)
 
 
 def text_to_image(
@@ -54,7 +60,7 @@ def text_to_image(
     batch: int | None = None,
     **network: Any,
 ) -> Float[np.ndarray, "n h w 3"]:
-    """Samples images of a prompt. Image i starts from the noise of seed + i.
+    """Samples images of a prompt. Image i starts from the noise of seed + i; a prior of several views puts them side by side.
 
     Args:
         folder: of a Stable Diffusion prior.
@@ -124,11 +130,13 @@ def in_batches(prior: Prior, size: int) -> Prior:
 
     Args:
         prior: of any kind.
-        size: number of examples; a noise prediction with guidance takes two.
+        size: number of examples; a noise prediction with guidance takes two. Groups of views are not parted: where one is larger,
+            a group at a time.
 
     Returns:
         A prior in its place.
     """
+    size = max(size // prior.views, 1) * prior.views
 
     def mapped(f: Callable, rows: Any) -> Any:
         n = len(jax.tree.leaves(rows)[0])

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x from a folder in diffusers layout, as a `Prior`.
+"""Stable Diffusion 1.x and 2.x, and MVDream, from a folder in diffusers layout, as a `Prior`.
 
 weights = {"unet", "vae", "text"}; latents are scaled, so that they have about unit variance.
 """
@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Int, Key
 from lods_jax.core.math import clip_to_unit
 from lods_jax.core.noise_schedule import NoiseSchedule, v_to_eps, v_to_x0
 from lods_jax.core.types import Cond, Prior, Query
-from lods_jax.priors import flax_networks, lora, tokenizer, torch_weights
-from lods_jax.priors.diffusers_folder import PARTS, POSED_PARTS, check_variant, read_config, read_vocabulary
+from lods_jax.priors import flax_networks, lora, multi_view, tokenizer, torch_weights
+from lods_jax.priors.diffusers_folder import PARTS, POSED_PARTS, check_variant, read_config, read_vocabulary, views_of_folder
 from lods_jax.priors.scheduler_config import read_scheduler
 
 
@@ -34,6 +34,7 @@ def stable_diffusion(
     attention: str = "plain",
     remat: bool = False,
     untrained: bool = False,
+    views: int | None = None,
 ) -> Prior:
     """The prior of a Stable Diffusion folder. Networks are built here; weights are read by `init`.
 
@@ -50,6 +51,7 @@ def stable_diffusion(
         attention: "plain" as in diffusers, or "fused" through `jax.nn.dot_product_attention`, one kernel on a GPU.
         remat: whether the transformer blocks are computed again in the backward pass, which takes time and saves memory.
         untrained: whether weights are random instead of read, for sizes and costs; the folder may then lack them.
+        views: number of views that are denoised together; None for as many as the U-Net was trained on, 4 for MVDream's.
 
     Returns:
         The prior. Its weights are {"unet", "vae", "text"}.
@@ -64,7 +66,7 @@ def stable_diffusion(
     """
     folder = Path(folder)
     text = network(folder, "text", flax_networks.text_encoder)
-    base = backbone(folder, {"text": text}, dtype, image_size, variant, attention, remat, untrained)
+    base = backbone(folder, {"text": text}, dtype, image_size, variant, attention, remat, untrained, views)
     if base.unet.in_channels != base.vae.latent_channels:
         raise ValueError(f"{folder}: {describe_input(base.unet.in_channels, base.vae.latent_channels)}")
     if base.unet.cross_attention_dim != text.config.hidden_size:
@@ -96,7 +98,7 @@ def stable_diffusion(
             psi["pose"] = lora.init_pose(k_pose, 4 * base.unet.block_out_channels[0])
         return psi
 
-    own = {"noise_schedule": base.noise_schedule, "predict_x0": base.predict_x0, "truncate": truncate}
+    own = {name: getattr(base, name) for name in ("noise_schedule", "predict_x0", "views")} | {"truncate": truncate}
     return Prior(base.init, embed, init_psi, base.encode, base.decode, base.predict, **own)
 
 
@@ -113,6 +115,7 @@ class Backbone(NamedTuple):
         predict: (weights, psi, z_t, t, `Cond`) -> eps.
         noise_schedule: that the U-Net was trained on.
         predict_x0: (weights, psi, z_t, t, `Cond`) -> clean latents; None unless the schedule ends without signal.
+        views: number of views that are denoised together.
     """
 
     unet: nn.Module
@@ -124,6 +127,7 @@ class Backbone(NamedTuple):
     predict: Callable
     noise_schedule: NoiseSchedule
     predict_x0: Callable | None
+    views: int = 1
 
 
 def backbone(
@@ -135,6 +139,7 @@ def backbone(
     attention: str = "plain",
     remat: bool = False,
     untrained: bool = False,
+    views: int | None = None,
 ) -> Backbone:
     """The parts that `stable_diffusion` and `zero123` share.
 
@@ -147,6 +152,7 @@ def backbone(
         attention: as in `stable_diffusion`.
         remat: as in `stable_diffusion`.
         untrained: as in `stable_diffusion`.
+        views: as in `stable_diffusion`.
 
     Returns:
         Networks and functions.
@@ -159,8 +165,11 @@ def backbone(
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {jnp.dtype(dtype).name}")
     if attention not in ("plain", "fused"):
         raise ValueError(f"attention must be plain or fused, got {attention!r}")
+    views_trained = views_of_folder(folder := Path(folder))
+    views = views_trained if views is None else views
+    if views < 1 or (views > 1 and views_trained == 1):
+        raise ValueError(f"views must be {'at least 1' if views < 1 else '1 for a prior of single images'}, got {views}")
     vae_dtype = jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype
-    folder = Path(folder)
     if not untrained:
         check_variant(folder, ["unet", "vae", *encoders], variant)
     noise_schedule, prediction_type = read_scheduler(folder)
@@ -218,7 +227,9 @@ def backbone(
         paths += [lora.side_path(psi["lora"], cond.lora, hit)] if cond.lora is not None else []
         paths += [lora.pose_path(psi["pose"], cond.pose, cond.pose_on)] if cond.pose is not None else []
         seen = jnp.concatenate([z_t, cond.image], -1) if pictured else z_t
-        out = flax_networks.predict_noise(unet, weights["unet"], seen.astype(dtype), t, cond.tokens.astype(dtype), paths)
+        camera = None if cond.camera is None or views_trained == 1 else multi_view.camera_vectors(cond.camera).astype(dtype)
+        tokens = cond.tokens.astype(dtype)
+        out = flax_networks.predict_noise(unet, weights["unet"], seen.astype(dtype), t, tokens, paths, views, camera)
         if cond.lora is not None and (missed := sorted(psi["lora"].keys() - hit)):
             raise ValueError(f"the adapter has a layer that this U-Net does not have: {missed[0]}")
         return out.astype(jnp.float32)
@@ -235,7 +246,7 @@ def backbone(
         return v_to_x0(noise_schedule, predict_raw(weights, psi, z_t, t, cond), z_t, t)
 
     silent = noise_schedule.alpha_bar[-1] == 0  # of v-predictions alone: `read_scheduler` refuses others
-    return Backbone(unet, vae, size, init, encode, decode, predict, noise_schedule, predict_x0 if silent else None)
+    return Backbone(unet, vae, size, init, encode, decode, predict, noise_schedule, predict_x0 if silent else None, views)
 
 
 def network(folder: Path, part: str, make: Callable[..., nn.Module], *args) -> nn.Module:
@@ -301,6 +312,8 @@ def load(folder: Path, part: str, shapes: Any, dtype: DTypeLike, variant: str | 
         ValueError: an array is missing, left over, of another shape, or too large for dtype.
     """
     state, where = torch_weights.read_state(folder, part, variant), folder / (PARTS | POSED_PARTS)[part][0]
+    if part == "unet" and views_of_folder(folder) > 1:
+        state = multi_view.diffusers_state(state, read_config(where / "config.json")["num_res_blocks"])
     most = float(jnp.finfo(dtype).max)
     if beyond := [name for name, array in state.items() if float(np.abs(array).max(initial=0)) > most]:
         found = f"{float(np.abs(state[beyond[0]]).max()):.3g}"

@@ -16,6 +16,7 @@ from lods_jax.core.images import grid, write_image
 from lods_jax.core.types import Objective, Prior
 from lods_jax.core.videos import write_video
 from lods_jax.distillation.prompts import prompt_table, view_prompts
+from lods_jax.priors.registry import views_of
 from lods_jax.priors.sampling import in_batches, latent_shape, prior_with_texts
 from lods_jax.training.distill_2d import DistillConfig, distill, film, in_latents
 
@@ -146,22 +147,25 @@ def learning(
         The prior, its weights, and {name: tokens [views n d]}.
 
     Raises:
-        UserError: the objective trains a query in float16.
+        UserError: the objective trains a query in float16, or the prior is one of several views.
     """
     if objective.trained_query and network.get("dtype") == "float16":
         raise UserError("this objective learns, and float16 would round its gradients away: pass --prior.dtype bfloat16")
+    if (views := views_of(str(folder))) > 1:
+        raise UserError(f"this prior makes {views} views of an object together: sample it, or distil a scene by text-to-3d")
     prior, weights, texts = prior_with_texts(folder, strict, table, **network)
     return in_batches(prior, batch) if batch else prior, weights, texts
 
 
 def write_images(path: Path, rgb: Float[np.ndarray, "n h w 3"]) -> None:
-    """Writes images in rows of eight, small ones enlarged.
+    """Writes images in rows of eight, or of as many as are as wide as eight squares; small ones enlarged.
 
     Args:
         path: of the file; its suffix is the format.
         rgb: [n h w 3] in [0, 1].
     """
-    write_image(path, grid(rgb, columns=min(len(rgb), 8)), scale=enlarged(rgb))
+    fit = max(1, 8 * rgb.shape[1] // rgb.shape[2])
+    write_image(path, grid(rgb, columns=min(len(rgb), fit)), scale=enlarged(rgb))
 
 
 def write_film(path: Path, frames: Float[np.ndarray, "f n h w 3"], first: Float[np.ndarray, "h w 3"] | None = None) -> None:
