@@ -4,6 +4,7 @@ Nothing here loads jax before a command has checked its arguments, so that help 
 """
 
 import math
+import re
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -277,6 +278,28 @@ def export(args: flags.Export) -> None:
     tell(export.export(read_run(args.run), args.to, args.out, args.faces, args.texture, args.particle))
 
 
+def render(args: flags.Render) -> None:
+    """`lods render`: writes views of runs for the scorers of other programs.
+
+    Args:
+        args: its flags.
+
+    Raises:
+        UserError: the method is no name of a folder, or a run cannot be rendered.
+    """
+    if args.method and not re.fullmatch(r"[\w][\w. -]{0,99}", args.method):
+        raise UserError(f"--method must be a name of letters, digits, spaces, dots and hyphens, got {args.method!r:.200}")
+    check_place(args.out, folder=True)
+    from lods_jax.training.distributed import start_jax
+
+    start_jax()
+    from lods_jax.runs import render
+    from lods_jax.runs.run_directory import read_run
+
+    for run in [read_run(path) for path in some(args.runs)]:
+        tell(render.render(run, args.layout, args.out, args.method, args.views, args.size))
+
+
 def info(args: flags.Info) -> None:
     """`lods info` with the flags `args`: prints versions, devices, ffmpeg and priors."""
     import jax
@@ -336,6 +359,7 @@ RUN = {
     flags.Evaluate: evaluate,
     flags.Bench: bench,
     flags.Export: export,
+    flags.Render: render,
     flags.Info: info,
     flags.TextToImage: text_to_image,
     flags.EditImage: edit_image,

@@ -147,6 +147,24 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Render:
+    """Writes views of runs in the layouts that the scorers of GPTEval3D and T3Bench read."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    layout: Literal["gpteval3d", "t3bench"] = "gpteval3d"
+    """gpteval3d: methods/METHOD/PROMPT/SEED/rgb_0.png, normal_0.png, ... and prompts.json. t3bench: METHOD/PROMPT/000_0.png, ...
+    162 places on a sphere with five fields of view each (needs trimesh)."""
+    out: Path = Path("outputs/views")
+    """The folder of all runs."""
+    method: str = ""
+    """Name of the method in the layout; by default the objective."""
+    views: int = bounded(120, 1, 10_000)
+    """Around the object, of gpteval3d."""
+    size: int = bounded(512, 16, 2048)
+    """Edge of the images, pixels."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Tells devices, ffmpeg, priors and versions."""
 
@@ -258,6 +276,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "bench": Bench,
     "export": Export,
+    "render": Render,
     "info": Info,
     "text-to-image": TextToImage,
     "edit-image": EditImage,
