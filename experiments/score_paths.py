@@ -1,6 +1,6 @@
-"""Why do whites turn green and pink? Four ways from score to pixels on two objects, and what the autoencoder makes of each.
+"""Why do whites turn green and pink? Three ways from score to pixels on two objects, and what the autoencoder makes of each.
 
-    python experiments/score_paths.py     # about 25 minutes on 2 cores
+    python experiments/score_paths.py     # about 20 minutes on 2 cores
 
 The default preset, seed 1, on two of the prompts that it was tuned on; rows differ in `score_path` alone. If a tint is something
 that the encoder does not see, then decoding the latents of a tinted render takes the tint away: nothing in latent space asks for
@@ -43,7 +43,6 @@ PATHS = {
     "encoder": ScorePathConfig("encoder"),
     "half push-forward": ScorePathConfig("blend"),
     "half reconstruction": ScorePathConfig("blend", through_decoder="reconstruction"),
-    "reconstruction": ScorePathConfig("decoder", through_decoder="reconstruction"),
 }
 FIGURES = {"kid": "KID", "view": "view", "tint": "tint", "tint decoded": "tint, decoded", "lost": "lost", "speckle": "speckle"}
 
