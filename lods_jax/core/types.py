@@ -192,6 +192,8 @@ class Objective(NamedTuple):
             eps_of(text, z_t, t) is the frozen network. None for random noise.
         inversion_predictions: how many noise predictions per view the inversion asks for, beside those of the queries.
         later: (first step, residual) of a second stage, with the same queries; None for one stage.
+        x0_residual: ({name: x0}, z, views of a group) -> the score itself, from the clean latents that the predictions mean; it
+            takes the place of w(t) times `residual`. None for the latter.
     """
 
     queries: Mapping[str, Query]
@@ -200,6 +202,7 @@ class Objective(NamedTuple):
     inversion: Callable[..., tuple[jax.Array, jax.Array]] | None = None
     inversion_predictions: int = 0
     later: tuple[float, Callable[..., jax.Array]] | None = None
+    x0_residual: Callable[..., jax.Array] | None = None
 
     def at(self, step: Any) -> "Objective":
         """The objective at a step: with the residual of its stage.

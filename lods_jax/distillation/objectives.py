@@ -17,9 +17,10 @@ import jax.numpy as jnp
 
 from lods_jax.core.noise_schedule import T, add_noise, eps_to_x0, per_example, signal_and_noise
 from lods_jax.core.types import Objective, Query
+from lods_jax.distillation.reconstruction import guided_reconstruction
 
 
-def sds(s: float = 100.0, scale: float | None = None) -> Objective:
+def sds(s: float = 100.0, scale: float | None = None, x0_rescale: float | None = None) -> Objective:
     """Score distillation sampling: scale (s e[y] + (1 - s) e[null] - noise).
 
     DreamFusion (Poole et al. 2023, eq. 3) with classifier-free guidance.
@@ -27,22 +28,25 @@ def sds(s: float = 100.0, scale: float | None = None) -> Objective:
     Args:
         s: guidance scale, at least 1. DreamFusion uses 100.
         scale: factor of the residual; None for 1 / s, which puts it on the scale of LODS.
+        x0_rescale: None for the residual of noises. A share in [0, 1] for the x0-reconstruction form of MVDream (Shi et al.
+            2024), (sigma / alpha) (e_guided - noise), with guidance rescaled by that share: see `reconstruction`.
 
     Returns:
         An objective that learns nothing.
 
     Raises:
-        ValueError: s is below 1 or NaN.
+        ValueError: s is below 1 or NaN, or `x0_rescale` is out of range.
 
     Examples:
         >>> sds(s=2.0, scale=1.0).residual({"y": 3.0, "null": 1.0}, 1.0, 0)
         4.0
     """
     scale = 1 / at_least(s, 1.0) if scale is None else scale
-    return Objective(
+    made = Objective(
         {"y": Query("prompt"), "null": Query("null")},
         residual=lambda e, noise, t: scale * (s * e["y"] + (1 - s) * e["null"] - noise),
     )
+    return made if x0_rescale is None else made._replace(x0_residual=guided_reconstruction(s, scale, x0_rescale, "null"))
 
 
 def csd() -> Objective:
@@ -147,7 +151,7 @@ def vsd(s: float = 7.5, scale: float | None = None, pose: float | int = 1.0) -> 
     )
 
 
-def lods_embedding(s: float = 1000.0) -> Objective:
+def lods_embedding(s: float = 1000.0, x0_rescale: float | None = None) -> Objective:
     """LODS with a learned unconditional embedding: e[y] - (1 - 1/s) e[a] - noise / s.
 
     Yang et al. 2024, eq. 10. The embedding a is trained to denoise the current renders. At initialisation a is the null text, and
@@ -156,21 +160,22 @@ def lods_embedding(s: float = 1000.0) -> Objective:
 
     Args:
         s: guidance scale, at least 1; `math.inf` is allowed.
+        x0_rescale: as of `sds`; s must be finite then.
 
     Returns:
         An objective that trains the embedding a.
 
     Raises:
-        ValueError: s is below 1 or NaN.
+        ValueError: s is below 1 or NaN, or `x0_rescale` does not go with it.
 
     Examples:
         >>> lods_embedding(math.inf).residual({"y": 3.0, "a": 1.0}, 5.0, 0)
         2.0
     """
-    return lods(s, Query("learned"))
+    return lods(s, Query("learned"), x0_rescale)
 
 
-def lods_lora(s: float = 1000.0, lora: float = 0.5, adapter_text: str = "null") -> Objective:
+def lods_lora(s: float = 1000.0, lora: float = 0.5, adapter_text: str = "null", x0_rescale: float | None = None) -> Objective:
     """LODS with a LoRA on the unconditional branch: e[y] - (1 - 1/s) e[a] - noise / s.
 
     Yang et al. 2024, eq. 11. The branch a is the negative prompt through the LoRA, at the same scale in the score and in the
@@ -180,12 +185,13 @@ def lods_lora(s: float = 1000.0, lora: float = 0.5, adapter_text: str = "null") 
         s: guidance scale, at least 1; `math.inf` is allowed.
         lora: scale of the LoRA, positive.
         adapter_text: the prompt table of the branch a, "null", or "adapter" for a text of its own.
+        x0_rescale: as of `sds`; s must be finite then.
 
     Returns:
         An objective that trains the LoRA.
 
     Raises:
-        ValueError: s is below 1 or NaN, or `lora` is not positive.
+        ValueError: s is below 1 or NaN, `lora` is not positive, or `x0_rescale` does not go with s.
 
     Examples:
         >>> lods_lora(lora=0.5).queries["a"].lora
@@ -193,28 +199,30 @@ def lods_lora(s: float = 1000.0, lora: float = 0.5, adapter_text: str = "null") 
     """
     if not lora > 0:
         raise ValueError(f"lora must be positive, got {lora}")
-    return lods(s, Query(adapter_text, lora=lora))
+    return lods(s, Query(adapter_text, lora=lora), x0_rescale)
 
 
-def lods(s: float, unconditional: Query) -> Objective:
+def lods(s: float, unconditional: Query, x0_rescale: float | None = None) -> Objective:
     """LODS with any unconditional branch: e[y] - (1 - 1/s) e[a] - noise / s.
 
     Args:
         s: guidance scale, at least 1; `math.inf` is allowed.
         unconditional: the query a, which is trained to denoise the renders.
+        x0_rescale: as of `sds`; s must be finite then.
 
     Returns:
         An objective that trains a.
 
     Raises:
-        ValueError: s is below 1 or NaN.
+        ValueError: s is below 1 or NaN, or `x0_rescale` does not go with it.
     """
     keep = 1 / at_least(s, 1.0)  # 0 at s = inf
-    return Objective(
+    made = Objective(
         {"y": Query("prompt"), "a": unconditional},
         residual=lambda e, noise, t: e["y"] - (1 - keep) * e["a"] - keep * noise,
         trained_query="a",
     )
+    return made if x0_rescale is None else made._replace(x0_residual=guided_reconstruction(s, keep, x0_rescale, "a"))
 
 
 def sds_bridge(s: float = 40.0, scale: float | None = None, first: float | int = 0) -> Objective:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from lods_jax.core.noise_schedule import NoiseSchedule, T, add_noise, per_example, score_weight
+from lods_jax.core.noise_schedule import NoiseSchedule, T, add_noise, eps_to_x0, per_example, score_weight
 from lods_jax.core.random import group_keys, split_named
 from lods_jax.core.types import Cond, Objective, Prior, Query
 
@@ -135,7 +135,37 @@ def score(
 
         noised["render"], noise = objective.inversion(denoiser.noise_schedule, eps_of, z, t, noise)
     eps = predict_noise_fn(denoiser.predict, psi, objective.queries, noised, texts, t, pose)
-    return per_example(score_weight(denoiser.noise_schedule, t), z) * objective.residual(eps, noise, t)
+    return score_of(objective, denoiser, eps, z, noised, noise, t)
+
+
+def score_of(
+    objective: Objective,
+    denoiser: Denoiser,
+    eps: Mapping[str, Float[Array, "b h w c"]],
+    z: Float[Array, "b h w c"],
+    noised: Latents,
+    noise: Float[Array, "b h w c"],
+    t: Int[Array, "b"],
+) -> Float[Array, "b h w c"]:
+    """The score that the predictions of an objective make: w(t) times its residual, or its residual of clean latents.
+
+    Args:
+        objective: its residuals are used.
+        denoiser: its noise schedule and its number of views are used.
+        eps: {name: prediction} of all queries.
+        z: latents of the renders.
+        noised: z_t [b h w c] of the latents that the queries use.
+        noise: that z_t holds.
+        t: timesteps [b], 0 to 999.
+
+    Returns:
+        [b h w c].
+    """
+    schedule = denoiser.noise_schedule
+    if objective.x0_residual is None:
+        return per_example(score_weight(schedule, t), z) * objective.residual(eps, noise, t)
+    x0 = {name: eps_to_x0(schedule, e, noised[objective.queries[name].latents], t) for name, e in eps.items()}
+    return objective.x0_residual(x0, z, denoiser.views)
 
 
 def denoising_loss(
@@ -218,8 +248,7 @@ def score_and_denoising_loss(
     learned = {trained: objective.queries[trained]}
     eps = predict_noise_fn(denoiser.predict, jax.lax.stop_gradient(psi), frozen, noised, texts, t, pose)
     eps |= predict_noise(denoiser.predict, psi, learned, noised, texts, t, pose)
-    weight = per_example(score_weight(denoiser.noise_schedule, t), z)
-    return jnp.mean((eps[trained] - noise) ** 2), weight * objective.residual(eps, noise, t)
+    return jnp.mean((eps[trained] - noise) ** 2), score_of(objective, denoiser, eps, z, noised, noise, t)
 
 
 def draw(

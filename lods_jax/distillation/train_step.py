@@ -258,7 +258,7 @@ def make_train_step(
         (g_rgb,) = through_encoder(g_zs)
         pullback = lambda g_rgb: into_scene((g_rgb, jnp.full(b, 1 / batch)))  # noqa: E731
         t, _ = draw(k.score, zs[0], at, prior.views)  # of the score
-        to_step = batch * score_to_step(prior.noise_schedule, t)
+        to_step = batch * (jnp.ones(b) if objective.x0_residual else score_to_step(prior.noise_schedule, t))
         decoded = partial(through_decoder, score_path, asked, zs, g_zs, to_step, rgb, vae_slicing)
         g_theta, means2d_grad = pull_into_scene(score_path, state.step, pullback, g_rgb, decoded, scene.colors)
         squares = {name: jnp.mean(x**2, tuple(range(1, x.ndim))) for name, x in scores.items()}
