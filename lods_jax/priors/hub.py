@@ -50,8 +50,18 @@ def unet_hash(folder: Path) -> str | None:
         Hexadecimal digits; None without weights.
     """
     files = sorted((folder / "unet").glob("*.safetensors"))
-    if not files:
-        return None
+    return file_hash(*files) if files else None
+
+
+def file_hash(*files: Path) -> str:
+    """SHA-256 of the bytes of files, one after the other, as hexadecimal digits.
+
+    Args:
+        *files: their paths.
+
+    Returns:
+        64 digits.
+    """
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -72,5 +82,15 @@ def family(folder: Path) -> str:
     config = read_config(folder / "unet" / "config.json")
     if config.get("_class_name") == MULTI_VIEW:
         return f"MVDream, {MULTI_VIEWS} views together, text width {config.get('context_dim')}"
-    width = config.get("cross_attention_dim")
-    return {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(width, f"Stable Diffusion layout, text width {width}")
+    return family_of(config.get("cross_attention_dim"))
+
+
+def family_of(width: int | None) -> str:
+    """The family of a model by the width of its text.
+
+    Examples:
+        >>> family_of(768)
+        'Stable Diffusion 1.x'
+    """
+    names = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
+    return names.get(width, f"Stable Diffusion layout, text width {width}")

@@ -4,7 +4,6 @@ weights = {"unet", "vae", "text"}; latents are scaled, so that they have about u
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +11,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from lods_jax.core.math import clip_to_unit
 from lods_jax.core.noise_schedule import NoiseSchedule, v_to_eps, v_to_x0
 from lods_jax.core.types import Cond, Prior, Query
-from lods_jax.priors import flax_networks, lora, multi_view, tokenizer, torch_weights
-from lods_jax.priors.diffusers_folder import PARTS, POSED_PARTS, check_variant, read_config, read_vocabulary, views_of_folder
+from lods_jax.priors import flax_networks, lora, multi_view, torch_weights
+from lods_jax.priors.adapter_files import LowRank, read_lora
+from lods_jax.priors.diffusers_folder import PARTS, POSED_PARTS, check_variant, read_config, views_of_folder
+from lods_jax.priors.prompt_encoder import prompt_encoder
 from lods_jax.priors.scheduler_config import read_scheduler
+from lods_jax.priors.user_adapters import ScaledFile, check_adapter_file, merge
 
 
 def stable_diffusion(
@@ -35,6 +38,8 @@ def stable_diffusion(
     remat: bool = False,
     untrained: bool = False,
     views: int | None = None,
+    loras: Sequence[ScaledFile] = (),
+    embeddings: Sequence[str | Path] = (),
 ) -> Prior:
     """The prior of a Stable Diffusion folder. Networks are built here; weights are read by `init`.
 
@@ -52,6 +57,8 @@ def stable_diffusion(
         remat: whether the transformer blocks are computed again in the backward pass, which takes time and saves memory.
         untrained: whether weights are random instead of read, for sizes and costs; the folder may then lack them.
         views: number of views that are denoised together; None for as many as the U-Net was trained on, 4 for MVDream's.
+        loras: (file, scale) of adapters that are merged into U-Net and text encoder, see `adapter_files.read_lora`.
+        embeddings: files of textual inversions; their tokens are words of texts, see `user_adapters.read_token_embedding`.
 
     Returns:
         The prior. Its weights are {"unet", "vae", "text"}.
@@ -66,25 +73,17 @@ def stable_diffusion(
     """
     folder = Path(folder)
     text = network(folder, "text", flax_networks.text_encoder)
-    base = backbone(folder, {"text": text}, dtype, image_size, variant, attention, remat, untrained, views)
+    base = backbone(folder, {"text": text}, dtype, image_size, variant, attention, remat, untrained, views, loras)
     if base.unet.in_channels != base.vae.latent_channels:
         raise ValueError(f"{folder}: {describe_input(base.unet.in_channels, base.vae.latent_channels)}")
     if base.unet.cross_attention_dim != text.config.hidden_size:
         sizes = f"{base.unet.cross_attention_dim} and {text.config.hidden_size}"
         raise ValueError(f"{folder}: the U-Net's cross_attention_dim and the text encoder's hidden_size differ: {sizes}")
-    known = read_vocabulary(folder) if strict else None
-    clip = cache(partial(tokenizer.load_tokenizer, folder))
-    encode_text = jax.jit(partial(flax_networks.encode_text, text))
+    prompts = prompt_encoder(folder, text, strict, embeddings)
 
-    def embed(weights: dict, texts: Sequence[str]) -> Float[Array, "k n w"]:
-        for line in texts if known is not None else ():
-            if unknown := tokenizer.unknown_words(line, known.words):
-                raise ValueError(f"unknown word {unknown[0]!r} in {line!r}; it may use: {', '.join(sorted(known.words))}")
-        ids = tokenizer.tokenize(clip(), texts, text.config.max_position_embeddings, text.config.vocab_size)
-        return encode_text(weights["text"], jnp.asarray(ids))
-
-    def truncate(words: str, ending: str = "") -> str:
-        return tokenizer.truncate(clip(), words, ending, text.config.max_position_embeddings)
+    def init(key: Key[Array, ""]) -> dict:
+        weights = base.init(key)
+        return weights | {"text": prompts.extend(weights["text"])}
 
     def init_psi(weights: dict, key: Key[Array, ""], tokens: Float[Array, "n w"], queries: Iterable[Query]) -> dict[str, Any]:
         """What the fitted `queries` can learn: "embedding" starts as `tokens`, "lora" and "pose" change nothing at the start."""
@@ -98,8 +97,8 @@ def stable_diffusion(
             psi["pose"] = lora.init_pose(k_pose, 4 * base.unet.block_out_channels[0])
         return psi
 
-    own = {name: getattr(base, name) for name in ("noise_schedule", "predict_x0", "views")} | {"truncate": truncate}
-    return Prior(base.init, embed, init_psi, base.encode, base.decode, base.predict, **own)
+    own = {name: getattr(base, name) for name in ("noise_schedule", "predict_x0", "views")} | {"truncate": prompts.truncate}
+    return Prior(init, prompts.embed, init_psi, base.encode, base.decode, base.predict, **own)
 
 
 class Backbone(NamedTuple):
@@ -140,6 +139,7 @@ def backbone(
     remat: bool = False,
     untrained: bool = False,
     views: int | None = None,
+    loras: Sequence[ScaledFile] = (),
 ) -> Backbone:
     """The parts that `stable_diffusion` and `zero123` share.
 
@@ -153,6 +153,7 @@ def backbone(
         remat: as in `stable_diffusion`.
         untrained: as in `stable_diffusion`.
         views: as in `stable_diffusion`.
+        loras: as in `stable_diffusion`.
 
     Returns:
         Networks and functions.
@@ -170,6 +171,8 @@ def backbone(
     if views < 1 or (views > 1 and views_trained == 1):
         raise ValueError(f"views must be {'at least 1' if views < 1 else '1 for a prior of single images'}, got {views}")
     vae_dtype = jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype
+    for file, _ in loras:
+        check_adapter_file(file)
     if not untrained:
         check_variant(folder, ["unet", "vae", *encoders], variant)
     noise_schedule, prediction_type = read_scheduler(folder)
@@ -197,7 +200,10 @@ def backbone(
             return {part: cast(flax_networks.init(module, key), to) for part, (module, to) in networks.items()}
         # Every network is built before any file is read, which takes longer.
         shapes = {part: shapes_of(folder, part, module) for part, (module, _) in networks.items()}
-        return {part: load(folder, part, shapes[part], to, variant) for part, (_, to) in networks.items()}
+        adapted = {part: own for part, own in shapes.items() if part in ("unet", "text")}
+        found = [(read_lora(file, adapted), scale) for file, scale in loras]
+        merged = lambda part: [(adapter.get(part, {}), scale) for adapter, scale in found]  # noqa: E731
+        return {part: load(folder, part, shapes[part], to, variant, merged(part)) for part, (_, to) in networks.items()}
 
     def encode(weights: dict, rgb: Float[Array, "b h w 3"], key: Key[Array, ""]) -> Float[Array, "b m n c"]:
         image = 2 * resize(rgb, size) - 1
@@ -295,7 +301,14 @@ def shapes_of(folder: Path, part: str, module: nn.Module) -> Any:
         raise ValueError(f"{file} describes no network that can be built: {reason}") from error
 
 
-def load(folder: Path, part: str, shapes: Any, dtype: DTypeLike, variant: str | None = None) -> Any:
+def load(
+    folder: Path,
+    part: str,
+    shapes: Any,
+    dtype: DTypeLike,
+    variant: str | None = None,
+    adapters: Sequence[tuple[Mapping[str, LowRank], float]] = (),
+) -> Any:
     """Reads the parameters of one part.
 
     Args:
@@ -304,6 +317,7 @@ def load(folder: Path, part: str, shapes: Any, dtype: DTypeLike, variant: str | 
         shapes: from `shapes_of`.
         dtype: of the parameters.
         variant: of the weight files.
+        adapters: ({layer: its factors}, scale) pairs that are added to the weights, before these are rounded to dtype.
 
     Returns:
         A tree of arrays.
@@ -314,14 +328,17 @@ def load(folder: Path, part: str, shapes: Any, dtype: DTypeLike, variant: str | 
     state, where = torch_weights.read_state(folder, part, variant), folder / (PARTS | POSED_PARTS)[part][0]
     if part == "unet" and views_of_folder(folder) > 1:
         state = multi_view.diffusers_state(state, read_config(where / "config.json")["num_res_blocks"])
-    most = float(jnp.finfo(dtype).max)
-    if beyond := [name for name, array in state.items() if float(np.abs(array).max(initial=0)) > most]:
-        found = f"{float(np.abs(state[beyond[0]]).max()):.3g}"
-        raise ValueError(f"{where}: {beyond[0]} has values up to {found}, too large for {jnp.dtype(dtype).name}")
     try:
         params = torch_weights.to_flax(state, shapes)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+    for adapter, scale in adapters:
+        params = merge(params, adapter, scale)
+    most = float(jnp.finfo(dtype).max)
+    for path, array in flatten_dict(params).items():
+        if (found := float(np.abs(array).max(initial=0))) > most:
+            name, to = torch_weights.torch_name(path), jnp.dtype(dtype).name
+            raise ValueError(f"{where}: {name} has values up to {found:.3g}, too large for {to}")
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
 
 

@@ -154,6 +154,22 @@ def load_tokenizer(folder: Path, part: str = "tokenizer") -> Any:
     return clip
 
 
+def with_tokens(tokenizer: Any, words: Sequence[str]) -> Any:
+    """A tokenizer after words were added to it that are one token each, as they are written.
+
+    Args:
+        tokenizer: from `load_tokenizer`; it is changed.
+        words: new ones.
+
+    Returns:
+        The tokenizer.
+    """
+    from transformers import AddedToken
+
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    return tokenizer
+
+
 def check_ids(file: Path) -> None:
     """Checks that vocab.json is an object of tokens and their ids.
 
@@ -198,7 +214,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], length: int, rows: int = 2**3
     return ids.astype(np.int32)
 
 
-def truncate(tokenizer: Any, text: str, ending: str, length: int) -> str:
+def truncate(tokenizer: Any, text: str, ending: str, length: int, expand: Callable[[str], str] = str) -> str:
     """The longest beginning of a text, in whole words, that fits into `length` tokens together with an ending.
 
     A text whose first word is too long, as one without spaces, is cut between letters.
@@ -208,11 +224,12 @@ def truncate(tokenizer: Any, text: str, ending: str, length: int) -> str:
         text: to be cut.
         ending: follows the text; it is counted and not returned.
         length: in tokens, start and end token included.
+        expand: text -> text, writes words out that stand for several tokens.
 
     Returns:
         The beginning, without trailing spaces and commas.
     """
-    too_long = lambda end: len(tokenizer.tokenize(text[:end] + ending)) > length - 2  # noqa: E731 (start and end token)
+    too_long = lambda end: len(tokenizer.tokenize(expand(text[:end] + ending))) > length - 2  # noqa: E731 (start and end token)
     if not too_long(len(text)):
         return text
     ends = [0, *(match.end() for match in re.finditer(r"\S+", text))]

@@ -1,0 +1,164 @@
+"""Adapters that people bring along: LoRA files that are merged into the frozen weights, and textual inversions for the prompts.
+
+A merged LoRA costs nothing in a step, and a learned one acts beside it. It is added in float32, before the weights are rounded to
+the dtype that they compute in: bfloat16 would lose small updates one by one.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Float
+
+from lods_jax.priors.adapter_files import LowRank
+from lods_jax.priors.diffusers_folder import PICKLES
+from lods_jax.priors.hub import family_of, file_hash
+from lods_jax.priors.lora import site_name
+from lods_jax.priors.torch_weights import channels_last, read_arrays, torch_shape
+
+ScaledFile = tuple[str | Path, float]  # a LoRA and its scale
+FILE_AS_TOKEN = ("emb_params", "*")  # keys of the web UI of A1111, where the name of the file is the token
+
+
+class TokenEmbedding(NamedTuple):
+    """A textual inversion (Gal et al. 2023): a word of prompts whose token embeddings were learned.
+
+    Attributes:
+        token: how prompts write it, in any case.
+        vectors: inputs of the text encoder, one for each token that it stands for [n w].
+        file: that it is from.
+    """
+
+    token: str
+    vectors: Float[np.ndarray, "n w"]
+    file: Path
+
+
+def check_adapter_file(file: str | Path) -> Path:
+    """Checks that a file may be an adapter, before anything large is read.
+
+    Args:
+        file: its path.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is pickled.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}: --prior.lora and --prior.embedding take safetensors files")
+    if file.suffix in PICKLES:
+        raise ValueError(f"{file} is pickled, and to load it can run code: save its arrays as safetensors, under the same keys")
+    return file
+
+
+def merge(params: Any, adapter: Mapping[str, LowRank], scale: float) -> Any:
+    """The parameters of a part with an adapter added to its kernels.
+
+    Args:
+        params: tree of float32 NumPy arrays.
+        adapter: {PyTorch's name of a layer: its factors}, of `adapter_files.read_lora`.
+        scale: that all of it is multiplied by.
+
+    Returns:
+        A new tree.
+    """
+    flat = flatten_dict(params)
+    paths = {site_name(path): path for path in flat if path[-1] == "kernel"}
+    for name, factors in adapter.items():
+        path = paths[name]
+        added = factors.up @ factors.down.reshape(len(factors.down), -1)
+        added = added.reshape(torch_shape(path, flat[path].shape)) * np.float32(scale * factors.scale)
+        flat[path] = flat[path] + channels_last(path, added)
+    return unflatten_dict(flat)
+
+
+def read_token_embeddings(files: Sequence[str | Path], width: int) -> list[TokenEmbedding]:
+    """Reads textual inversions, as diffusers or the web UI of A1111 save them.
+
+    Args:
+        files: safetensors files.
+        width: of the token embeddings of the text encoder.
+
+    Returns:
+        One for each file.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file holds anything else or is for another text encoder, or two stand for the same token.
+    """
+    found: list[TokenEmbedding] = []
+    for file in map(check_adapter_file, files):
+        one = read_token_embedding(file)
+        if one.vectors.shape[1] != width:
+            base, own = family_of(one.vectors.shape[1]), family_of(width)
+            raise ValueError(
+                f"{file} was trained on {base}, and this prior is {own}: use a textual inversion of the same base model"
+            )
+        if twin := next((other for other in found if other.token.lower() == one.token.lower()), None):
+            raise ValueError(
+                f"{twin.file} and {file} both stand for {one.token!r} in prompts: leave one of them out, or rename it"
+            )
+        found.append(one)
+    return found
+
+
+def read_token_embedding(file: Path) -> TokenEmbedding:
+    """Reads one textual inversion.
+
+    Args:
+        file: safetensors file.
+
+    Returns:
+        Its token is the key of diffusers, and the name of a file of A1111.
+
+    Raises:
+        ValueError: it holds anything else.
+    """
+    state = read_arrays(file)
+    if {"clip_l", "clip_g"} & state.keys():
+        raise ValueError(f"{file} is a textual inversion for two text encoders, as SDXL has: this prior has one")
+    key, vectors = next(iter(state.items()), ("", np.zeros(0)))
+    vectors = vectors[None] if vectors.ndim == 1 else vectors
+    if len(state) != 1 or vectors.ndim != 2 or not vectors.size:
+        raise ValueError(f"{file} must hold one array, the vectors of a textual inversion [n width], got {sorted(state)[:5]}")
+    token = (file.stem if key in FILE_AS_TOKEN else key).strip()
+    if not token or len(token) > 100:
+        raise ValueError(f"{file}: the key of its vectors must be their word in prompts, got {key!r:.100}")
+    return TokenEmbedding(token, vectors.astype(np.float32), file)
+
+
+def adapter_notes(loras: Sequence[ScaledFile], embeddings: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
+    """Yields what the record of a run says of each file.
+
+    Args:
+        loras: merged into the weights.
+        embeddings: read for the prompts.
+
+    Yields:
+        {"file", "sha256", and "scale" or "token" and "vectors"}.
+    """
+    for file, scale in loras:
+        yield {"file": str(file), "sha256": file_hash(Path(file)), "scale": scale}
+    for file in embeddings:
+        one = read_token_embedding(Path(file))
+        yield {"file": str(file), "sha256": file_hash(Path(file)), "token": one.token, "vectors": len(one.vectors)}
+
+
+def note_line(note: Mapping[str, Any]) -> str:
+    """One line on an adapter, from its entry of `adapter_notes`.
+
+    Examples:
+        >>> note_line({"file": "toy.safetensors", "sha256": "0123456789abcdef0", "scale": 0.8})
+        'toy.safetensors: a LoRA at scale 0.8, SHA-256 0123456789abcdef'
+    """
+    if "token" in note:
+        what = f"{note['token']} in prompts, {note['vectors']} vector{'s' if note['vectors'] > 1 else ''}"
+    else:
+        what = f"a LoRA at scale {note['scale']:g}"
+    return f"{note['file']}: {what}, SHA-256 {note['sha256'][:16]}"
