@@ -162,7 +162,7 @@ def check_flags(argv: list[str]) -> None:
     known += [f"--prior.{item.name}" for item in fields(PriorConfig) if "--prior" in known]
     if command in (TextTo3D, ImageTo3D):
         known += [f"--{name}" for name in configs.keys(Config) if name != "prompt"]
-        known += ["--prior", "--objective", "--guidance-scale", "--score-path"]
+        known += ["--prior", "--objective", "--guidance-scale", "--init-psi", "--score-path"]
     if command is ImageTo3D:
         known += ["--prompt", "--azimuth", "--elevation", "--fov", "--radius", "--pose-prior"]
     flags = [name.replace("_", "-") for name in known]

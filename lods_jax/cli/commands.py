@@ -51,7 +51,7 @@ def text_to_3d(args: flags.TextTo3D) -> int:
     entry = registered(config.prior.name)
     folder = entry.vocabulary if entry else prior_folder(config.prior.name, config.prior.download)
     if not prompts:
-        check_prompt(config.prompt, folder, args.anyway)
+        check_prompt(config.prompt, folder, args.anyway, embeddings=config.prior.embedding)
     out = args.out or Path("outputs/text-to-3d", Path(args.prompts).stem if prompts else batch.slug(config.prompt))
     check_place(out, folder=True)
     if args.distributed and prompts:
@@ -61,7 +61,8 @@ def text_to_3d(args: flags.TextTo3D) -> int:
 
     if prompts:
         jobs = batch.folders(prompts, out)
-        check = lambda prompt: check_prompt(prompt, folder, args.anyway, f"{prompts[prompt]}: ")  # noqa: E731
+        known = config.prior.embedding
+        check = lambda prompt: check_prompt(prompt, folder, args.anyway, f"{prompts[prompt]}: ", known)  # noqa: E731
         return batch.run_all(config, batch.share(jobs, args.shard) if args.shard else jobs, check)
     return run.start(config, args.out or out / datetime.now().strftime("%Y%m%d-%H%M%S"))
 
@@ -90,7 +91,7 @@ def image_to_3d(args: flags.ImageTo3D) -> int:
         raise UserError(f"image-to-3d needs a prior that encodes images, got {config.prior.name}: pass tabletop or a folder")
     folder = prior_folder(config.prior.name, config.prior.download)
     if config.prompt:
-        check_prompt(config.prompt, folder, args.anyway)
+        check_prompt(config.prompt, folder, args.anyway, embeddings=config.prior.embedding)
     start_run(config, args.distributed)
     from lods_jax.runs import run
     from lods_jax.training import build, cost, image_to_3d
@@ -254,7 +255,7 @@ def bench(args: flags.Bench) -> int:
         entry = registered(prior.name)
         folder = entry.vocabulary if entry else prior_folder(prior.name, prior.download)
         for prompt in dict.fromkeys([*suite.tuning.prompts, *(job.config.prompt for job in jobs)]):
-            check_prompt(prompt, folder, args.anyway, f"{args.suite}: ")
+            check_prompt(prompt, folder, args.anyway, f"{args.suite}: ", prior.embedding)
     from lods_jax.training.distributed import start_jax
 
     start_jax(math.gcd(*(job.config.batch for job in jobs)))
@@ -301,7 +302,14 @@ def render(args: flags.Render) -> None:
 
 
 def info(args: flags.Info) -> None:
-    """`lods info` with the flags `args`: prints versions, devices, ffmpeg and priors."""
+    """`lods info` with the flags `args`: prints versions, devices, ffmpeg and priors, or what a run was made with."""
+    if args.run is not None:
+        from lods_jax.runs.provenance import made_with
+        from lods_jax.runs.run_directory import read_run
+
+        for name, value in made_with(read_run(args.run)):
+            tell(f"{name:<17}{value}")
+        return
     import jax
 
     from lods_jax.core.videos import ffmpeg_path

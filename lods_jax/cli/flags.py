@@ -166,8 +166,10 @@ class Render:
 
 @dataclass(frozen=True)
 class Info:
-    """Tells devices, ffmpeg, priors and versions."""
+    """Tells devices, ffmpeg, priors and versions; of a run, what it was made with."""
 
+    run: tyro.conf.Positional[Path | None] = None
+    """Folder of a run."""
     prior: str = ""
     """Tell of this folder too, or of the repository of this id in the local Hugging Face cache."""
 

@@ -1,11 +1,10 @@
 """The commands that make images: `lods text-to-image` and `lods edit-image`. They load jax once their arguments are checked."""
 
 from pathlib import Path
-from typing import Any
 
 from lods_jax.cli import flags
 from lods_jax.cli.checks import check_prompt, prior_folder
-from lods_jax.config import PriorConfig
+from lods_jax.config import PriorConfig, check_prior
 from lods_jax.core.errors import UserError, tell
 from lods_jax.core.files import check_place, check_suffix
 
@@ -20,7 +19,7 @@ def text_to_image(args: flags.TextToImage) -> None:
         UserError: an argument is out of range.
     """
     folder = images_folder(args.prior, args.out, args.seed + args.n - 1)
-    check_prompt(args.prompt, folder, args.anyway)
+    check_prompt(args.prompt, folder, args.anyway, embeddings=args.prior.embedding)
     steps = args.steps if args.steps is not None else 500 if args.objective else 30
     s = 4.0 if args.guidance_scale is None else args.guidance_scale
     if not args.objective and (steps > 1000 or s > 1e6):
@@ -32,8 +31,9 @@ def text_to_image(args: flags.TextToImage) -> None:
     from lods_jax.priors import sampling
     from lods_jax.runs import generate
     from lods_jax.training import distill_2d
+    from lods_jax.training.prior_settings import prior_options
 
-    options = {"strict": not args.anyway, "batch": args.batch} | network(args.prior)
+    options = {"strict": not args.anyway, "batch": args.batch} | prior_options(args.prior)
     if args.objective:
         recipe = distill_2d.DistillConfig(steps, args.lr, args.decay, args.b2, args.psi_lr)
         adapter = {} if args.adapter_text is None else {"adapter_text": "adapter"}
@@ -59,7 +59,7 @@ def edit_image(args: flags.EditImage) -> None:
     """
     folder = images_folder(args.prior, args.out, args.seed)
     for prompt in (args.source, args.target):
-        check_prompt(prompt, folder, args.anyway)
+        check_prompt(prompt, folder, args.anyway, embeddings=args.prior.embedding)
     if not args.image.is_file():
         raise UserError(f"there is no image {args.image}")
     from lods_jax.training.distributed import start_jax
@@ -70,11 +70,12 @@ def edit_image(args: flags.EditImage) -> None:
     from lods_jax.priors.captioned_images import read_image
     from lods_jax.runs import generate
     from lods_jax.training import distill_2d
+    from lods_jax.training.prior_settings import prior_options
 
     image = read_image(args.image, sampling.image_size(folder))
     recipe = distill_2d.DistillConfig(args.steps, args.lr, psi_lr=args.psi_lr, fit_first=args.fit_first)
     objective, texts = make_objective(args.objective, args.guidance_scale), (args.source, args.target)
-    options = {"strict": not args.anyway, "batch": args.batch} | network(args.prior)
+    options = {"strict": not args.anyway, "batch": args.batch} | prior_options(args.prior)
     frames = generate.edited(folder, objective, image, *texts, args.n, recipe, args.seed, args.negative_prompt, **options)
     generate.write_film(args.out, frames, image)
     tell(f"{args.out}: {args.image}, then {args.n} edits to {args.target!r} under {args.objective}, seed {args.seed}")
@@ -92,24 +93,13 @@ def images_folder(prior: PriorConfig, out: Path, last_seed: int) -> Path:
         The folder.
 
     Raises:
-        UserError: the seed is too large, or the suffix of the file is unknown.
+        UserError: the seed is too large, the suffix of the file is unknown, or scales do not fit the LoRA files.
     """
     from lods_jax.core.images import WRITTEN_FORMATS
 
+    check_prior(prior)
     if last_seed >= 2**32:
         raise UserError(f"the last of the seeds must lie below 2^32, got {last_seed}: pass a smaller --seed")
     check_suffix(out, tuple(WRITTEN_FORMATS))
     check_place(out)
     return prior_folder(prior.name, prior.download)
-
-
-def network(prior: PriorConfig) -> dict[str, Any]:
-    """The options of `stable_diffusion` that flags set.
-
-    Args:
-        prior: its flags.
-
-    Returns:
-        {option: value}.
-    """
-    return {name: getattr(prior, name) for name in ("dtype", "variant", "attention", "remat", "rank")}

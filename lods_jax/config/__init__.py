@@ -15,6 +15,7 @@ from lods_jax.config.loading import (
     load,
     parse_yaml,
 )
+from lods_jax.config.milestones import Schedule, ever_on, has_milestones, milestone_step
 from lods_jax.config.schema import (
     CameraConfig,
     CheckpointConfig,
@@ -30,16 +31,12 @@ from lods_jax.config.schema import (
     PriorConfig,
     RefineConfig,
     RegularizersConfig,
-    Schedule,
     ScorePathConfig,
     TimestepConfig,
     Zero123Config,
     bounded,
-    ever_on,
-    has_milestones,
-    milestone_step,
 )
-from lods_jax.config.validation import check, check_ranges
+from lods_jax.config.validation import check, check_prior, check_ranges
 
 __all__ = [
     "RESUME_SAFE_KEYS",
@@ -63,6 +60,7 @@ __all__ = [
     "Zero123Config",
     "bounded",
     "check",
+    "check_prior",
     "check_ranges",
     "differences",
     "dump",

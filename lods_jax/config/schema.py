@@ -6,50 +6,11 @@ the two phases of a run: a before `milestone`, b from there on. This file loads 
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
-# A pair (before `milestone`, from there on), or milestones ((step, value), ...), each value from its step on. A step up to 1 is a
-# share of the run.
-Schedule = tuple[float, float] | tuple[tuple[float, float], ...]
-
-
-def has_milestones(schedule: Any) -> TypeGuard[tuple[tuple[float, float], ...]]:
-    """Whether a schedule is given by milestones, and not as a pair.
-
-    Examples:
-        >>> has_milestones(((0.0, 1.0), (0.5, 2.0))), has_milestones((1.0, 2.0))
-        (True, False)
-    """
-    return isinstance(schedule, tuple) and all(isinstance(x, tuple) for x in schedule)
-
-
-def ever_on(schedule: Schedule) -> bool:
-    """Whether a schedule of a weight is ever anything but 0.
-
-    Examples:
-        >>> ever_on((0.0, 0.0)), ever_on((0.0, 1.0))
-        (False, True)
-    """
-    return any(value for _, value in schedule) if has_milestones(schedule) else any(schedule)
-
-
-def milestone_step(at: float, steps: int) -> float:
-    """The step of a milestone.
-
-    Args:
-        at: a step, or up to 1 a share of the run.
-        steps: of the run.
-
-    Returns:
-        A step.
-
-    Examples:
-        >>> milestone_step(0.5, 400)
-        200.0
-    """
-    return at * steps if at <= 1 else at
+from lods_jax.config.milestones import Schedule
 
 
 def bounded(default: Any, low: float | int, high: float | int) -> Any:
@@ -92,6 +53,12 @@ class PriorConfig:
     """Encode one view after the other: less memory, more time."""
     rank: int = bounded(4, 1, 1024)
     """Of the LoRA that `vsd` and `lods-lora` learn."""
+    lora: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """LoRA files (diffusers, peft, kohya) that are merged into the weights; once for each file."""
+    lora_scale: Annotated[tuple[float, ...], UseAppendAction] = bounded((), -100, 100)
+    """The scale of each of these files; without it 1."""
+    embedding: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """Textual inversions (diffusers, A1111), whose tokens are then words of prompts; once for each file."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +77,8 @@ class ObjectiveConfig:
     """What `lods-lora` says to its adapter, "<new1>" in the release of LODS. None: the negative prompt."""
     schedule: tuple[int, int] | None = bounded(None, 1, 10**6)
     """Steps of the scene alone, then of the learned branch alone, in turn; both count as steps. None: both in every step."""
+    init_psi: Annotated[str, arg(aliases=["--init-psi"])] = ""
+    """Folder of a run whose learned branch (embedding, LoRA) this run starts from."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 from lods_jax.config.aliases import PRIORS
 from lods_jax.config.loading import leaves
-from lods_jax.config.schema import Config, Schedule, ever_on, has_milestones, milestone_step
+from lods_jax.config.milestones import Schedule, ever_on, has_milestones, milestone_step
+from lods_jax.config.schema import Config, PriorConfig
 from lods_jax.core.errors import UserError
 
 
@@ -27,8 +28,9 @@ def check(config: Config) -> Config:
         UserError: it names the key, what came and what is allowed.
     """
     check_ranges(config)
-    for name, _, value in leaves(config):
-        if has_milestones(value):
+    check_prior(config.prior)
+    for name, item, value in leaves(config):
+        if item.type == Schedule and has_milestones(value):
             check_milestones(name, value, config.steps)
     g = config.gaussians
     if g.init_count > g.capacity:
@@ -68,6 +70,20 @@ def check(config: Config) -> Config:
     if config.output.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("output.tensorboard needs tensorboardX: pip install 'lods_jax[log]'")
     return replace(config, prior=replace(config.prior, name=PRIORS.get(config.prior.name, config.prior.name)))
+
+
+def check_prior(prior: PriorConfig) -> None:
+    """Checks that there is a scale for each LoRA file, or for none.
+
+    Args:
+        prior: settings of the prior.
+
+    Raises:
+        UserError: there are more or fewer.
+    """
+    if prior.lora_scale and len(prior.lora_scale) != len(prior.lora):
+        files = f"{len(prior.lora)} file{'' if len(prior.lora) == 1 else 's'} of prior.lora"
+        raise UserError(f"prior.lora_scale must be one number for each of the {files}, got {len(prior.lora_scale)}")
 
 
 def check_ranges(settings: Any, called: Callable[[str], str] = str) -> None:

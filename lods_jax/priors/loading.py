@@ -19,17 +19,19 @@ def load_prior(name: str = "tabletop", *, download: bool = False, dtype: DTypeLi
             of a repository.
         download: whether to fetch what the cache lacks of a repository.
         dtype: arithmetic of U-Net and VAE; predictions are float32 in any case.
-        **options: of `stable_diffusion`: `rank`, `attention`, `remat`, `variant`, ...
+        **options: of `stable_diffusion`: `rank`, `attention`, `remat`, `variant`, `loras`, `embeddings`, ...
 
     Returns:
         The prior; `prior.init(key)` reads its weights.
 
     Raises:
         FileNotFoundError: there is no such folder, or a file of it is missing.
-        ValueError: the folder holds something else.
+        ValueError: the folder holds something else, or the prior has no networks for `loras` and `embeddings`.
 
     Examples:
         >>> prior = load_prior("tabletop", rank=8)
     """
     entry, options = registered(name), {"dtype": jnp.dtype(dtype)} | options
+    if entry is not None and entry.folder is None and (options.get("loras") or options.get("embeddings")):
+        raise ValueError(f"the prior {name} has no networks that --prior.lora or --prior.embedding could change: leave them out")
     return stable_diffusion(local(name, download), strict=False, **options) if entry is None else entry.make(**options)

@@ -96,7 +96,7 @@ def prompt_encoder(folder: Path, text: nn.Module, strict: bool = True, embedding
 
 
 def names_of(one: TokenEmbedding) -> list[str]:
-    """The names in the tokenizer of the tokens that a textual inversion stands for; no text of a user has them."""
+    """The names in the tokenizer of the tokens that one textual inversion stands for; no text of a user has them."""
     return [f"<|{one.token}|{i}|>" for i in range(len(one.vectors))]
 
 
@@ -139,10 +139,23 @@ def without_tokens(added: Sequence[TokenEmbedding], text: str) -> str:
 
 
 def at(tree: Any, path: Sequence[str]) -> Any:
-    """The subtree of nested dicts at a path."""
+    """The subtree of a tree of dicts at a path."""
     return at(tree[path[0]], path[1:]) if path else tree
 
 
 def replaced(tree: Any, path: Sequence[str], value: Any) -> Any:
-    """Nested dicts with another value at a path."""
+    """A tree of dicts with another value at a path.
+
+    Args:
+        tree: nested dicts.
+        path: keys from the root.
+        value: the new one.
+
+    Returns:
+        A new tree; what lies beside the path is shared.
+
+    Examples:
+        >>> replaced({"a": {"b": 1, "c": 2}}, ["a", "b"], 3)
+        {'a': {'b': 3, 'c': 2}}
+    """
     return {**tree, path[0]: replaced(tree[path[0]], path[1:], value)} if path else value

@@ -83,7 +83,7 @@ def stable_diffusion(
 
     def init(key: Key[Array, ""]) -> dict:
         weights = base.init(key)
-        return weights | {"text": prompts.extend(weights["text"])}
+        return weights if untrained else weights | {"text": prompts.extend(weights["text"])}
 
     def init_psi(weights: dict, key: Key[Array, ""], tokens: Float[Array, "n w"], queries: Iterable[Query]) -> dict[str, Any]:
         """What the fitted `queries` can learn: "embedding" starts as `tokens`, "lora" and "pose" change nothing at the start."""

@@ -151,7 +151,7 @@ def adapter_notes(loras: Sequence[ScaledFile], embeddings: Sequence[str | Path])
 
 
 def note_line(note: Mapping[str, Any]) -> str:
-    """One line on an adapter, from its entry of `adapter_notes`.
+    """One line on an adapter, from its note of `adapter_notes`.
 
     Examples:
         >>> note_line({"file": "toy.safetensors", "sha256": "0123456789abcdef0", "scale": 0.8})

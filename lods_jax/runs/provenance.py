@@ -1,16 +1,20 @@
-"""The circumstances of a run: versions, devices, commit and the hash of the prior; also for `lods info`."""
+"""The circumstances of a run: versions, devices, commit, and the hashes of prior and adapters; also for `lods info`."""
 
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from lods_jax.priors.user_adapters import note_line
+from lods_jax.runs.run_directory import Run
 
 PACKAGES = ("lods_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffusers", "transformers", "numpy", "mediapy")
 
@@ -34,6 +38,31 @@ def describe() -> dict[str, Any]:
         # Scatter-adds on a GPU are unordered without this flag, and a repeated run differs in the last bits.
         "deterministic": jax.default_backend() != "gpu" or "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def made_with(run: Run) -> Iterator[tuple[str, Any]]:
+    """Yields what a run was made with, from its configuration and its run.json.
+
+    Args:
+        run: the run.
+
+    Yields:
+        (name, value) pairs.
+    """
+    yield "prompt", run.config.prompt
+    yield "prior", f"{run.config.prior.name}, SHA-256 of the U-Net {str(run.note.get('prior_sha256'))[:16]}"
+    adapters = run.note.get("adapters")
+    for note in adapters if isinstance(adapters, list) else ():
+        try:
+            yield "", note_line(note)
+        except (KeyError, TypeError, ValueError):
+            continue
+    yield "objective", run.config.objective.name
+    if run.config.objective.init_psi:
+        yield "init-psi", run.config.objective.init_psi
+    for name in ("began", "commit", "platform", "versions", "devices"):
+        if name in run.note:
+            yield name, run.note[name]
 
 
 def installed(package: str) -> str | None:

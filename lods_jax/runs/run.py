@@ -19,6 +19,7 @@ from lods_jax.config import Config, check, differences, dump, parse_yaml
 from lods_jax.core.errors import UserError, one_line, release_remarks
 from lods_jax.core.files import replacing
 from lods_jax.core.types import TrainState
+from lods_jax.priors.user_adapters import note_line
 from lods_jax.runs import provenance
 from lods_jax.runs.artifacts import scene_renderer, write_page_of, write_results
 from lods_jax.runs.export import mesh_of_run
@@ -30,6 +31,7 @@ from lods_jax.training.build import Components, build, predictions_per_view
 from lods_jax.training.compilation import Once, memory
 from lods_jax.training.distributed import agreed, all_or_none, is_first
 from lods_jax.training.loop import first_state, mode_of, state_shapes, train
+from lods_jax.training.run_inputs import changed_inputs, keep_psi
 from lods_jax.training.scene_setups import read_shapes
 
 
@@ -108,7 +110,7 @@ def last_state(config: Config, components: Components, folder: Path, changed: bo
         State, static shapes and log window.
 
     Raises:
-        UserError: the settings have changed, or the checkpoint does not hold its static shapes.
+        UserError: the settings or a file that they name have changed, or the checkpoint does not hold its static shapes.
     """
     if not checkpoint.steps(folder / "checkpoints"):
         log("resume", f"{folder} has no checkpoint: from the beginning")
@@ -116,13 +118,18 @@ def last_state(config: Config, components: Components, folder: Path, changed: bo
     like = state_shapes(components)
     state, meta = checkpoint.restore(folder / "checkpoints", like, tell=lambda line: log("resume", line))
     step = int(state.step)
-    before, shapes = (meta.get("config"), meta.get("static")) if isinstance(meta, dict) else (None, None)
+    meta = meta if isinstance(meta, dict) else {}
+    before, shapes = meta.get("config"), meta.get("static")
     # Which checkpoints did not always hold.
     differ = differences(parse_yaml(before, "the checkpoint"), config) if isinstance(before, str) else []
     if differ and not changed:
         raise UserError(
             f"the settings of {folder} have changed since its checkpoint: {'; '.join(differ)}. Put them back in config.yaml, "
             "or pass --changed to go on with them"
+        )
+    if (files := changed_inputs(meta.get("inputs"), components.inputs)) and not changed:
+        raise UserError(
+            f"{files[0]} is not what it was at the checkpoint of {folder}: put it back, or pass --changed to go on with it"
         )
     log("resume", f"{folder} from step {step}" + (f", changed: {'; '.join(differ)}" if differ else ""))
     try:
@@ -155,10 +162,16 @@ def execute(config: Config, components: Components, folder: Path, begin: Start, 
     note |= {"predictions_per_view": predictions_per_view(config, components.objective)}
     if components.image_inputs:
         note |= {"pose_sha256": components.image_inputs.zero123_sha256}
+    if components.adapters:
+        note |= {"adapters": components.adapters}
     check_files(folder)
     release_remarks()
     write_json(folder / "run.json", note | {"state": "running"})
     log("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
+    for adapter in components.adapters:
+        log("prior", note_line(adapter))
+    if config.objective.init_psi and begin.shapes is None:
+        keep_psi(folder, components.psi)
     render_fn, diagnose = scene_renderer(components.setup, config.output.size, once), diagnosis(components, begin.shapes, once)
     with catch_signals() as stop:
         try:

@@ -4,6 +4,7 @@ config.yaml    repeats the run                    scene.ply, scene.splat   the s
 run.json       what it ran on, and how it ended   previews/, stills/       images
 metrics.jsonl  one line per log_every steps       video.mp4, index.html    at the end
 checkpoints/   all that training changes          mesh.glb                 of a NeRF, at the end
+init_psi.safetensors: the learned branch of another run, if this one started from it
 picture.png, picture-depth.tif, picture-normal.png and prompt_embeds.safetensors: of a run from an image, what it goes on with
 """
 

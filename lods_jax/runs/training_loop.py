@@ -106,7 +106,7 @@ def training_loop(
             if last or due(config.checkpoint.every, done):
                 with tolerate_io_errors(f"the checkpoint of step {done}", on_error):
                     measured = window.after(recent)._replace(seconds=begin.window.seconds + elapsed())
-                    save(config, folder, state, shapes, measured)
+                    save(config, components.inputs, folder, state, shapes, measured)
             bar.update()
             if last:
                 break
@@ -140,17 +140,18 @@ def is_previewed(config: Config, done: int) -> bool:
     return due(config.output.preview_every, done) or (config.output.preview_every > 0 and done == FIRST_PREVIEW)
 
 
-def save(config: Config, folder: Path, state: TrainState, shapes: StaticShapes, window: Window) -> None:
+def save(config: Config, inputs: dict[str, str], folder: Path, state: TrainState, shapes: StaticShapes, window: Window) -> None:
     """Saves a checkpoint: the state, and what a resumed run needs to decide and log alike.
 
     Args:
         config: of the run.
+        inputs: hashes of the files that the run depends on.
         folder: of the run.
         state: of the training.
         shapes: static shapes of the last step.
         window: measurements since the last line of the log.
     """
-    meta = {"static": shapes._asdict(), "config": dump(config), "log": window._asdict()}
+    meta = {"static": shapes._asdict(), "config": dump(config), "inputs": inputs, "log": window._asdict()}
     checkpoint.save(folder / "checkpoints", state, meta, config.checkpoint.keep)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from lods_jax.config import CameraConfig, Config, OptimizerConfig, PriorConfig, ever_on
+from lods_jax.config import CameraConfig, Config, OptimizerConfig, ever_on
 from lods_jax.core.cameras import Orbit, sample_orbit
 from lods_jax.core.errors import UserError, tell
 from lods_jax.core.random import run_key
@@ -30,11 +30,14 @@ from lods_jax.priors.loading import load_prior
 from lods_jax.priors.registry import views_of, world_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.tokenizer import left_out
+from lods_jax.priors.user_adapters import adapter_notes
 from lods_jax.training.checks import check_groups, check_queries
 from lods_jax.training.compilation import Once, memory
 from lods_jax.training.gaussian_setup import gaussian_setup
 from lods_jax.training.image_to_3d import ImageInputs, image_inputs
 from lods_jax.training.nerf_setup import nerf_setup
+from lods_jax.training.prior_settings import loras_of, prior_options
+from lods_jax.training.run_inputs import initial_psi, input_hashes
 from lods_jax.training.scene_setups import SceneSetup, StaticShapes, in_particles
 from lods_jax.training.schedules import Timeline, phase, window
 
@@ -91,6 +94,7 @@ class Components(NamedTuple):
         reference_view: static shapes -> the view of the reference image, or None.
         score_path: from latents to pixels.
         image_inputs: of a run from an image.
+        adapters: an entry for each file that the prior was changed with, see `user_adapters.adapter_notes`.
     """
 
     setup: SceneSetup
@@ -111,6 +115,12 @@ class Components(NamedTuple):
     reference_view: Callable[[StaticShapes], ReferenceView | None]
     score_path: ScorePath = ENCODER
     image_inputs: ImageInputs | None = None
+    adapters: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The SHA-256 of each file that the run depends on, by its name for the user."""
+        return input_hashes(self.prior_sha256, self.image_inputs and self.image_inputs.zero123_sha256, self.adapters)
 
 
 def build(config: Config, folder: Path | None = None, once: Once | None = None) -> Components:
@@ -137,12 +147,14 @@ def build(config: Config, folder: Path | None = None, once: Once | None = None) 
         tell(f"{'prompt':<10}{cut}")
     weights = once("weights", lambda: text_on_host(prior.init(jax.random.key(0))))
     texts = {name: prior.embed(weights, list(rows)) for name, rows in table.items()}
-    psi = first_psi(config, prior, objective, weights, texts["null"][0])
+    psi, sha256 = first_psi(config, prior, objective, weights, texts["null"][0]), once("sha256", lambda: unet_hash(local(name)))
+    if config.objective.init_psi:
+        psi = initial_psi(config.objective.init_psi, folder, psi, sha256)
     orbit, timeline = orbit_of(config.camera), timeline_of(config)
     found = image_inputs(config, orbit, timeline, folder, prior, weights) if config.image.file else None
-    sha256 = once("sha256", lambda: unet_hash(local(name)))
+    adapters = once("adapters", lambda: list(adapter_notes(loras_of(config.prior), config.prior.embedding)))
     components = assemble(config, prior, sha256, without_text(weights), objective, texts, psi)
-    return components._replace(image_inputs=found)
+    return components._replace(image_inputs=found, adapters=adapters)
 
 
 def build_abstract(config: Config) -> Components:
@@ -369,11 +381,6 @@ def plan_of(config: Config) -> Plan:
 
 
 # --- priors ---------------------------------------------------------------------------------------------------------------
-def prior_options(p: PriorConfig) -> dict[str, Any]:
-    """The options of `load_prior` that the settings p of a prior hold."""
-    return {name: getattr(p, name) for name in ("dtype", "rank", "attention", "remat", "variant")}
-
-
 def names_views(config: Config) -> bool:
     """Whether the prompts of a run name the view.
 

@@ -117,11 +117,11 @@ def alone() -> Any:
     return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"lods{me}")
 
 
-def flat(state: TrainState) -> dict[str, np.ndarray]:
+def flat(state: Any) -> dict[str, np.ndarray]:
     """The leaves of a state by name: "theta.means", "opt_theta.0.mu.means", ...
 
     Args:
-        state: of the training.
+        state: of the training, or a part of it.
 
     Returns:
         {name: NumPy array}.

@@ -27,7 +27,7 @@ class Span(NamedTuple):
     end: float
 
 
-PRIOR_KEYS = ("prior", "weights", "sha256")  # of `build`: what runs with one prior share, whatever else differs
+PRIOR_KEYS = ("prior", "weights", "sha256", "adapters")  # of `build`: what runs with one prior share, whatever else differs
 
 Once = Callable[[Hashable, Callable[[], Any]], Any]  # see `memory`
 

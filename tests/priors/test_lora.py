@@ -257,8 +257,8 @@ def test_older_names_are_read(weights, psi, tmp_path, rename):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda flat: flat | {"unet.conv_in.weight": np.zeros(3, np.float32)}, "no part of a U-Net"),
-        (lambda flat: {k.replace("mid_block", "middle"): x for k, x in flat.items()}, "no layer middle"),
+        (lambda flat: flat | {"unet.conv_in.weight": np.zeros(3, np.float32)}, "no part of an adapter"),
+        (lambda flat: {k.replace("mid_block", "middle"): x for k, x in flat.items()}, r"no layer unet\.middle"),
         (lambda flat: dict(list(flat.items())[1:]), "do not fit"),
         (lambda flat: {k: np.full_like(x, np.nan) for k, x in flat.items()}, "NaN or infinite"),
         (lambda flat: {k: x.astype(np.int8) for k, x in flat.items()}, "is of type I8"),
