@@ -118,7 +118,7 @@ def known_flags() -> set[str]:
     names = {f"--{name}" for name in configs.keys(configs.Config)} | {
         f"--{f.name}" for c in flags.COMMANDS.values() for f in fields(c)
     }
-    aliases = "--prior --objective --guidance-scale --pose-prior --azimuth --elevation --fov --radius --help"
+    aliases = "--prior --objective --guidance-scale --init-psi --pose-prior --azimuth --elevation --fov --radius --help"
     return {name.replace("_", "-") for name in names} | set(aliases.split())
 
 
