@@ -19,8 +19,8 @@ from lods_jax.core.errors import UserError, remark
 
 DEFAULT_PRESETS = {  # by task and --scene
     "gaussians": "gaussians-lods-lora",
-    "nerf": "nerf-lods-embedding",
-    "image-gaussians": "image-gaussians-lods-embedding",
+    "nerf": "nerf-lods-lora",
+    "image-gaussians": "image-gaussians-lods-lora",
     "image-nerf": "image-nerf-lods-embedding",
 }
 
