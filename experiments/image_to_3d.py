@@ -1,24 +1,28 @@
 """One picture in, an object out: how near to the true object, and what does each part of the method add?
 
     python experiments/image_to_3d.py             # 3 pictures with Gaussians, 1 with NeRF, about 40 minutes on 2 cores
+    python experiments/image_to_3d.py --presets   # 6 pictures, the default preset and the one before, 45 minutes
     python experiments/image_to_3d.py --full      # 24 pictures x 3 seeds with both: a day
     python experiments/image_to_3d.py --examples  # writes examples/*.png, and runs nothing
 
 The pictures show tabletop objects of the kinds with a front, in proportions and from cameras that are drawn at random; the
 caption is read by the classifier and its embedding fitted to the picture, as `lods image-to-3d` does without a prompt; the
 camera is given.
-Figures are of 16 other views, against renders of the very object: PSNR of 64 px on white, silhouette IoU, and the kind, colour
-and view that the classifier reads; `picture` is the PSNR in the picture's own view.
+Figures are of 16 other views, against renders of the very object: PSNR on white, silhouette IoU, and the kind, colour and view
+that the classifier reads; `picture` is the PSNR in the picture's own view. Pictures and figures have the size of the prior.
 
-Rows differ in the objective of the text branch (SDS, LODS), in whether the prior of poses is asked too, and in the kind of scene.
+Rows differ in the objective of the text branch (SDS, LODS), in whether the prior of poses is asked too, and in the kind of scene,
+all with the 64-pixel prior. --presets compares whole presets on the 128-pixel prior; pictures 24 and 27 were tuned on.
 Everything lies in --out: a folder for each run, rows.jsonl with a line for each finished run, table.md and grid.png. A second
 call goes on where the first was stopped.
 """
 
 import argparse
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -42,7 +46,6 @@ from lods_jax.training import image_to_3d
 from lods_jax.training.compilation import Once, memory
 from lods_jax.training.distributed import start_jax
 
-SIZE = 64
 FIGURES = {
     "picture": "PSNR in the picture's view, dB",
     "psnr": "PSNR in other views, dB",
@@ -82,13 +85,13 @@ def take(caption: Caption | str, proportions: float | np.ndarray, camera: Camera
     write_png(file, unmultiplied(flat))
 
 
-def figures(folder: Path, i: int) -> dict[str, float]:
+def figures(folder: Path, i: int, size: int) -> dict[str, float]:
     """How near the object of a run is to that of picture i."""
     ran, (caption, proportions, camera) = read_run(folder), thing(i)
-    scene, render_fn = restore_scene(ran), shared_renderer(ran, SIZE)
+    scene, render_fn = restore_scene(ran), shared_renderer(ran, size)
     eyes = others(camera)
     seen, own = (render_fn(scene["theta"], scene["aux"], x) for x in (eyes, camera))
-    truth = np.asarray(render_caption(caption, eyes, SIZE, variation=proportions))
+    truth = np.asarray(render_caption(caption, eyes, size, variation=proportions))
     read = classify(load_classifier(), np.asarray(seen.rgb, np.float32))
     ours, true = seen.opacity[..., 0] > 0.5, truth[..., 3] > 0.5
     kept = read_rgba(folder / image_to_3d.COPY)
@@ -129,6 +132,33 @@ ROWS = {
     "NeRF, SDS and pose": ("nerf", "SDS", True),
     "NeRF, LODS and pose": ("nerf", "LODS", True),
 }
+PRESETS = {"now": "image-gaussians-lods-lora", "before": "image-gaussians-lods-embedding"}
+
+
+class Plan(NamedTuple):
+    """What is run.
+
+    Attributes:
+        rows: {row of the table: configuration}.
+        pictures: of each row.
+        size: edge of pictures and of figures, pixels.
+    """
+
+    rows: dict[str, Config]
+    pictures: dict[str, range]
+    size: int
+
+
+def plan(full: bool, presets: bool) -> Plan:
+    """The runs that flags ask for."""
+    if presets:
+        rows = {name: configs.load(preset) for name, preset in PRESETS.items()}
+        quiet = {name: replace(c, output=replace(c.output, frames=8, preview_every=0, log_every=50)) for name, c in rows.items()}
+        return Plan(quiet, dict.fromkeys(PRESETS, range(6)), 128)
+    few = {name: range(1 if scene == "nerf" else 3) for name, (scene, *_) in ROWS.items()}
+    return Plan({name: settings(*row) for name, row in ROWS.items()}, dict.fromkeys(ROWS, range(24)) if full else few, 64)
+
+
 COMPILED: dict[str, Once] = defaultdict(memory)  # by configuration: texts and pictures are arguments of a step
 
 
@@ -138,14 +168,14 @@ def shared(config: Config) -> Once:
     return COMPILED[configs.dump(replace(config, prompt="", seed=0, image=p))]
 
 
-def run_one(config: Config, i: int, seed: int, folder: Path) -> dict[str, float]:
+def run_one(config: Config, i: int, seed: int, size: int, folder: Path) -> dict[str, float]:
     """One run, from where it is, and its figures."""
     if (folder / "config.yaml").exists():
         code = run.resume(own := configs.load(folder / "config.yaml"), folder, shared(own))
     else:
         caption, proportions, camera = thing(i)
         file = folder.parent / f"picture-{i}.png"
-        take(caption, proportions, camera, SIZE, file)
+        take(caption, proportions, camera, size, file)
         azimuth, elevation, fov_y = (float(np.rad2deg(x[0])) for x in (camera.azimuth, camera.elevation, camera.fov_y))
         p = replace(config.image, file=str(file), azimuth=azimuth, elevation=elevation, fov_y=fov_y, frame="as-is")
         p = replace(p, radius=float(camera.radius[0]))
@@ -153,12 +183,12 @@ def run_one(config: Config, i: int, seed: int, folder: Path) -> dict[str, float]
         code = run.start(config, folder, shared(config))
     if code:
         raise SystemExit(code)
-    return figures(folder, i)
+    return figures(folder, i, size)
 
 
 def table(rows: list[dict]) -> str:
     """Interquartile means with 95 % bootstrap intervals over pictures and seeds, as Markdown."""
-    names = [name for name in ROWS if any(row["row"] == name for row in rows)]
+    names = [name for name in (*ROWS, *PRESETS) if any(row["row"] == name for row in rows)]
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for figure, label in FIGURES.items():
         values = [np.array([row[figure] for row in rows if row["row"] == name]) for name in names]
@@ -167,23 +197,23 @@ def table(rows: list[dict]) -> str:
     return "\n".join([*lines, "| n | " + " | ".join(n) + " |"]) + "\n"
 
 
-def show(rows: list[dict], out: Path) -> None:
+def show(rows: list[dict], names: Iterable[str], size: int, out: Path) -> None:
     """The truth and then a line for each row of the table; for each picture the picture and the same four sides."""
-    blank = np.ones((5, SIZE, SIZE, 3), np.float32)
+    blank = np.ones((5, size, size, 3), np.float32)
     runs = {(row["row"], row["picture_number"]): read_run(Path(row["run"])) for row in rows if row["seed"] == 0}
-    lines = {name: [] for name in ("truth", *ROWS)}
+    lines = {name: [] for name in ("truth", *names)}
     for i in sorted({i for _, i in runs}):
         caption, proportions, camera = thing(i)
         four = jax.tree.map(lambda x: x[[0, 2, 4, 6]], others(camera))
-        truth = np.asarray(render_caption(caption, four, SIZE, variation=proportions))[..., :3]
+        truth = np.asarray(render_caption(caption, four, size, variation=proportions))[..., :3]
         lines["truth"].append(np.concatenate([blank[:1], truth]))
-        for name in ROWS:
+        for name in names:
             if (name, i) not in runs:
                 lines[name].append(blank)
                 continue
             ran = runs[name, i]
             scene, kept = restore_scene(ran), read_rgba(ran.path / image_to_3d.COPY)
-            seen = shared_renderer(ran, SIZE)(scene["theta"], scene["aux"], four)
+            seen = shared_renderer(ran, size)(scene["theta"], scene["aux"], four)
             lines[name].append(np.concatenate([over(kept, 1.0)[None], seen.rgb]))
     tiles = np.concatenate([np.concatenate(line) for line in lines.values()])
     write_png(out / "grid.png", grid(tiles, len(tiles) // len(lines)), scale=1)
@@ -192,6 +222,7 @@ def show(rows: list[dict], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--presets", action="store_true")
     parser.add_argument("--examples", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -201,25 +232,24 @@ def main() -> None:
             take(text, 0.3, image_to_3d.camera_of(p, TABLETOP), 256, Path("examples") / f"{name}.png")
         return
     start_jax(4)
-    out = args.out or Path("outputs/experiments/image_to_3d", "full" if args.full else "default")
+    made = plan(args.full, args.presets)
+    out = args.out or Path("outputs/experiments/image_to_3d", "presets" if args.presets else "full" if args.full else "default")
     done = {row["run"]: row for row in truncate_log(out / "rows.jsonl")}
     rows = []
     for seed in range(3 if args.full else 1):
-        for i in range(24 if args.full else 3):
-            for name, (scene, text, pose) in ROWS.items():
-                if scene == "nerf" and not args.full and i >= 1:
-                    continue
+        for i in range(24):
+            for name in (name for name, pictures in made.pictures.items() if i in pictures):
                 folder = out / name / f"{i}-{seed}"
                 if str(folder) not in done:
                     row = {"run": str(folder), "row": name, "picture_number": i, "seed": seed}
-                    row |= run_one(settings(scene, text, pose), i, seed, folder)
+                    row |= run_one(made.rows[name], i, seed, made.size, folder)
                     append(out / "rows.jsonl", row)
                     done[str(folder)] = row
                 rows.append(done[str(folder)])
     text = table(rows)
     with replacing(out / "table.md") as file:
         file.write_text(text)
-    show(rows, out)
+    show(rows, list(made.rows), made.size, out)
     print(text)
 
 
