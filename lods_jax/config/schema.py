@@ -75,6 +75,11 @@ class ObjectiveConfig:
     """Score and fit share timestep and noise: a third fewer predictions, and no longer what the papers do."""
     adapter_text: str | None = None
     """What `lods-lora` says to its adapter, "<new1>" in the release of LODS. None: the negative prompt."""
+    reward: Literal["none", "classifier"] = "none"
+    """Several noises a view, weighed by how well the tabletop classifier reads the prompt in what each leads to (RewardSDS)."""
+    noises: int = bounded(4, 2, 64)
+    noise_weights: Literal["softmax", "best", "best-worst"] = "softmax"
+    """best-worst: 0.9 of the noise with the highest reward minus 0.1 of that with the lowest."""
     schedule: tuple[int, int] | None = bounded(None, 1, 10**6)
     """Steps of the scene alone, then of the learned branch alone, in turn; both count as steps. None: both in every step."""
     init_psi: Annotated[str, arg(aliases=["--init-psi"])] = ""

@@ -41,6 +41,8 @@ def check(config: Config) -> Config:
         raise UserError(
             f"reduce ordered takes one view at a time, and {config.particles} particles need as many: pass --reduce sum"
         )
+    if config.objective.fit_shares_noise and config.objective.reward != "none":
+        raise UserError("objective.fit_shares_noise needs one noise a view, and a reward several: pass one of them alone")
     if config.debug_nans and config.objective.schedule:
         raise UserError("debug_nans stops at every NaN, and a schedule of turns logs one on purpose: pass one of them alone")
     for name in ("z_variance", "distortion", "orientation"):

@@ -96,17 +96,19 @@ class ReferenceImage(struct.PyTreeNode):
 
 
 class Reference(struct.PyTreeNode):
-    """Optional inputs of a train step: reference latents, reference image, inputs of auxiliary priors.
+    """Optional inputs of a train step: reference latents, reference image, inputs of auxiliary priors and of a reward.
 
     Attributes:
         latents: [b h w c] for the queries that name them (DDS).
         image: a `ReferenceImage`.
         auxiliary: (weights, prompt tables) of each auxiliary prior.
+        reward: parameters of the judge that weighs noises.
     """
 
     latents: Any = None
     image: Any = None
     auxiliary: tuple = ()
+    reward: Any = None
 
 
 class Scene(NamedTuple):

@@ -125,8 +125,38 @@ def score(
     Returns:
         w(t) residual [b h w c], float32.
     """
+    t, noise = draw(keys, latents["render"], window, denoiser.views)
+    return score_at(objective, denoiser, psi, latents, texts, t, noise, pose, predict_noise_fn)[0]
+
+
+def score_at(
+    objective: Objective,
+    denoiser: Denoiser,
+    psi: Any,
+    latents: Latents,
+    texts: Texts,
+    t: Int[Array, "b"],
+    noise: Float[Array, "b h w c"],
+    pose: Float[Array, "b 16"] | None = None,
+    predict_noise_fn: PredictNoise = predict_noise,
+) -> tuple[Float[Array, "b h w c"], dict[str, Array], Float[Array, "b h w c"]]:
+    """The score at given timesteps and noise, and what it is made of.
+
+    Args:
+        objective: as of `score`.
+        denoiser: as of `score`.
+        psi: as of `score`.
+        latents: as of `score`.
+        texts: as of `score`.
+        t: timesteps [b].
+        noise: [b h w c]; an inversion may leave it aside.
+        pose: as of `score`.
+        predict_noise_fn: as of `score`.
+
+    Returns:
+        w(t) residual, the predictions of the queries by name, and z_t of the renders.
+    """
     z = latents["render"]
-    t, noise = draw(keys, z, window, denoiser.views)
     noised = {name: add_noise(denoiser.noise_schedule, x, noise, t) for name, x in latents.items()}
     if objective.inversion:
 
@@ -135,7 +165,7 @@ def score(
 
         noised["render"], noise = objective.inversion(denoiser.noise_schedule, eps_of, z, t, noise)
     eps = predict_noise_fn(denoiser.predict, psi, objective.queries, noised, texts, t, pose)
-    return score_of(objective, denoiser, eps, z, noised, noise, t)
+    return score_of(objective, denoiser, eps, z, noised, noise, t), eps, noised["render"]
 
 
 def score_of(

@@ -18,6 +18,7 @@ from jaxtyping import Array, Int, Key
 from lods_jax.core.random import group_keys, split_named, view_keys
 from lods_jax.core.trees import not_finite, strongly_typed
 from lods_jax.core.types import Camera, Objective, Prior, Reference, Render, Scene, TrainState
+from lods_jax.distillation.rewards import Reward, rewarded_score
 from lods_jax.distillation.score_paths import ENCODER, ScorePath, pull_into_scene, score_to_step, through_decoder
 from lods_jax.distillation.scores import PredictNoise, bind, denoising_loss, draw, predict_noise, score, score_and_denoising_loss
 
@@ -162,6 +163,7 @@ def make_train_step(
     reference_view: ReferenceView | None = None,
     auxiliary_priors: Sequence[AuxiliaryPrior] = (),
     score_path: ScorePath = ENCODER,
+    reward: Reward | None = None,
 ) -> TrainStep:
     """Builds the train step: render, encode, take the score of the prior, pull it back; train the prior's learnable part.
 
@@ -191,6 +193,7 @@ def make_train_step(
         reference_view: the view of a reference image, whose costs are added in every step.
         auxiliary_priors: further priors, whose scores are added.
         score_path: how scores come from latents to pixels; by the encoder's transpose, as in the papers, unless it is given.
+        reward: weighs noises of a view (`rewards.rewarded_score`); its parameters are in `reference.reward`.
 
     Returns:
         The two halves of the step, for `parallel.compile_train_step`.
@@ -203,8 +206,8 @@ def make_train_step(
 
     if batch % prior.views:
         raise ValueError(f"batch must be a multiple of the {prior.views} views that this prior denoises together, got {batch}")
-    if fit_shares_noise and (objective.trained_query is None or objective.inversion):
-        raise ValueError("fit_shares_noise needs an objective that learns something and draws its noise at random")
+    if fit_shares_noise and (objective.trained_query is None or objective.inversion or reward):
+        raise ValueError("fit_shares_noise needs an objective that learns something and draws one noise at random")
     if schedule is not None:
         if fit_shares_noise or objective.trained_query is None:
             raise ValueError("a schedule of turns needs an objective that learns something, and no fit_shares_noise")
@@ -246,7 +249,8 @@ def make_train_step(
             both = jax.value_and_grad(score_and_denoising_loss, has_aux=True)
             (fit, own), g_psi = both(state.psi, stage, denoiser, latents, rows, at, k.score, pose, predict_noise_fn)
         else:
-            scored = partial(score, stage, denoiser, state.psi, latents, rows, at, k.score, pose, predict_noise_fn)
+            rated = partial(rewarded_score, reward, reference.reward, partial(prior.decode, weights)) if reward else score
+            scored = partial(rated, stage, denoiser, state.psi, latents, rows, at, k.score, pose, predict_noise_fn)
             fitted = partial(jax.value_and_grad(denoising_loss), state.psi, objective, denoiser, latents, rows, k.fit, pose)
             own, (fit, g_psi) = cond_or_zeros(scene_on, scored), cond_or_zeros(prior_on, fitted)
         scores = {"score_rms": own}

@@ -25,6 +25,7 @@ class World(NamedTuple):
         true_renders: (prompt, n, size) -> rgb [n size size 3] of the true object at n equal azimuths; None for a prompt of
             another world.
         train: trains or measures the prior (`lods train-prior`).
+        reward: (noises, weigh) -> a judge of pictures (`distillation.rewards`); None without one.
     """
 
     names_views: Callable[[str], bool]
@@ -34,6 +35,7 @@ class World(NamedTuple):
     measured_size: int
     true_renders: Callable[..., Any]
     train: Callable[..., None]
+    reward: Callable[..., Any] | None = None
 
 
 class RegisteredPrior(NamedTuple):

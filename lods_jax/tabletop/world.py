@@ -15,6 +15,7 @@ from lods_jax.tabletop.classifier import NONE, SIZE, classify, load_classifier
 from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
 from lods_jax.tabletop.measure import FIGURES, measure
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
+from lods_jax.tabletop.reward import classifier_reward
 
 
 def names_views(prompt: str) -> bool:
@@ -106,4 +107,4 @@ def train(
         report(measured, figures_folder(measured))
 
 
-WORLD = World(names_views, read_image, FIGURES, measure, SIZE, true_renders, train)
+WORLD = World(names_views, read_image, FIGURES, measure, SIZE, true_renders, train, classifier_reward)

@@ -16,11 +16,12 @@ from lods_jax.config import CameraConfig, Config, OptimizerConfig, ever_on
 from lods_jax.core.cameras import Orbit, sample_orbit
 from lods_jax.core.errors import UserError, tell
 from lods_jax.core.random import run_key
-from lods_jax.core.types import Objective, Prior
+from lods_jax.core.types import Objective, Prior, Reference
 from lods_jax.distillation import prompts
 from lods_jax.distillation.perp_neg import interpolate_view_prompts
 from lods_jax.distillation.registry import make_objective
 from lods_jax.distillation.regularizers import IMAGE_ERRORS, image_errors, weighted_regularizers
+from lods_jax.distillation.rewards import Reward
 from lods_jax.distillation.score_paths import ENCODER, ScorePath, blend, split
 from lods_jax.distillation.train_step import ReferenceView, select_view_prompts
 from lods_jax.priors.architectures import write_configs
@@ -37,6 +38,7 @@ from lods_jax.training.gaussian_setup import gaussian_setup
 from lods_jax.training.image_to_3d import ImageInputs, image_inputs
 from lods_jax.training.nerf_setup import nerf_setup
 from lods_jax.training.prior_settings import loras_of, prior_options
+from lods_jax.training.rewards import reward_of
 from lods_jax.training.run_inputs import initial_psi, input_hashes
 from lods_jax.training.scene_setups import SceneSetup, StaticShapes, in_particles
 from lods_jax.training.schedules import Timeline, phase, window
@@ -95,6 +97,7 @@ class Components(NamedTuple):
         score_path: from latents to pixels.
         image_inputs: of a run from an image.
         adapters: an entry for each file that the prior was changed with, see `user_adapters.adapter_notes`.
+        reward: weighs several noises of a view.
     """
 
     setup: SceneSetup
@@ -116,11 +119,18 @@ class Components(NamedTuple):
     score_path: ScorePath = ENCODER
     image_inputs: ImageInputs | None = None
     adapters: Sequence[Mapping[str, Any]] = ()
+    reward: Reward | None = None
 
     @property
     def inputs(self) -> dict[str, str]:
         """The SHA-256 of each file that the run depends on, by its name for the user."""
         return input_hashes(self.prior_sha256, self.image_inputs and self.image_inputs.zero123_sha256, self.adapters)
+
+    @property
+    def reference(self) -> Reference | None:
+        """The optional inputs of the train step."""
+        given = self.image_inputs and self.image_inputs.reference
+        return given if self.reward is None else (given or Reference()).replace(reward=self.reward.params)
 
 
 def build(config: Config, folder: Path | None = None, once: Once | None = None) -> Components:
@@ -153,8 +163,10 @@ def build(config: Config, folder: Path | None = None, once: Once | None = None) 
     orbit, timeline = orbit_of(config.camera), timeline_of(config)
     found = image_inputs(config, orbit, timeline, folder, prior, weights) if config.image.file else None
     adapters = once("adapters", lambda: list(adapter_notes(loras_of(config.prior), config.prior.embedding)))
+    reward = reward_of(config.objective, name)
+    texts |= {"reward": jnp.asarray(reward.embed(table["prompt"]))[:, None]} if reward else {}
     components = assemble(config, prior, sha256, without_text(weights), objective, texts, psi)
-    return components._replace(image_inputs=found, adapters=adapters)
+    return components._replace(image_inputs=found, adapters=adapters, reward=reward)
 
 
 def build_abstract(config: Config) -> Components:
@@ -245,7 +257,8 @@ def predictions_per_view(config: Config, objective: Objective) -> int:
         Their number.
     """
     apart = objective.trained_query is not None and not config.objective.fit_shares_noise
-    asked = len(objective.queries) + objective.inversion_predictions + apart
+    noises = 1 if config.objective.reward == "none" else config.objective.noises
+    asked = noises * (len(objective.queries) + objective.inversion_predictions) + apart
     return asked + 2 * (config.zero123.name != "none")
 
 

@@ -83,7 +83,7 @@ def estimate(config: Config, components: Components, devices: list | None = None
     mode = "jit" if here and len(devices) == 1 else "shard_map"
     step, views = over_devices(train_step(components, first_shapes(components)), mode, config.batch, devices)
     state = jax.eval_shape(lambda psi: first_state(components._replace(psi=psi)), components.psi)
-    reference = components.image_inputs and components.image_inputs.reference
+    reference = components.reference
     arguments = (state, components.weights, components.texts, reference, jax.eval_shape(lambda: jax.random.key(0)))
     mesh = Mesh(np.asarray(devices), (AXIS,))
 

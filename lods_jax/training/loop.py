@@ -95,6 +95,7 @@ def train_step(components: Components, shapes: StaticShapes) -> TrainStep:
         reference_view=components.reference_view(shapes),
         auxiliary_priors=components.image_inputs.auxiliary_priors if components.image_inputs else (),
         score_path=components.score_path,
+        reward=components.reward,
     )
 
 
@@ -160,10 +161,9 @@ def train(
     once = memory() if once is None else once
     refine = once("refine", lambda: jax.jit(partial(setup.refine, components.tx_theta)))
     shapes = shapes or first_shapes(components)
-    reference = components.image_inputs and components.image_inputs.reference
     for done in range(int(state.step) + 1, plan.steps + 1):
         step = once(("step", shapes), lambda: compile(components, shapes))  # noqa: B023 (called at once)
-        state, metrics = step(state, components.weights, components.texts, reference, key)
+        state, metrics = step(state, components.weights, components.texts, components.reference, key)
         if setup.should_refine(done):
             state = refine(jax.random.fold_in(step_key(key, done), 1), state)
         resolution = plan.later_resolution if done >= plan.switch else plan.resolution
