@@ -24,6 +24,6 @@ def reward_of(o: ObjectiveConfig, prior: str) -> Reward | None:
     world = world_of(prior)
     if world is None or world.reward is None:
         raise UserError(
-            f"objective.reward {o.reward} judges objects of the tabletop world, and the prior is {prior}: leave it at none"
+            f"objective.reward {o.reward} judges objects of the tabletop world, and the prior is {prior}: take it out"
         )
     return world.reward(o.noises, WEIGHTS[o.noise_weights])
