@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lods_jax.priors.diffusers_folder import PARTS
+from lods_jax.priors.diffusers_folder import MULTI_VIEW, PARTS
 from lods_jax.priors.torch_weights import SCHEDULER, as_json, place
 
 _VAE = {
@@ -25,13 +25,16 @@ _UNET = {
     "sample_size": 64,
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
 }
+_TEXT_2 = {
+    "hidden_act": "gelu", "hidden_size": 1024, "intermediate_size": 4096, "max_position_embeddings": 77,
+    "num_attention_heads": 16, "num_hidden_layers": 23, "projection_dim": 512, "vocab_size": 49408,
+}  # fmt: skip
 # {name: {part: config}}, as their repositories have them, less what does not touch the networks.
 CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
     "stable-diffusion-2-1-base": {
         "unet": _UNET | {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True},
         "vae": _VAE,
-        "text": {"hidden_act": "gelu", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23}
-        | {"max_position_embeddings": 77, "num_attention_heads": 16, "projection_dim": 512, "vocab_size": 49408},
+        "text": _TEXT_2,
     },
     "stable-diffusion-v1-5": {
         "unet": _UNET | {"attention_head_dim": 8, "cross_attention_dim": 768},
@@ -39,7 +42,16 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "text": {"hidden_act": "quick_gelu", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
         | {"max_position_embeddings": 77, "num_attention_heads": 12, "projection_dim": 768, "vocab_size": 49408},
     },
-}
+    "mvdream-sd2.1-diffusers": {
+        "unet": {
+            "_class_name": MULTI_VIEW, "attention_resolutions": [4, 2, 1], "camera_dim": 16, "channel_mult": [1, 2, 4, 4],
+            "context_dim": 1024, "image_size": 32, "in_channels": 4, "model_channels": 320, "num_head_channels": 64,
+            "num_res_blocks": 2, "out_channels": 4, "transformer_depth": 1,
+        },
+        "vae": _VAE,
+        "text": _TEXT_2,
+    },
+}  # fmt: skip
 
 
 def write_configs(folder: Path, name: str) -> Path:

@@ -10,7 +10,11 @@ from lods_jax.priors.diffusers_folder import read_config
 
 @pytest.mark.parametrize(
     ("name", "unet", "text"),
-    [("stable-diffusion-2-1-base", 865_910_724, 340_387_840), ("stable-diffusion-v1-5", 859_520_964, 123_060_480)],
+    [
+        ("stable-diffusion-2-1-base", 865_910_724, 340_387_840),
+        ("stable-diffusion-v1-5", 859_520_964, 123_060_480),
+        ("mvdream-sd2.1-diffusers", 867_572_164, 340_387_840),  # of its PyTorch source, with the same names and shapes
+    ],
 )
 def test_the_networks_have_as_many_parameters_as_the_published_ones(tmp_path, name, unet, text):
     folder = write_configs(tmp_path, name)
