@@ -187,13 +187,13 @@ def score_to_step(schedule: NoiseSchedule, t: Int[Array, "b"]) -> Float[Array, "
 
 
 def by_view(f: Callable[..., Array], slicing: bool) -> Callable[..., Array]:
-    """f of a batch, or of one view after the other."""
+    """f of a batch, or with `slicing` of one view after the other."""
     one = lambda view: f(*(x[None] for x in view))[0]  # noqa: E731
     return (lambda *batch: jax.lax.map(one, batch)) if slicing else f
 
 
 def resizing(rgb: Float[Array, "b h w 3"], shape: tuple[int, ...]) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """The resize of renders to the size of an autoencoder, and its transpose; both are the identity where the sizes agree."""
+    """The resize of renders `rgb` to the `shape` that an autoencoder sees, and its transpose; the identity where they agree."""
     if shape == rgb.shape:
         return (lambda x: x), (lambda x: x)
     resize = lambda x: jax.image.resize(x, shape, "bilinear", antialias=False)  # noqa: E731

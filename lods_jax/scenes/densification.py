@@ -130,7 +130,16 @@ def connected_pieces(means: Float[Array, "n 3"], mass: Float[Array, "n"]) -> Flo
 
 
 def in_large_pieces(means: Float[Array, "n 3"], mass: Float[Array, "n"], share: float) -> Bool[Array, "n"]:
-    """Which points lie in a connected piece with at least `share` of the largest piece's mass; all of them if `share` is 0."""
+    """Which points lie in a connected piece with at least a share of the largest piece's mass.
+
+    Args:
+        means: of the points [n 3], world units.
+        mass: of the points [n].
+        share: in [0, 1]; 0 keeps all points.
+
+    Returns:
+        True for those that do [n].
+    """
     if share == 0:
         return jnp.ones(len(mass), bool)
     piece = connected_pieces(means, mass)
