@@ -32,7 +32,20 @@ from tests.toy import TINY, final, metrics, same
 TIMELINE = Timeline(400, 0.5)
 DATA = Path(__file__).resolve().parents[1] / "data"
 SD, POSED = DATA / "lods_parity" / "sd", DATA / "zero123"
-FLAGS = ["--prior", str(SD), "--pose-prior", str(POSED), "--image.invert", "3", "--azimuth", "30", "--elevation", "20"]
+FLAGS = [
+    "--config",
+    "image-gaussians-lods-embedding",
+    "--prior",
+    str(SD),
+    "--pose-prior",
+    str(POSED),
+    "--image.invert",
+    "3",
+    "--azimuth",
+    "30",
+    "--elevation",
+    "20",
+]
 FLAGS += ["--checkpoint.every", "4", *TINY[TINY.index("--steps") :]]
 
 
