@@ -237,14 +237,14 @@ def test_regularizers_weigh_the_same_on_each_way():
         (["--score-path", "split"], [(0.0, 1.0), (0.0, 1.0)]),
         (["--score-path", "blend"], [(0.5, 0.5), (0.5, 0.5)]),
         (["--score-path", "blend", "--score-path.decoder-share", "0", "1"], [(0.0, 0.0), (1.0, 1.0)]),
-        (["--score-path", "split", "--score-path.through-decoder", "reconstruction"], [(0.0, 1.0), (0.0, 1.0)]),
+        (["--score-path", "split", "--score-path.through-decoder", "push-forward"], [(0.0, 1.0), (0.0, 1.0)]),
     ],
 )
 def test_a_configuration_names_the_way(flags, shares):
-    """Before and after the milestone of the run."""
+    """Before and after the milestone of the run; the default preset reconstructs."""
     config = parse([*TINY, *flags]).settings
     path = score_path_of(config)
     found = path.geometry and [(float(path.geometry(step)), float(path.colors(step))) for step in (0, config.steps - 1)]
     assert found == shares
-    assert path.reconstructs == ("reconstruction" in flags)
+    assert path.reconstructs == (path.geometry is not None and "push-forward" not in flags)
     assert path.pixel_clip == 2.0 * ("2" in flags)
