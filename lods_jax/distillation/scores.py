@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from lods_jax.core.noise_schedule import NoiseSchedule, T, add_noise, eps_to_x0, per_example, score_weight
@@ -80,13 +81,13 @@ def predict_noise(
             return texts[query.text]
         return jnp.broadcast_to(psi["embedding"], (b, *psi["embedding"].shape))
 
-    per_query = lambda values: jnp.repeat(jnp.asarray(values, jnp.float32), b)  # noqa: E731
+    per_query = lambda values: np.repeat(np.asarray(values, np.float32), b)  # noqa: E731 (known while tracing: `lora.side_path`)
     posed = any(q.pose for q in asked)
     cond = Cond(
         tokens=jnp.concatenate([tokens(q) for q in asked]),
         lora=per_query([q.lora for q in asked]) if any(q.lora for q in asked) else None,
         pose=jnp.tile(pose, (len(asked), 1)) if posed else None,  # type: ignore[arg-type]
-        pose_on=per_query([q.pose for q in asked]) if posed else None,
+        pose_on=jnp.asarray(per_query([q.pose for q in asked])) if posed else None,
         image=None if image is None else jnp.concatenate([image if q.image else jnp.zeros_like(image) for q in asked]),
         camera=None if pose is None else jnp.tile(pose, (len(asked), 1)),
     )

@@ -25,6 +25,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
+from lods_jax.priors.attention import attention_by, plain
 from lods_jax.priors.diffusers_folder import MULTI_VIEW
 from lods_jax.priors.multi_view import CAMERA, joined_views, unet_class
 from lods_jax.priors.network_configs import clip_settings, join_settings, unet_settings, vae_settings
@@ -41,7 +42,7 @@ def unet(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module
 
     Returns:
         The network, without parameters. Where the config says upcast_attention and dtype is not float32, `predict_noise` needs
-            `fused_attention`, whose scores are float32.
+            `attention_by`, with scores in float32.
 
     Raises:
         ValueError: a setting is malformed or not supported.
@@ -229,7 +230,7 @@ def encode_moments(
     Returns:
         Two arrays [b h w c]; the log variance is clipped to [-30, 20].
     """
-    moments = module.apply({"params": params}, rgb, method=lambda m, x: m.quant_conv(m.encoder(x)))
+    moments = _apply_vae(module, params, rgb, lambda m, x: m.quant_conv(m.encoder(x)))
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return mean, jnp.clip(logvar, -30.0, 20.0)
 
@@ -246,7 +247,15 @@ def decode_image(module: nn.Module, params: Any, z: Float[Array, "b h w c"]) -> 
         [b H W 3] in about [-1, 1], not clipped.
     """
     # FlaxAutoencoderKL.decode guesses the layout and takes every 4-wide NCHW latent for NHWC; its parts do not guess.
-    return module.apply({"params": params}, z, method=lambda m, x: m.decoder(m.post_quant_conv(x)))
+    return _apply_vae(module, params, z, lambda m, x: m.decoder(m.post_quant_conv(x)))
+
+
+def _apply_vae(module: nn.Module, params: Any, x: Float[Array, "b _ _ _"], method: Callable) -> Any:
+    """A method of the autoencoder; in half precision the softmax of its attention is float32."""
+    with ExitStack() as stack:
+        if jnp.dtype(module.dtype) != jnp.float32:
+            stack.enter_context(nn.intercept_methods(attention_by(plain)))
+        return module.apply({"params": params}, x, method=method)
 
 
 def encode_text(module: nn.Module, params: Any, ids: Int[Array, "k n"]) -> Float[Array, "k n d"]:
@@ -294,32 +303,6 @@ def _patch(next_fun, args, kwargs, context):
     if isinstance(module, nn.GroupNorm) and isinstance(module.parent, FlaxTransformer2DModel):
         return module.clone(parent=None, epsilon=1e-6).apply(module.variables, *args)
     return next_fun(*args, **kwargs)
-
-
-def fused_attention(implementation: str | None, upcast: bool = False) -> Callable:
-    """An interceptor that computes the U-Net's attention by `jax.nn.dot_product_attention`, whose scores are float32.
-
-    Args:
-        implementation: "cudnn" is the fused kernel of NVIDIA GPUs, for bfloat16 and float16; "xla" or None runs anywhere.
-        upcast: whether queries, keys and values are float32 too, as `upcast_attention` of a config asks.
-
-    Returns:
-        For `nn.intercept_methods`.
-    """
-
-    def intercept(next_fun, args, kwargs, context):
-        module = context.module
-        if type(module).__name__ != "FlaxAttention" or context.method_name != "__call__":
-            return next_fun(*args, **kwargs)
-        hidden, given = args[0], args[1] if len(args) > 1 else kwargs.get("context")
-        given = hidden if given is None else given
-        heads = lambda x: x.reshape(*x.shape[:2], module.heads, module.dim_head)  # noqa: E731
-        q, k, v = heads(module.query(hidden)), heads(module.key(given)), heads(module.value(given))
-        q, k, v = (x.astype(jnp.float32) if upcast else x for x in (q, k, v))
-        out = jax.nn.dot_product_attention(q, k, v, scale=module.scale, implementation=implementation)
-        return module.proj_attn(out.astype(hidden.dtype).reshape(*hidden.shape[:2], -1))
-
-    return intercept
 
 
 def remat() -> Callable:

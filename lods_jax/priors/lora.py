@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key
 
@@ -73,11 +74,14 @@ def init(key: Key[Array, ""], shapes: Any, rank: int = RANK, targets: Sequence[s
     }
 
 
-def side_path(lora: Lora, scale: Float[Array, "b"], hit: set[str]) -> Callable:
-    """An interceptor that adds scale (x down) up to the output of every layer of an adapter.
+def side_path(lora: Lora, scale: Float[Array | np.ndarray, "b"], hit: set[str]) -> Callable:
+    """An interceptor that adds scale (x down) up to the output of every layer of an adapter, in the dtype of the layer.
+
+    Where the scales are known while tracing, as a NumPy array, and the layer computes in half precision, examples at a scale of 0
+    before and behind the others take no part.
 
     Args:
-        lora: the adapter.
+        lora: the adapter, float32.
         scale: per example [b].
         hit: gets the names of the layers that were met.
 
@@ -92,12 +96,36 @@ def side_path(lora: Lora, scale: Float[Array, "b"], hit: set[str]) -> Callable:
             return out
         name, factors = table[context.module.path]
         hit.add(name)
-        x = args[0].astype(factors["down"].dtype)
-        added = jnp.matmul(jnp.matmul(x, factors["down"]), factors["up"])
-        by_row = scale[:: len(scale) // len(x)]  # views that attend to each other are one row, and have one scale
-        return out + (by_row.reshape(-1, *[1] * (x.ndim - 1)) * added).astype(out.dtype)
+        # In float32 all rows take part: a product of fewer may round otherwise, and old runs go on bit for bit.
+        low, high = (0, len(scale)) if out.dtype == jnp.float32 else adapted_rows(scale)
+        if low == high:
+            return out
+        # By example: where views attend to each other, a layer sees the tokens of a group in one row.
+        x = args[0].reshape(len(scale), -1, args[0].shape[-1])[low:high].astype(out.dtype)
+        down, up = (factors[part].astype(out.dtype) for part in ("down", "up"))
+        added = (scale[low:high].reshape(-1, 1, 1) * jnp.matmul(jnp.matmul(x, down), up)).astype(out.dtype)
+        return out + jnp.pad(added, ((low, len(scale) - high), (0, 0), (0, 0))).reshape(out.shape)
 
     return intercept
+
+
+def adapted_rows(scale: Float[Array | np.ndarray, "b"]) -> tuple[int, int]:
+    """The first example at a scale other than 0, and the one behind the last.
+
+    Args:
+        scale: per example [b].
+
+    Returns:
+        Two indices: of all examples where the scales are not known while tracing, and twice the same where all are 0.
+
+    Examples:
+        >>> adapted_rows(np.array([0.0, 0.5, 0.5], np.float32))
+        (1, 3)
+    """
+    if not isinstance(scale, np.ndarray):
+        return 0, len(scale)
+    adapted = np.flatnonzero(scale)
+    return (int(adapted[0]), int(adapted[-1]) + 1) if len(adapted) else (0, 0)
 
 
 def merge(params: Any, lora: Lora, scale: float = 1.0) -> Any:

@@ -4,6 +4,7 @@ weights = {"unet", "vae", "text"}; latents are scaled, so that they have about u
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from lods_jax.core.noise_schedule import NoiseSchedule, v_to_eps, v_to_x0
 from lods_jax.core.types import Cond, Prior, Query
 from lods_jax.priors import flax_networks, lora, multi_view, torch_weights
 from lods_jax.priors.adapter_files import LowRank, read_lora
+from lods_jax.priors.attention import attention_by, fused, plain
 from lods_jax.priors.diffusers_folder import PARTS, POSED_PARTS, check_variant, read_config, views_of_folder
 from lods_jax.priors.prompt_encoder import prompt_encoder
 from lods_jax.priors.scheduler_config import read_scheduler
@@ -182,10 +184,10 @@ def backbone(
         raise ValueError(f"{folder}: the U-Net's out_channels and the autoencoder's latent_channels differ: {channels}")
     pictured = unet.in_channels != vae.latent_channels
     factor = 2 ** (len(vae.block_out_channels) - 1)
-    # The plain attention of Flax has scores of its own dtype; those of a fused kernel are float32 in any case.
-    upcast = jnp.dtype(dtype) != jnp.float32 and read_config(folder / "unet" / "config.json").get("upcast_attention")
+    half = jnp.dtype(dtype) != jnp.float32
+    upcast = bool(read_config(folder / "unet" / "config.json").get("upcast_attention"))
     # The fused kernel of a GPU takes half precision alone.
-    kernel = "cudnn" if jax.default_backend() == "gpu" and jnp.dtype(dtype) != jnp.float32 else "xla"
+    kernel = fused("cudnn" if jax.default_backend() == "gpu" and half else "xla")
     size = unet.sample_size * factor if image_size is None else image_size
     if size < factor or size % factor:
         raise ValueError(f"image_size must be a multiple of {factor}, got {size}")
@@ -228,8 +230,9 @@ def backbone(
                 raise ValueError(f"Cond.{name} needs psi[{name!r}], which init_psi makes for a fitted query that uses it")
         hit: set[str] = set()
         paths = [flax_networks.remat()] if remat else []
-        paths += [flax_networks.fused_attention(kernel)] if attention == "fused" else []
-        paths += [flax_networks.fused_attention("xla", upcast=True)] if attention == "plain" and upcast else []
+        paths += [attention_by(kernel)] if attention == "fused" else []
+        # In float32 the formula of Flax is the same, and old runs go on bit for bit with it.
+        paths += [attention_by(partial(plain, upcast=upcast))] if attention == "plain" and half else []
         paths += [lora.side_path(psi["lora"], cond.lora, hit)] if cond.lora is not None else []
         paths += [lora.pose_path(psi["pose"], cond.pose, cond.pose_on)] if cond.pose is not None else []
         seen = jnp.concatenate([z_t, cond.image], -1) if pictured else z_t

@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +120,64 @@ def test_an_adapter_of_another_network_is_refused(prior, weights, psi, given):
     wrong = {"lora": psi["lora"] | {"no.such.layer": next(iter(psi["lora"].values()))}}
     with pytest.raises(ValueError, match=r"no\.such\.layer"):
         jax.eval_shape(prior.predict, weights, wrong, z, t, Cond(tokens, lora=jnp.ones(B)))
+
+
+def side(scale, dtype, groups=1):
+    """A linear layer with a side path, as a function of its input [b n 8], which it may see in groups; and its parameters."""
+    layer = nn.Dense(6, dtype=dtype, name="to_q")
+    k = jax.random.split(jax.random.key(0), 4)
+    x, factors = (
+        jax.random.normal(k[0], (3, 5, 8), dtype),
+        {"down": jax.random.normal(k[1], (8, 2)), "up": jax.random.normal(k[2], (2, 6))},
+    )
+    params = jax.tree.map(lambda x: x.astype(dtype), layer.init(k[3], x))
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(6, dtype=dtype, name="to_q")(x.reshape(-1, groups * x.shape[1], 8)).reshape(*x.shape[:2], 6)
+
+    def apply(x, scale):
+        with nn.intercept_methods(lora.side_path({"to_q": factors}, scale, set())):
+            return Net().apply({"params": {"to_q": params["params"]}}, x)
+
+    return apply(x, scale), apply, x, factors
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_side_path_computes_in_the_dtype_of_its_layer(dtype):
+    """Its parameters are float32, and so is their gradient; examples at scale 0 are the layer itself, bit for bit."""
+    scale = np.array([0.0, 0.5, 0.0], np.float32)
+    out, apply, x, factors = side(scale, dtype)
+    frozen, full = apply(x, np.zeros(3, np.float32)), apply(x, jnp.asarray(scale))
+    assert out.dtype == dtype
+    np.testing.assert_array_equal(out[::2], frozen[::2])
+    expected = frozen + 0.5 * (x.astype(jnp.float32) @ factors["down"] @ factors["up"])
+    tolerance = {jnp.float32: 1e-5, jnp.bfloat16: 0.15}[dtype]  # of values up to 20
+    np.testing.assert_allclose(out[1].astype(jnp.float32), expected[1], atol=tolerance)
+    np.testing.assert_allclose(out.astype(jnp.float32), full.astype(jnp.float32), atol=tolerance)
+
+
+def test_examples_at_scale_zero_do_not_pay_in_half_precision():
+    """Where scales are known while tracing, the products are of the adapted examples alone."""
+    _, apply, x, _ = side(jnp.ones(3), jnp.bfloat16)
+    rows = lambda scale, x, apply=apply: [  # noqa: E731
+        eqn.invars[0].aval.shape[0]
+        for eqn in jax.make_jaxpr(lambda x: apply(x, scale))(x).jaxpr.eqns
+        if eqn.primitive.name == "dot_general"
+    ]
+    known = np.array([0.0, 0.0, 0.5], np.float32)
+    assert rows(known, x) == [3, 1, 1]
+    assert rows(np.zeros(3, np.float32), x) == [3]
+    assert rows(jnp.asarray(known), x) == [3, 3, 3]
+    _, exact, x, _ = side(jnp.ones(3), jnp.float32)
+    assert rows(known, x, exact) == [3, 3, 3]
+
+
+def test_a_layer_may_see_several_examples_in_one_row():
+    """As the self-attention of several views does: the scale is still that of each example."""
+    scale = np.array([0.0, 0.5, 1.0], np.float32)
+    np.testing.assert_allclose(side(scale, jnp.float32, groups=3)[0], side(scale, jnp.float32)[0], atol=1e-5)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------------
