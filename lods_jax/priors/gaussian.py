@@ -51,7 +51,7 @@ def adapter_shift(psi: dict, cond: Cond) -> Float[Array, "b n w"]:
     """
     if "lora" not in psi or cond.lora is None:
         return jnp.zeros_like(cond.tokens)
-    return per_example(cond.lora, cond.tokens) * psi["lora"][None]
+    return per_example(jnp.asarray(cond.lora), cond.tokens) * psi["lora"][None]
 
 
 def gaussian(means: Mapping[str, float], sigma: float = 0.5, noise_schedule: NoiseSchedule = STABLE_DIFFUSION) -> Prior:
