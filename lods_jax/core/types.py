@@ -62,7 +62,7 @@ class Cond(struct.PyTreeNode):
 
     Attributes:
         tokens: text-encoder output [b n w].
-        lora: scale of the adapter [b]; 0 is the frozen network. A NumPy array where it is known while tracing. None for no adapter.
+        lora: scale of the adapter [b]; 0 is the frozen network. NumPy where it is known while tracing. None for no adapter.
         pose: camera-to-world matrices [b 16], row-major.
         pose_on: 1 where the pose is used, else 0 [b].
         image: image condition [b h w c].
