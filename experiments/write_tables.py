@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import lods_jax
-from experiments import editing_2d, generation_2d, image_to_3d, text_to_3d
+from experiments import editing_2d, generation_2d, image_to_3d, score_paths, text_to_3d
 from experiments.benchmarks import slices
 from lods_jax.core.paths import TABLETOP, TABLETOP_64
 from lods_jax.tabletop.damage import DAMAGES
@@ -123,6 +123,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "objectives-in-2d": objectives_in_2d,
     "lods-configurations": lambda: generation_2d.table(generation_2d.CONFIGURATIONS, rows("generation_2d")),
     "edits": lambda: editing_2d.table(rows("editing_2d")),
+    "score-paths": lambda: score_paths.table(rows("score_paths")),
     "image-to-3d": lambda: image_to_3d.table(rows("image_to_3d")),
     "public-api": public_api,
     "tpu": lambda: slices.table(rows("slices")),
