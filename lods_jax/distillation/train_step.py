@@ -21,6 +21,7 @@ from lods_jax.core.types import Camera, Objective, Prior, Reference, Render, Sce
 from lods_jax.distillation.rewards import Reward, rewarded_score
 from lods_jax.distillation.score_paths import ENCODER, ScorePath, pull_into_scene, score_to_step, through_decoder
 from lods_jax.distillation.scores import PredictNoise, bind, denoising_loss, draw, predict_noise, score, score_and_denoising_loss
+from lods_jax.distillation.turns import active_updates, cond_or_zeros
 
 Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
@@ -349,41 +350,6 @@ def encode_each(prior: Prior, weights: Any, rgb: Array, keys: Key[Array, "b"], s
     """
     one = lambda view: prior.encode(weights, view[0][None], view[1])[0]  # noqa: E731
     return (partial(jax.lax.map, jax.checkpoint(one, prevent_cse=False)) if slicing else jax.vmap(one))((rgb, keys))
-
-
-def active_updates(schedule: tuple[int, int] | None, step: Array) -> tuple[Array | bool, Array | bool]:
-    """Whether a step updates the scene, and whether it updates the prior.
-
-    Args:
-        schedule: None for both in every step, or (m, k): m steps of the scene, then k of the prior.
-        step: index of the step.
-
-    Returns:
-        Two booleans, traced if there is a schedule.
-
-    Examples:
-        >>> [bool(on) for on in active_updates((3, 1), jnp.asarray(3))]
-        [False, True]
-    """
-    if schedule is None:
-        return True, True
-    scene_on = step % sum(schedule) < schedule[0]
-    return scene_on, ~scene_on
-
-
-def cond_or_zeros(on: Array | bool, f: Callable[[], Any]) -> Any:
-    """f() if `on` holds, else zeros of the same shapes; f is then not computed.
-
-    Args:
-        on: True, or a traced boolean.
-        f: takes nothing and gives a tree of arrays.
-
-    Returns:
-        The tree that f gives, or zeros like it.
-    """
-    if on is True:
-        return f()
-    return jax.lax.cond(on, f, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f)))
 
 
 def apply_gradients(tx: optax.GradientTransformation, grads: Any, params: Any, opt: optax.OptState) -> tuple[Any, optax.OptState]:

@@ -22,7 +22,7 @@ from lods_jax.distillation.perp_neg import interpolate_view_prompts
 from lods_jax.distillation.registry import make_objective
 from lods_jax.distillation.regularizers import IMAGE_ERRORS, image_errors, weighted_regularizers
 from lods_jax.distillation.rewards import Reward
-from lods_jax.distillation.score_paths import ENCODER, ScorePath, blend, split
+from lods_jax.distillation.score_paths import ENCODER, ScorePath
 from lods_jax.distillation.train_step import ReferenceView, select_view_prompts
 from lods_jax.priors.architectures import write_configs
 from lods_jax.priors.diffusers_folder import read_config
@@ -41,7 +41,7 @@ from lods_jax.training.prior_settings import loras_of, prior_options
 from lods_jax.training.rewards import reward_of
 from lods_jax.training.run_inputs import initial_psi, input_hashes
 from lods_jax.training.scene_setups import SceneSetup, StaticShapes, in_particles
-from lods_jax.training.schedules import Timeline, phase, window
+from lods_jax.training.schedules import Timeline, phase, score_path_of, window
 
 
 class Plan(NamedTuple):
@@ -320,20 +320,8 @@ def assemble(
         ),
         plan=plan_of(config),
         reference_view=reference_view_of(config, setup),
-        score_path=score_path_of(config),
+        score_path=score_path_of(config.score_path, timeline_of(config)),
     )
-
-
-def score_path_of(config: Config) -> ScorePath:
-    """The way from latent scores to pixels that a config names."""
-    path = config.score_path
-    reconstructs = path.through_decoder == "reconstruction"
-    share = {"decoder": lambda step: 1.0, "blend": partial(phase, timeline_of(config), path.decoder_share)}
-    if path.name == "encoder":
-        return ENCODER._replace(pixel_clip=path.pixel_clip)
-    if path.name == "split":
-        return split(reconstructs, path.pixel_clip)
-    return blend(share[path.name], reconstructs, path.pixel_clip)
 
 
 def reference_view_of(config: Config, setup: SceneSetup) -> Callable[[StaticShapes], ReferenceView | None]:

@@ -1,6 +1,7 @@
 """Settings that change in a run: pairs of values, the first before the run's milestone, or milestones with a value each."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -8,7 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lods_jax.config import Schedule, has_milestones, milestone_step
+from lods_jax.config.schema import ScorePathConfig
 from lods_jax.core.noise_schedule import T
+from lods_jax.distillation.score_paths import ENCODER, ScorePath, blend, split
 
 
 class Timeline(NamedTuple):
@@ -110,3 +113,22 @@ def scaled(schedule: Schedule, factor: int) -> Schedule:
     if has_milestones(schedule):
         return tuple((at, whole(value)) for at, value in schedule)
     return whole(schedule[0]), whole(schedule[1])
+
+
+def score_path_of(path: ScorePathConfig, timeline: Timeline) -> ScorePath:
+    """The way from latent scores to pixels.
+
+    Args:
+        path: its settings.
+        timeline: of the run.
+
+    Returns:
+        The path, whose share of the decoder is a schedule.
+    """
+    reconstructs = path.through_decoder == "reconstruction"
+    share = {"decoder": lambda step: 1.0, "blend": partial(phase, timeline, path.decoder_share)}
+    if path.name == "encoder":
+        return ENCODER._replace(pixel_clip=path.pixel_clip)
+    if path.name == "split":
+        return split(reconstructs, path.pixel_clip)
+    return blend(share[path.name], reconstructs, path.pixel_clip)

@@ -15,7 +15,8 @@ from lods_jax.distillation.score_paths import ENCODER, blend, clipped, mixed, pu
 from lods_jax.distillation.train_step import AuxiliaryPrior, init_state, make_train_step, select_view_prompts
 from lods_jax.priors.gaussian import gaussian
 from lods_jax.scenes.images import pixels
-from lods_jax.training.build import score_path_of
+from lods_jax.training.build import timeline_of
+from lods_jax.training.schedules import score_path_of
 from tests.toy import TINY
 
 BATCH, SIZE = 2, 4  # views, and the edge of what an autoencoder sees
@@ -243,7 +244,7 @@ def test_regularizers_weigh_the_same_on_each_way():
 def test_a_configuration_names_the_way(flags, shares):
     """Before and after the milestone of the run; the default preset reconstructs."""
     config = parse([*TINY, *flags]).settings
-    path = score_path_of(config)
+    path = score_path_of(config.score_path, timeline_of(config))
     found = path.geometry and [(float(path.geometry(step)), float(path.colors(step))) for step in (0, config.steps - 1)]
     assert found == shares
     assert path.reconstructs == (path.geometry is not None and "push-forward" not in flags)
