@@ -19,6 +19,24 @@ hypothesis.settings.register_profile("lods_jax", deadline=None, derandomize=True
 hypothesis.settings.load_profile("lods_jax")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def optimised_tracing():
+    """Rays are traced in loops: without XLA's optimisations they take five times as long, and compile no faster."""
+    import jax
+
+    from lods_jax.tabletop import dataset, metrics, objects
+
+    options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    names = ("kind", "size", "supersample", "chunk")
+    render_objects = jax.jit(objects.render_objects.__wrapped__, static_argnames=names, compiler_options=options)
+    first_hits = jax.jit(metrics._first_hits.__wrapped__, static_argnames="kind", compiler_options=options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objects, "render_objects", render_objects)
+        patch.setattr(dataset, "render_objects", render_objects)
+        patch.setattr(metrics, "_first_hits", first_hits)
+        yield
+
+
 @pytest.fixture(scope="module")
 def toy():
     """A prior of the name "toy" for the tests of a module (see tests/toy.py)."""
