@@ -254,7 +254,7 @@ def sds_bridge(s: float = 40.0, scale: float | None = None, first: float | int =
     if not first > 0:
         return bridge
     start = sds(s, scale)
-    return start._replace(queries=start.queries | bridge.queries, later=(first, bridge.residual))
+    return start._replace(queries={**start.queries, **bridge.queries}, later=(first, bridge.residual))
 
 
 def asd(s: float = 7.5, scale: float | None = None, shift: float = 0.05) -> Objective:
