@@ -31,7 +31,6 @@ def optimised_tracing():
     render_objects = jax.jit(objects.render_objects.__wrapped__, static_argnames=names, compiler_options=options)
     first_hits = jax.jit(metrics._first_hits.__wrapped__, static_argnames="kind", compiler_options=options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objects, "render_objects", render_objects)
         patch.setattr(dataset, "render_objects", render_objects)
         patch.setattr(metrics, "_first_hits", first_hits)
         yield
