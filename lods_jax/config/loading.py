@@ -92,9 +92,23 @@ def with_bases(file: Path, chain: tuple[Path, ...], kind: type = Config) -> dict
         base = beside if beside.is_file() else find(name)
     except UserError as error:
         raise UserError(f"{file}: base: {error}") from None
+    check_no_circle(file, base, chain)
+    return merged(with_bases(base, (*chain, base.resolve()), kind), data, kind)
+
+
+def check_no_circle(file: Path, base: Path, chain: tuple[Path, ...]) -> None:
+    """Checks that a base is none of the files that led to it.
+
+    Args:
+        file: that names the base.
+        base: its path.
+        chain: the files that led here.
+
+    Raises:
+        UserError: it is.
+    """
     if base.resolve() in chain:
         raise UserError(f"{file}: base goes in a circle: {' -> '.join(link.name for link in (*chain, base))}")
-    return merged(with_bases(base, (*chain, base.resolve()), kind), data, kind)
 
 
 def layered(preset: str | Path, layers: Iterable[tuple[Mapping[str, Any], str]]) -> Config:

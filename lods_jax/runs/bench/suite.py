@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lods_jax.config import bounded, check_ranges, from_mapping
-from lods_jax.config.loading import shown
+from lods_jax.config.loading import check_no_circle, shown
 from lods_jax.config.yaml_text import MAX_BYTES, read_yaml
 from lods_jax.core.errors import UserError
 from lods_jax.core.files import open_regular
@@ -149,8 +149,7 @@ def with_bases(file: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if name is None:
         return data
     base = file.parent / str(name) if (file.parent / str(name)).is_file() else find_suite(str(name))
-    if base.resolve() in chain:
-        raise UserError(f"{file}: base goes in a circle: {' -> '.join(link.name for link in (*chain, base))}")
+    check_no_circle(file, base, chain)
     below = with_bases(base, (*chain, base.resolve()))
     for key in ("methods", "scenes", "tuning"):
         if isinstance(below.get(key), dict) and isinstance(data.get(key), dict):
