@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from lods_jax.core.noise_schedule import NoiseSchedule, T, add_noise, eps_to_x0, per_example, score_weight
 from lods_jax.core.random import group_keys, split_named
 from lods_jax.core.types import Cond, Objective, Prior, Query
+from lods_jax.distillation.score_paths import score_to_step
 
 # (psi, z_t, t, Cond) -> eps: a Prior's `predict` with its weights bound.
 Predict = Callable[..., jax.Array]
@@ -197,6 +198,31 @@ def score_of(
         return per_example(score_weight(schedule, t), z) * objective.residual(eps, noise, t)
     x0 = {name: eps_to_x0(schedule, e, noised[objective.queries[name].latents], t) for name, e in eps.items()}
     return objective.x0_residual(x0, z, denoiser.views)
+
+
+def scores_to_steps(
+    objective: Objective,
+    denoiser: Denoiser,
+    z: Float[Array, "b h w c"],
+    window: tuple[Array | int, Array | int],
+    keys: Key[Array, "b"],
+) -> Float[Array, "b"]:
+    """What the score of each view is multiplied by to be a step: z minus the estimate of the clean latents.
+
+    Args:
+        objective: as of `score`. A residual of clean latents is such a step already.
+        denoiser: as of `score`.
+        z: latents of the renders.
+        window: as of `score`.
+        keys: those of `score`, from which it draws its timesteps.
+
+    Returns:
+        Factors [b].
+    """
+    if objective.x0_residual:
+        return jnp.ones(len(z))
+    t, _ = draw(keys, z, window, denoiser.views)
+    return score_to_step(denoiser.noise_schedule, t)
 
 
 def denoising_loss(

@@ -19,8 +19,16 @@ from lods_jax.core.random import group_keys, split_named, view_keys
 from lods_jax.core.trees import not_finite, strongly_typed
 from lods_jax.core.types import Camera, Objective, Prior, Reference, Render, Scene, TrainState
 from lods_jax.distillation.rewards import Reward, rewarded_score
-from lods_jax.distillation.score_paths import ENCODER, ScorePath, pull_into_scene, score_to_step, through_decoder
-from lods_jax.distillation.scores import PredictNoise, bind, denoising_loss, draw, predict_noise, score, score_and_denoising_loss
+from lods_jax.distillation.score_paths import ENCODER, ScorePath, pull_into_scene, through_decoder
+from lods_jax.distillation.scores import (
+    PredictNoise,
+    bind,
+    denoising_loss,
+    predict_noise,
+    score,
+    score_and_denoising_loss,
+    scores_to_steps,
+)
 from lods_jax.distillation.turns import active_updates, cond_or_zeros
 
 Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
@@ -262,8 +270,7 @@ def make_train_step(
         g_zs = tuple(x / batch for x in scores.values())
         (g_rgb,) = through_encoder(g_zs)
         pullback = lambda g_rgb: into_scene((g_rgb, jnp.full(b, 1 / batch)))  # noqa: E731
-        t, _ = draw(k.score, zs[0], at, prior.views)  # of the score
-        to_step = batch * (jnp.ones(b) if objective.x0_residual else score_to_step(prior.noise_schedule, t))
+        to_step = batch * scores_to_steps(objective, denoiser, zs[0], at, k.score)
         decoded = partial(through_decoder, score_path, asked, zs, g_zs, to_step, rgb, vae_slicing)
         g_theta, means2d_grad = pull_into_scene(score_path, state.step, pullback, g_rgb, decoded, scene.colors)
         squares = {name: jnp.mean(x**2, tuple(range(1, x.ndim))) for name, x in scores.items()}
