@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lods_jax.priors.diffusers_folder import MULTI_VIEW, PARTS
+from lods_jax.priors.diffusers_folder import MVDREAM, PARTS
 from lods_jax.priors.torch_weights import SCHEDULER, as_json, place
 
 _VAE = {
@@ -44,7 +44,7 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "mvdream-sd2.1-diffusers": {
         "unet": {
-            "_class_name": MULTI_VIEW, "attention_resolutions": [4, 2, 1], "camera_dim": 16, "channel_mult": [1, 2, 4, 4],
+            "_class_name": MVDREAM, "attention_resolutions": [4, 2, 1], "camera_dim": 16, "channel_mult": [1, 2, 4, 4],
             "context_dim": 1024, "image_size": 32, "in_channels": 4, "model_channels": 320, "num_head_channels": 64,
             "num_res_blocks": 2, "out_channels": 4, "transformer_depth": 1,
         },

@@ -22,8 +22,10 @@ POSED_PARTS = {
     "image": ("image_encoder", "model"),
     "camera": ("cc_projection", "diffusion_pytorch_model"),
 }
-# The class of a U-Net of several views in its config, and how many MVDream (Shi et al. 2024) was trained on: no config says that.
-MULTI_VIEW, MULTI_VIEWS = "MultiViewUNetModel", 4
+# The class of MVDream's U-Net (Shi et al. 2024) in its config, and how many views it was trained on: no config says that.
+MVDREAM, MVDREAM_VIEWS = "MultiViewUNetModel", 4
+# The class of such a U-Net in diffusers' names, whose config says the number of its `views`: what `lods train-prior` writes.
+MULTI_VIEW = "MultiViewUNet"
 PICKLES = {".bin", ".ckpt", ".pt", ".pth"}
 
 
@@ -79,7 +81,10 @@ def views_of_folder(folder: Path) -> int:
         config = read_config(folder / "unet" / "config.json")
     except (FileNotFoundError, ValueError):
         return 1
-    return MULTI_VIEWS if config.get("_class_name") == MULTI_VIEW else 1
+    if config.get("_class_name") == MULTI_VIEW:
+        views = config.get("views")
+        return views if type(views) is int and views > 0 else 1
+    return MVDREAM_VIEWS if config.get("_class_name") == MVDREAM else 1
 
 
 def read_vocabulary(folder: str | Path) -> Vocabulary | None:

@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from lods_jax.priors.attention import attention_by, plain
-from lods_jax.priors.diffusers_folder import MULTI_VIEW
+from lods_jax.priors.diffusers_folder import MULTI_VIEW, MVDREAM
 from lods_jax.priors.multi_view import CAMERA, joined_views, unet_class
 from lods_jax.priors.network_configs import clip_settings, join_settings, unet_settings, vae_settings
 
@@ -34,7 +34,7 @@ DEPRECATION = "Flax classes are deprecated and will be removed in Diffusers v0.4
 
 
 def unet(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
-    """The noise predictor of a diffusers `unet/config.json`, or of MVDream's.
+    """The noise predictor of a diffusers `unet/config.json`, of MVDream's, or of one in diffusers' names that has its layers.
 
     Args:
         config: the JSON object.
@@ -50,7 +50,7 @@ def unet(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module
     _hush_diffusers()
     from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
 
-    cls = unet_class() if config.get("_class_name") == MULTI_VIEW else FlaxUNet2DConditionModel
+    cls = unet_class() if config.get("_class_name") in (MVDREAM, MULTI_VIEW) else FlaxUNet2DConditionModel
     return cls(**unet_settings(config, _kinds(FlaxUNet2DConditionModel)), dtype=jnp.dtype(dtype))
 
 

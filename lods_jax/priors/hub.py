@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from lods_jax.core.paths import TABLETOP, TABLETOP_64
-from lods_jax.priors.diffusers_folder import MULTI_VIEW, MULTI_VIEWS, read_config
+from lods_jax.priors.diffusers_folder import MULTI_VIEW, MVDREAM, MVDREAM_VIEWS, read_config
 
 SHIPPED = {"tabletop": TABLETOP, "tabletop-128": TABLETOP, "tabletop-64": TABLETOP_64}
 PATTERNS = ("*.json", "*.txt", "*.safetensors", "*/*.json", "*/*.txt", "*/*.safetensors")
@@ -80,9 +80,10 @@ def family(folder: Path) -> str:
         A name to print.
     """
     config = read_config(folder / "unet" / "config.json")
-    if config.get("_class_name") == MULTI_VIEW:
-        return f"MVDream, {MULTI_VIEWS} views together, text width {config.get('context_dim')}"
-    return family_of(config.get("cross_attention_dim"))
+    if config.get("_class_name") == MVDREAM:
+        return f"MVDream, {MVDREAM_VIEWS} views together, text width {config.get('context_dim')}"
+    joined = f", {config.get('views')} views together" if config.get("_class_name") == MULTI_VIEW else ""
+    return family_of(config.get("cross_attention_dim")) + joined
 
 
 def family_of(width: int | None) -> str:

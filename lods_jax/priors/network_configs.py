@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lods_jax.priors import multi_view
-from lods_jax.priors.diffusers_folder import MULTI_VIEW, is_number
+from lods_jax.priors.diffusers_folder import MULTI_VIEW, MVDREAM, is_number
 
 # What the Flax classes compute whatever the config says: another value would be ignored in silence.
 UNET_FIXED = {
@@ -51,6 +51,7 @@ VISION = {
 JOIN = {"in_channel": int, "out_channel": int}
 # No published network comes near these; beyond them a damaged file costs minutes or all memory.
 MOST = 2**24
+MOST_VIEWS = 64
 MOST_OF = {
     "sample_size": 2048,
     "image_size": 2048,
@@ -74,9 +75,13 @@ def unet_settings(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[s
     Raises:
         ValueError: a setting has the wrong type, is out of bounds, or would be ignored.
     """
-    if config.get("_class_name") == MULTI_VIEW:
+    if config.get("_class_name") == MVDREAM:
         own = settings(config, multi_view.KINDS, multi_view.FIXED, multi_view.IDLE)
         config = multi_view.diffusers_config({key: list(x) if isinstance(x, tuple) else x for key, x in own.items()})
+    if config.get("_class_name") == MULTI_VIEW:
+        if not fits(views := config.get("views"), int, MOST_VIEWS) or views < 1:
+            raise ValueError(f"views must be a whole number from 1 to {MOST_VIEWS}, got {views!r:.100}")
+        config = {key: value for key, value in config.items() if key != "views"}
     size = config.get("sample_size")
     if isinstance(size, list) and len(set(map(repr, size))) == 1:  # [64, 64] is 64
         config = {**config, "sample_size": size[0]}

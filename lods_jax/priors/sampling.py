@@ -41,11 +41,24 @@ def sample(prior: Prior, weights: Any, tokens: Array, null: Array, keys: Array, 
     shape = latent_shape(prior, weights)
     z = jax.vmap(lambda key: jax.random.normal(key, (v, *shape)))(keys).reshape(b * v, *shape)
     tokens, null = (jnp.repeat(x, v, axis=0) for x in (tokens, null))
-    camera = None if v == 1 else jnp.tile(turntable(v, ELEVATION).c2w.reshape(v, 16), (b, 1))
+    camera = None if v == 1 else group_cameras(v, b)
     predict, predict_x0 = (f and partial(f, weights, {}) for f in (prior.predict, prior.predict_x0))
     z = ddim(predict, z, tokens, null, prior.noise_schedule, s=s, steps=steps, clip=CLIP, predict_x0=predict_x0, camera=camera)
     rgb = prior.decode(weights, z)
     return jnp.concatenate([rgb[i::v] for i in range(v)], axis=2)
+
+
+def group_cameras(views: int, groups: int) -> Float[Array, "b 16"]:
+    """The cameras that samples of several views are seen by.
+
+    Args:
+        views: number of views in a group; they are at equal azimuths, the first at the front.
+        groups: number of groups.
+
+    Returns:
+        Camera-to-world matrices, row-major, group by group.
+    """
+    return jnp.tile(turntable(views, ELEVATION).c2w.reshape(views, 16), (groups, 1))
 
 
 def text_to_image(

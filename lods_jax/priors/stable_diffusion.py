@@ -22,7 +22,7 @@ from lods_jax.core.types import Cond, Prior, Query
 from lods_jax.priors import flax_networks, lora, multi_view, torch_weights
 from lods_jax.priors.adapter_files import LowRank, read_lora
 from lods_jax.priors.attention import attention_by, fused, plain
-from lods_jax.priors.diffusers_folder import PARTS, POSED_PARTS, check_variant, read_config, views_of_folder
+from lods_jax.priors.diffusers_folder import MVDREAM, PARTS, POSED_PARTS, check_variant, read_config, views_of_folder
 from lods_jax.priors.prompt_encoder import prompt_encoder
 from lods_jax.priors.scheduler_config import read_scheduler
 from lods_jax.priors.user_adapters import ScaledFile, check_adapter_file, merge
@@ -329,8 +329,8 @@ def load(
         ValueError: an array is missing, left over, of another shape, or too large for dtype.
     """
     state, where = torch_weights.read_state(folder, part, variant), folder / (PARTS | POSED_PARTS)[part][0]
-    if part == "unet" and views_of_folder(folder) > 1:
-        state = multi_view.diffusers_state(state, read_config(where / "config.json")["num_res_blocks"])
+    if part == "unet" and (config := read_config(where / "config.json")).get("_class_name") == MVDREAM:
+        state = multi_view.diffusers_state(state, config["num_res_blocks"])
     try:
         params = torch_weights.to_flax(state, shapes)
     except ValueError as error:

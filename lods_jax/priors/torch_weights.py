@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lods_jax.priors.diffusers_folder import PARTS, POSED_PARTS, weight_files
+from lods_jax.priors.diffusers_folder import MULTI_VIEW, PARTS, POSED_PARTS, weight_files
 from lods_jax.priors.scheduler_config import PREDICTION_TYPES
 
 State = dict[str, Shaped[np.ndarray, "..."]]
@@ -271,6 +271,8 @@ def save_folder(
 ) -> None:
     """Writes a folder that `stable_diffusion` or `zero123` reads, and that PyTorch's pipelines of the same kind load.
 
+    Those of diffusers refuse a U-Net of several views, since they have no such class.
+
     Each file is replaced as a whole, so that a kill leaves no half file. Files of other names stay.
 
     Args:
@@ -287,6 +289,8 @@ def save_folder(
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type must be {' or '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
     parts, index = (POSED_PARTS, POSED_INDEX) if "camera" in configs else (PARTS, MODEL_INDEX)
+    if configs["unet"].get("_class_name") == MULTI_VIEW:  # diffusers has no such class, and must not drop its layers unasked
+        index = index | {"unet": ["lods_jax", MULTI_VIEW]}
     texts = {
         "model_index.json": as_json(index),
         "scheduler/scheduler_config.json": as_json(SCHEDULER | {"prediction_type": prediction_type}),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from lods_jax.priors import flax_networks as modules
 from lods_jax.priors import tokenizer
+from lods_jax.priors.diffusers_folder import MULTI_VIEW
 from lods_jax.tabletop.dataset import WORDS
 
 LENGTH = 12  # tokens of a caption; the longest has 9 with its start and end
@@ -128,8 +129,29 @@ def size_of(folder: Path) -> int:
     return json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["sample_size"]
 
 
+def of_views(arch: Architecture, views: int) -> Architecture:
+    """The architecture whose U-Net denoises several views of one object together (`priors.multi_view`).
+
+    Args:
+        arch: of single images.
+        views: number of views in a group.
+
+    Returns:
+        The same with another configuration of the U-Net.
+    """
+    return arch._replace(unet=arch.unet | {"_class_name": MULTI_VIEW, "views": views})
+
+
 @cache
-def networks(size: int) -> Networks:
-    """The three Flax modules of a size. Importing them takes seconds, so it happens only for training."""
-    arch = architecture(size)
+def networks(size: int, views: int = 1) -> Networks:
+    """The three Flax modules of a prior. Importing them takes seconds, so it happens only for training.
+
+    Args:
+        size: edge of an image, pixels.
+        views: number of views that are denoised together.
+
+    Returns:
+        The modules.
+    """
+    arch = architecture(size) if views == 1 else of_views(architecture(size), views)
     return Networks(modules.vae(arch.vae), modules.unet(arch.unet), modules.text_encoder(arch.text))

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from lods_jax.core.cameras import TABLETOP, VIEWS, Orbit, sample_orbit
+from lods_jax.core.random import group_keys
 from lods_jax.core.types import Camera
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, DEFECTS, KINDS, PATTERNS, render_objects
 
@@ -176,6 +177,7 @@ def sample_renders(
     orbit: Orbit = TABLETOP,
     chunk: int | None = None,
     views: int = 1,
+    joint: bool = False,
 ) -> Renders:
     """Random renders by cameras of an orbit, in random order.
 
@@ -189,6 +191,8 @@ def sample_renders(
         orbit: the distribution of cameras.
         chunk: views traced at once; None for 1 on a CPU and 64 elsewhere. It does not change the result.
         views: images in a row that show the same object, for pairs; every second of them is on white.
+        joint: whether these are a group as `sample_orbit` draws it, for a prior of several views: azimuths 360 / views apart, all
+            else of the cameras equal, and one background.
 
     Returns:
         The renders.
@@ -201,8 +205,8 @@ def sample_renders(
     chunk = chunk or _chunk()
     parts = []
     for kind, n in per_kind.items():
-        rgba, *rest = _render_kind(jax.random.fold_in(key, KINDS.index(kind)), kind, n, size, split, orbit, chunk, views)
-        parts.append([rgba, *rest])
+        own = jax.random.fold_in(key, KINDS.index(kind))
+        parts.append(_render_kind(own, kind, n, size, split, orbit, chunk, views, views if joint else 1))
     order = np.random.default_rng(np.asarray(jax.random.key_data(key))).permutation(sum(per_kind.values()) // views)
     order = (views * order[:, None] + np.arange(views)).ravel()
     return Renders(*(np.concatenate(column)[order] for column in zip(*parts, strict=True)))
@@ -233,21 +237,21 @@ def _chunk() -> int:
     return 1 if jax.default_backend() == "cpu" else 64
 
 
-def _render_kind(key, kind, n, size, split, orbit, chunk, views, shape=None):
+def _render_kind(key, kind, n, size, split, orbit, chunk, views, group=1, shape=None):
     triples = [(c, p) for k, c, p, _ in captions(split) if k == kind]
     if not triples:
         raise ValueError(f"split {split!r} has no caption of a {kind}")
     # Plain weighs twice as much as striped or checkered: patterns are the hardest to learn and the least asked for.
     weight = np.array([2.0 if p == "plain" else 1.0 for _, p in triples])
     keys = jax.random.split(key, 5)
-    camera = sample_orbit(jax.random.split(keys[0], n), jnp.zeros(n, jnp.int32), 1, orbit)
+    camera = sample_orbit(group_keys(jax.random.split(keys[0], n), group), jnp.arange(n) % group, group, orbit, group)
     pick = np.asarray(jax.random.choice(keys[1], len(triples), (n // views,), p=weight / weight.sum())).repeat(views)
     color = np.array([list(COLORS).index(c) for c, _ in triples])[pick]
     pattern = np.array([PATTERNS.index(p) for _, p in triples])[pick]
     variation = jnp.repeat(jax.random.uniform(keys[2], (n // views, 4)), views, 0)
-    u = np.asarray(jax.random.uniform(keys[3], (n, 2)))
+    u = np.asarray(jax.random.uniform(keys[3], (n // group, 2))).repeat(group, 0)
     rgba = render_objects(shape or kind, camera, variation, color, pattern, size=size, chunk=chunk)
-    white = u[:, 0] < 0.5 if views == 1 else np.arange(n) % 2 == 0
+    white = u[:, 0] < 0.5 if views == group else np.arange(n) % 2 == 0
     grey = np.where(white, 1.0, 0.3 + 0.6 * u[:, 1]).astype(np.float32)
     rgb = np.asarray(_bytes_on(rgba, grey))
     labels = np.stack([np.full(n, KINDS.index(kind)), color, pattern, np.asarray(camera.view)], 1)

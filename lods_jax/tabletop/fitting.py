@@ -153,6 +153,7 @@ def train_for(
     seed: int,
     tx: optax.GradientTransformation,
     save: Callable[[Fit], None],
+    every: float = 600.0,
 ) -> Fit:
     """One sitting, compilation included, on all devices.
 
@@ -164,7 +165,8 @@ def train_for(
         seconds: length of the sitting.
         seed: of the noise.
         tx: optimizer.
-        save: called every ten minutes and at the end.
+        save: called now and then, and at the end.
+        every: seconds between two calls.
 
     Returns:
         The last state.
@@ -189,7 +191,7 @@ def train_for(
                 rate = i * recipe.batch / (time.monotonic() - begin)
                 bar.set_postfix(numbers | {"samples": int(fit.samples), "per_s": f"{rate:.0f}"}, refresh=False)
                 bar.update(min(round(elapsed), bar.total) - bar.n)
-            if elapsed - saved > 600:
+            if elapsed - saved > every:
                 saved = elapsed
                 save(fit)
         bar.update(bar.total - bar.n)

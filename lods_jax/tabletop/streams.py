@@ -13,7 +13,7 @@ from lods_jax.tabletop.dataset import COMPOSITE, KINDS, Renders, sample_renders
 PER_KIND = {kind: 3 if kind in COMPOSITE else 1 for kind in KINDS}
 
 
-def fresh_renders(key: Key[Array, ""], part: int, size: int, copies: int = 24, split: str = "seen") -> Renders:
+def fresh_renders(key: Key[Array, ""], part: int, size: int, copies: int = 24, split: str = "seen", views: int = 1) -> Renders:
     """One part of an endless stream: 28 * copies renders of all kinds, more of those with a front.
 
     Each value of `copies` compiles twelve renderers anew, so most callers use the default and as many parts as they need.
@@ -24,11 +24,13 @@ def fresh_renders(key: Key[Array, ""], part: int, size: int, copies: int = 24, s
         size: edge of the renders, pixels.
         copies: of each object.
         split: of the captions.
+        views: images in a row that are views of one object, for a prior of several views.
 
     Returns:
         The renders.
     """
-    return sample_renders(jax.random.fold_in(key, part), {k: n * copies for k, n in PER_KIND.items()}, size, split=split)
+    per_kind = {kind: n * copies for kind, n in PER_KIND.items()}
+    return sample_renders(jax.random.fold_in(key, part), per_kind, size, split=split, views=views, joint=True)
 
 
 def ahead(draw: Callable[[int], tuple[np.ndarray, ...]]) -> Callable[[int], tuple[np.ndarray, ...]]:

@@ -19,7 +19,7 @@ import optax
 
 from lods_jax.core.cameras import relative_pose
 from lods_jax.core.images import grid, to_uint8, write_png
-from lods_jax.core.noise_schedule import STABLE_DIFFUSION, T, add_noise, v_to_eps, velocity
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise, v_to_eps, velocity
 from lods_jax.core.types import Camera
 from lods_jax.priors import flax_networks as modules
 from lods_jax.priors import torch_weights as convert
@@ -33,6 +33,7 @@ from lods_jax.tabletop.fitting import Fit, Recipe, load_checkpoint, optimizer, s
 from lods_jax.tabletop.objects import COMPOSITE, KINDS
 from lods_jax.tabletop.prior_batches import decode, encode, in_chunks
 from lods_jax.tabletop.streams import PER_KIND, pool_batches
+from lods_jax.tabletop.train_prior import draw_timesteps
 
 VIEWS = 4  # images of an object; those at even places are on white, and serve as pictures
 COPIES = 6  # objects of a kind in a part of the stream, times PER_KIND
@@ -106,8 +107,7 @@ def loss(params, batch, key):
     """
     z, picture, pose, image = batch
     k_t, k_noise, k_null = jax.random.split(key, 3)
-    u = (jnp.arange(len(z)) + jax.random.uniform(k_t, (len(z),))) / len(z)
-    t = jnp.minimum(T * u ** (2 / 3), T - 1).astype(jnp.int32)
+    t = draw_timesteps(k_t, len(z))
     noise = jax.random.normal(k_noise, z.shape)
     sees = (jax.random.uniform(k_null, (len(z),)) > 0.1).astype(jnp.float32)
     context = context_of(params, picture.astype(jnp.float32) / 255, pose) * sees[:, None, None]

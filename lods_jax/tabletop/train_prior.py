@@ -27,7 +27,8 @@ from lods_jax.priors import flax_networks as modules
 from lods_jax.priors import tokenizer
 from lods_jax.priors import torch_weights as convert
 from lods_jax.priors.ddim import ddim
-from lods_jax.priors.sampling import CLIP
+from lods_jax.priors.multi_view import camera_vectors
+from lods_jax.priors.sampling import CLIP, group_cameras
 from lods_jax.tabletop.architectures import LATENT, LENGTH, Architecture, Networks, architecture, networks, size_of
 from lods_jax.tabletop.dataset import WORDS, captions
 from lods_jax.tabletop.fitting import Fit, Recipe, checkpoint_meta, load_checkpoint, optimizer, save_checkpoint, start, train_for
@@ -65,7 +66,7 @@ def vae_loss(nets: Networks, params, batch, key):
     return mse + 0.3 * (jnp.mean(jnp.abs(error)) + edges) + 1e-4 * kl, {"psnr": 10 * jnp.log10(4 / mse), "kl": kl}
 
 
-def predict_v(nets: Networks, params, z_t, t, ids):
+def predict_v(nets: Networks, params, z_t, t, ids, views=1, camera=None):
     """The velocity that U-Net and text tower predict.
 
     Args:
@@ -74,16 +75,53 @@ def predict_v(nets: Networks, params, z_t, t, ids):
         z_t: noised latents [b h w c].
         t: timesteps [b].
         ids: token ids [b n].
+        views: number of views that are denoised together.
+        camera: of each view, from `multi_view.camera_vectors` [b 16]; None for none.
 
     Returns:
         [b h w c].
     """
     tokens = modules.encode_text(nets.text, params["text"], ids)
-    return modules.predict_noise(nets.unet, params["unet"], z_t, t, tokens)
+    return modules.predict_noise(nets.unet, params["unet"], z_t, t, tokens, (), views, camera)
+
+
+def draw_timesteps(key, n):
+    """Timesteps, one from each of n equal strata, their density growing as sqrt(t).
+
+    Args:
+        key: of the draw.
+        n: number of timesteps.
+
+    Returns:
+        [n], rising.
+    """
+    u = (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
+    return jnp.minimum(T * u ** (2 / 3), T - 1).astype(jnp.int32)
+
+
+def velocity_error(nets: Networks, params, z, t, ids, key, views=1, camera=None):
+    """Mean squared error of the velocity.
+
+    Args:
+        nets: the modules.
+        params: of U-Net and text tower.
+        z: clean latents [b h w c].
+        t: timesteps [b].
+        ids: token ids [b n].
+        key: of the noise, which differs from view to view.
+        views: as for `predict_v`.
+        camera: as for `predict_v`.
+
+    Returns:
+        A number.
+    """
+    noise = jax.random.normal(key, z.shape)
+    z_t = add_noise(STABLE_DIFFUSION, z, noise, t)
+    return jnp.mean((predict_v(nets, params, z_t, t, ids, views, camera) - velocity(STABLE_DIFFUSION, z, noise, t)) ** 2)
 
 
 def unet_loss(nets: Networks, params, batch, key):
-    """Mean squared error of the velocity; one timestep from each of b equal strata, density growing as sqrt(t).
+    """Mean squared error of the velocity at `draw_timesteps`.
 
     Args:
         nets: the modules.
@@ -96,11 +134,7 @@ def unet_loss(nets: Networks, params, batch, key):
     """
     z, ids = batch
     k_t, k_noise = jax.random.split(key)
-    u = (jnp.arange(len(z)) + jax.random.uniform(k_t, (len(z),))) / len(z)
-    t = jnp.minimum(T * u ** (2 / 3), T - 1).astype(jnp.int32)
-    noise = jax.random.normal(k_noise, z.shape)
-    z_t = add_noise(STABLE_DIFFUSION, z, noise, t)
-    mse = jnp.mean((predict_v(nets, params, z_t, t, ids) - velocity(STABLE_DIFFUSION, z, noise, t)) ** 2)
+    mse = velocity_error(nets, params, z, draw_timesteps(k_t, len(z)), ids, k_noise)
     return mse, {"loss": mse}
 
 
@@ -162,10 +196,11 @@ def normalize_latents(size: int, vae: Any, rgb: np.ndarray) -> Any:
     return vae | {"quant_conv": quant, "post_quant_conv": post}
 
 
-@partial(jax.jit, static_argnames=("size", "shape", "steps"))
+@partial(jax.jit, static_argnames=("size", "shape", "steps", "views"))
 def sample_latents(
-    size: int, params: Any, ids: jax.Array, null: jax.Array, key: jax.Array, s: float, shape: tuple[int, ...], steps: int
-) -> jax.Array:
+    size: int, params: Any, ids: jax.Array, null: jax.Array, key: jax.Array, s: float, shape: tuple[int, ...], steps: int,
+    views: int = 1,
+) -> jax.Array:  # fmt: skip
     """DDIM samples of token ids, with classifier-free guidance.
 
     Args:
@@ -177,18 +212,23 @@ def sample_latents(
         s: guidance scale.
         shape: of one latent.
         steps: of DDIM.
+        views: number of views of each sample, one after the other.
 
     Returns:
-        Latents [b h w c].
+        Latents [b*views h w c].
     """
-    nets = networks(size)
+    nets = networks(size, views)
 
     def predict(z_t, t, cond):
-        return v_to_eps(STABLE_DIFFUSION, modules.predict_noise(nets.unet, params["unet"], z_t, t, cond.tokens), z_t, t)
+        camera = None if views == 1 else camera_vectors(cond.camera)
+        return v_to_eps(
+            STABLE_DIFFUSION, modules.predict_noise(nets.unet, params["unet"], z_t, t, cond.tokens, (), views, camera), z_t, t
+        )
 
-    tokens, nothing = (modules.encode_text(nets.text, params["text"], x) for x in (ids, null))
-    z_T = jax.random.normal(key, (len(ids), *shape))
-    return ddim(predict, z_T, tokens, nothing, STABLE_DIFFUSION, s=s, steps=steps, clip=CLIP)
+    tokens, nothing = (jnp.repeat(modules.encode_text(nets.text, params["text"], x), views, 0) for x in (ids, null))
+    z_T = jax.random.normal(key, (len(tokens), *shape))
+    camera = None if views == 1 else group_cameras(views, len(ids))
+    return ddim(predict, z_T, tokens, nothing, STABLE_DIFFUSION, s=s, steps=steps, clip=CLIP, camera=camera)
 
 
 def preview(out: Path, part: str, arch: Architecture, fit: Fit, vae: Any) -> None:
@@ -300,7 +340,8 @@ def run_part(
         meta["seconds"][part] = before + time.monotonic() - begin
         save_checkpoint(out / "checkpoint.safetensors", fits, meta)
         if "unet" in fits:
-            write_folder(out, arch, fits, meta)
+            counts = {"samples": {part: int(fit.samples) for part, fit in fits.items()}}
+            write_folder(out, arch, {"vae": fits["vae"].ema, **fits["unet"].ema}, meta | counts)
         preview(out, part, arch, fit, fits["vae"].ema)
 
     if part == "unet":
@@ -344,23 +385,20 @@ def resume_from(out: Path, tx: optax.GradientTransformation, seed: int) -> tuple
     return arch, fits, meta
 
 
-def write_folder(out: Path, arch: Architecture, fits: dict[str, Fit], meta: dict) -> None:
-    """Writes the averaged weights as a Stable Diffusion folder in float16, with `training.json` on how they came about.
+def write_folder(out: Path, arch: Architecture, weights: dict[str, Any], meta: dict) -> None:
+    """Writes averaged weights as a Stable Diffusion folder in float16, with `training.json` on how they came about.
 
     Args:
         out: folder of the prior.
         arch: the architecture.
-        fits: {part: state}.
-        meta: of the checkpoint.
+        weights: {"vae", "unet", "text"}.
+        meta: for `training.json`.
     """
-    unet, text = fits["unet"].ema["unet"], fits["unet"].ema["text"]
     configs = {"vae": arch.vae, "unet": arch.unet, "text": arch.text}
-    meta = meta | {"samples": {part: int(fit.samples) for part, fit in fits.items()}}
     # The prompts are what a refused prompt is answered with.
     vocabulary = {"words": list(WORDS), "prompts": [str(c) for c in captions("all")]}
     files = tokenizer.files(WORDS, LENGTH) | {
         "vocabulary.json": json.dumps(vocabulary, indent=2) + "\n",
         "training.json": json.dumps(meta, indent=2) + "\n",
     }
-    weights = {"vae": fits["vae"].ema, "unet": unet, "text": text}
     convert.save_folder(out, configs, weights, files, prediction_type="v_prediction")

@@ -105,8 +105,8 @@ def test_a_folder_alone_is_enough_to_go_on(tmp_path, vae):
     tx = optimizer("adamw")
     unet = jax.tree.map(lambda x: 0.01 * jnp.ones(x.shape), flax_networks.shapes(networks(64).unet))
     text = jax.tree.map(lambda x: 0.01 * jnp.ones(x.shape), flax_networks.shapes(networks(64).text))
-    fits = {"vae": start(vae, tx, 5), "unet": start({"unet": unet, "text": text}, tx, 9)}
-    train_prior.write_folder(tmp_path / "prior", architecture(64), fits, {"sittings": 1, "seconds": {"vae": 1.0, "unet": 2.0}})
+    meta = {"sittings": 1, "seconds": {"vae": 1.0, "unet": 2.0}, "samples": {"vae": 5, "unet": 9}}
+    train_prior.write_folder(tmp_path / "prior", architecture(64), {"vae": vae, "unet": unet, "text": text}, meta)
     arch, back, meta = train_prior.resume_from(tmp_path / "prior", tx, seed=0)
     assert arch == architecture(size_of(tmp_path / "prior")) == architecture(64)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), back["vae"].ema, vae)
