@@ -8,9 +8,10 @@ eps, x0 and v are three names for one prediction (Salimans and Ho 2022, eq. 9 an
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 T = 1000  # timesteps of every prior; folders that say another number are refused
 
@@ -243,6 +244,20 @@ def x0_to_eps(
     """
     signal, sigma = signal_and_noise(schedule, t, z_t)
     return (z_t - signal * x0) / sigma
+
+
+def draw_timesteps(key: Key[Array, ""], n: int) -> Int[Array, "n"]:
+    """Timesteps to train a network at, one from each of n equal strata, their density growing as sqrt(t).
+
+    Args:
+        key: consumed.
+        n: number of timesteps.
+
+    Returns:
+        [n], rising.
+    """
+    u = (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
+    return jnp.minimum(T * u ** (2 / 3), T - 1).astype(jnp.int32)
 
 
 def score_weight(schedule: NoiseSchedule, t: Int[Array, "b"]) -> Float[Array, "b"]:

@@ -22,6 +22,7 @@ from jaxtyping import Float
 
 from lods_jax.core.cameras import orbit_camera
 from lods_jax.core.images import grid, write_png
+from lods_jax.core.noise_schedule import draw_timesteps
 from lods_jax.priors import flax_networks as modules
 from lods_jax.priors import tokenizer
 from lods_jax.priors import torch_weights as convert
@@ -32,7 +33,7 @@ from lods_jax.tabletop.dataset import WORDS, Renders
 from lods_jax.tabletop.fitting import Fit, Recipe, load_checkpoint, optimizer, save_checkpoint, start, train_for
 from lods_jax.tabletop.prior_batches import caption_ids, decode, draw_captions, encode, in_chunks
 from lods_jax.tabletop.streams import ahead, fresh_renders, pool_batches
-from lods_jax.tabletop.train_prior import draw_timesteps, sample_latents, unet_loss, velocity_error, write_folder
+from lods_jax.tabletop.train_prior import sample_latents, unet_loss, velocity_error, write_folder
 
 VIEWS = 4  # of a group
 JOINED = 0.7  # share of the images of a batch that are denoised in groups, as in MVDream

@@ -19,7 +19,7 @@ import optax
 
 from lods_jax.core.cameras import relative_pose
 from lods_jax.core.images import grid, to_uint8, write_png
-from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise, v_to_eps, velocity
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise, draw_timesteps, v_to_eps, velocity
 from lods_jax.core.types import Camera
 from lods_jax.priors import flax_networks as modules
 from lods_jax.priors import torch_weights as convert
@@ -33,7 +33,6 @@ from lods_jax.tabletop.fitting import Fit, Recipe, load_checkpoint, optimizer, s
 from lods_jax.tabletop.objects import COMPOSITE, KINDS
 from lods_jax.tabletop.prior_batches import decode, encode, in_chunks
 from lods_jax.tabletop.streams import PER_KIND, pool_batches
-from lods_jax.tabletop.train_prior import draw_timesteps
 
 VIEWS = 4  # images of an object; those at even places are on white, and serve as pictures
 COPIES = 6  # objects of a kind in a part of the stream, times PER_KIND

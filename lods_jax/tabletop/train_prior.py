@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from lods_jax.core.images import grid, write_png
-from lods_jax.core.noise_schedule import STABLE_DIFFUSION, T, add_noise, v_to_eps, velocity
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise, draw_timesteps, v_to_eps, velocity
 from lods_jax.priors import flax_networks as modules
 from lods_jax.priors import tokenizer
 from lods_jax.priors import torch_weights as convert
@@ -83,20 +83,6 @@ def predict_v(nets: Networks, params, z_t, t, ids, views=1, camera=None):
     """
     tokens = modules.encode_text(nets.text, params["text"], ids)
     return modules.predict_noise(nets.unet, params["unet"], z_t, t, tokens, (), views, camera)
-
-
-def draw_timesteps(key, n):
-    """Timesteps, one from each of n equal strata, their density growing as sqrt(t).
-
-    Args:
-        key: of the draw.
-        n: number of timesteps.
-
-    Returns:
-        [n], rising.
-    """
-    u = (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
-    return jnp.minimum(T * u ** (2 / 3), T - 1).astype(jnp.int32)
 
 
 def velocity_error(nets: Networks, params, z, t, ids, key, views=1, camera=None):

@@ -76,7 +76,7 @@ def test_a_stream_that_would_never_hand_out_a_row_is_refused(reuse):
 def no_renderer(monkeypatch):
     """Instead of images, the key and the number of renders that were asked for."""
 
-    def fake(key, per_kind, size, *, split):
+    def fake(key, per_kind, size, **_):
         nothing = np.zeros(0)
         return Renders(np.asarray(jax.random.key_data(key)), np.array(list(per_kind.values())), nothing, nothing, nothing)
 
