@@ -1,4 +1,4 @@
-"""How long does the rasterizer take? Medians per view of `rendering/splat.py`, on one core and on two.
+"""How long does the rasterizer take? Medians per view of `scenes/gaussian_rasterizer.py`, on one core and on two.
 
     python experiments/benchmarks/rasterizer.py               # 4 sizes, 2 minutes
     python experiments/benchmarks/rasterizer.py --views 8
@@ -14,6 +14,8 @@ import os
 import subprocess
 import sys
 import time
+
+import numpy as np
 
 SIZES = ((64, 1_000), (128, 5_000), (256, 20_000), (512, 50_000))  # pixels, Gaussians
 FLAGS = "--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count="
@@ -44,26 +46,30 @@ def column(cores: int, args: argparse.Namespace) -> list[dict]:
     return json.loads(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
 
 
-def measure(pixels: int, n: int, cores: int, views: int, seconds: float) -> dict:
-    """Median seconds per view, forward and forward + backward, and the pairs of a tile and a Gaussian of one view."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    from jax.sharding import Mesh, PartitionSpec
-
-    from lods_jax.core.cameras import turntable
-    from lods_jax.scenes.gaussian_rasterizer import rasterize
-
+def shell(n: int) -> dict[str, np.ndarray]:
+    """A thick shell of n Gaussians, as arguments of `rasterize`."""
     rng = np.random.default_rng(0)
     direction = rng.normal(size=(n, 3))
-    theta = {
+    arrays = {
         "means": direction / np.linalg.norm(direction, axis=1, keepdims=True) * rng.uniform(0.4, 0.7, size=(n, 1)),
         "quats": rng.normal(size=(n, 4)),
         "scales": np.exp(0.5 * rng.normal(size=(n, 3))) * 2 * n**-0.5,
         "opacities": rng.uniform(0.1, 0.9, size=n),
         "colors": rng.uniform(size=(n, 3)),
     }
-    theta = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), theta)
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def measure(pixels: int, n: int, cores: int, views: int, seconds: float) -> dict:
+    """Median seconds per view, forward and forward + backward, and the pairs of a tile and a Gaussian of one view."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import Mesh, PartitionSpec
+
+    from lods_jax.core.cameras import turntable
+    from lods_jax.scenes.gaussian_rasterizer import rasterize
+
+    theta = jax.tree.map(jnp.asarray, shell(n))
     camera, background = turntable(views), jnp.ones((views, 3))
     options = {"height": pixels, "width": pixels}
     count = jax.jit(lambda theta: rasterize(**theta, background=background, camera=camera, capacity=1, **options).extras)

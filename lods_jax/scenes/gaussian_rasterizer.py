@@ -30,6 +30,7 @@ from lods_jax.scenes.gaussian_tiles import TILE_H, TILE_W, Bins, G, P, bin_tiles
 
 STOP = 1e-4  # light that is not worth following any further
 K = 16  # ellipses per step. [G P] floats are 8 kB: light, sums and a row of alphas stay in the first-level cache
+UNROLL = 1  # how many of them are written out in the loop that passes them one by one
 
 # Monomials 1, u, v, uu, uv, vv of the offset (u, v) from the centre of a tile. log alpha is a polynomial in them.
 _V, _U = np.mgrid[:TILE_H, :TILE_W].reshape(2, P) + 0.5 - np.array([[TILE_H], [TILE_W]]) / 2
@@ -205,7 +206,7 @@ def _composite_forward(table, bins, height, width):
         def advance(carry):
             step, light, sums = carry
             _, alpha, features, _ = _chunk(table, bins.ranks, tiles, step)
-            light, weights = lax.scan(lambda light, alpha: (light * (1 - alpha), light * alpha), light, alpha)
+            light, weights = lax.scan(lambda light, alpha: (light * (1 - alpha), light * alpha), light, alpha, unroll=UNROLL)
             return step + 1, light, sums + jnp.stack([jnp.sum(feature * weights, 0) for feature in features])
 
         steps, light, sums = lax.while_loop(unfinished, advance, (0, jnp.ones((G, P)), jnp.zeros((f, G, P))))
@@ -235,7 +236,7 @@ def _composite_backward(height, width, residuals, cotangent):
                 slope = jnp.where(alpha < ALPHA_CAP, weight * v_c - behind * (alpha / (1 - alpha)), 0.0)
                 return (light * (1 - alpha), behind), (weight, slope)
 
-            (light, behind), (weights, slopes) = lax.scan(pass_one, (light, behind), (alpha, features))
+            (light, behind), (weights, slopes) = lax.scan(pass_one, (light, behind), (alpha, features), unroll=UNROLL)
             d_features = jnp.einsum("kgp,gpf->kgf", weights, v_features, precision="highest")
             rows = jnp.concatenate([pull(slopes), d_features], -1)
             return step + 1, light, behind, gradient.at[rank].add(rows, mode="promise_in_bounds")

@@ -1,0 +1,242 @@
+"""How far is the Gaussian rasterizer from gsplat's CUDA kernels, and what bounds it on a GPU?
+
+    pip install gsplat==1.5.3            # beside a PyTorch for CUDA; it compiles its kernels at the first use, in minutes
+    python -m experiments.benchmarks.against_gsplat            # a GPU: about 2 minutes after that
+    python -m experiments.benchmarks.against_gsplat --sides ours --sizes 64:1000 --settings today --seconds 1      # a CPU
+
+Both sides render the thick shell of `rasterizer.py`: colour, expected depth and opacity of one view; backward takes the same
+cotangents of these to means, quaternions, scales, opacities and colours. Milliseconds are medians of calls that end when the
+device has finished, after one that compiles. Images and gradients are compared, so that the work is the same work. Each side runs
+in a process of its own. A row that is finished is a line in --out; a second call goes on.
+
+Ours is timed at several of its static settings: pixels of a tile, tiles in lock-step, ellipses per step, and whether the loop over
+these is written out. `steps` counts the turns of its loop, one after the other, if no tile ends early.
+"""
+
+import argparse
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.benchmarks.rasterizer import shell
+from lods_jax.runs.run_directory import append, truncate_log
+
+NAMES = ("means", "quats", "scales", "opacities", "colors")
+KERNEL = re.compile(r"= \S+ (?:fusion|custom-call|sort|scatter|gather|reduce|dot|copy)\(")
+
+
+class Settings(NamedTuple):
+    """Static settings of our rasterizer: the height and width of a tile, tiles in lock-step, ellipses per step, their unrolling."""
+
+    tile_h: int = 8
+    tile_w: int = 16
+    lockstep: int = 16
+    chunk: int = 16
+    unroll: int = 1
+
+
+SETTINGS = {
+    "unrolled 512 x 16": Settings(lockstep=512, unroll=16),
+    "unrolled 512 x 32": Settings(lockstep=512, chunk=32, unroll=32),
+    "unrolled 2048 x 32": Settings(lockstep=2048, chunk=32, unroll=32),
+    "looped 512 x 16": Settings(lockstep=512),
+    "today": Settings(),
+    "unrolled 128 x 32": Settings(lockstep=128, chunk=32, unroll=32),
+    "unrolled 512 x 32, tiles 16 x 16": Settings(tile_h=16, lockstep=512, chunk=32, unroll=32),
+    "unrolled 512 x 32, tiles 8 x 8": Settings(tile_w=8, lockstep=512, chunk=32, unroll=32),
+}
+
+
+def cotangents(pixels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of colour, expected depth and opacity of one view."""
+    rng = np.random.default_rng(1)
+    return tuple(rng.normal(size=(1, pixels, pixels, c)).astype(np.float32) for c in (3, 1, 1))
+
+
+def median_ms(call: Callable[[], Any], seconds: float) -> tuple[float, int]:
+    """The median time of a call that waits for its end, and the number of calls."""
+    call()
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(times)), len(times)
+
+
+def keep(folder: Path, side: str, pixels: int, arrays: dict[str, np.ndarray]) -> dict[str, float]:
+    """Keeps the images and gradients of a side; how far they are from those of the other side, if these are there."""
+    np.savez(folder / f"{side}-{pixels}.npz", **arrays)
+    other = folder / f"{'gsplat' if side == 'ours' else 'ours'}-{pixels}.npz"
+    if not other.exists():
+        return {}
+    theirs = np.load(other)
+    found = {f"largest difference of {name}": float(np.abs(arrays[name] - theirs[name]).max()) for name in ("rgb", "opacity")}
+    apart = lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b))  # noqa: E731
+    found |= {f"mean difference of {name}": float(np.abs(arrays[name] - theirs[name]).mean()) for name in ("rgb", "opacity")}
+    return found | {f"relative error of d {name}": apart(arrays[f"d {name}"], theirs[f"d {name}"]) for name in NAMES}
+
+
+# --- ours -------------------------------------------------------------------------------------------------------------------
+def use(settings: Settings) -> None:
+    """Makes the rasterizer take these settings, which are constants of its modules."""
+    from lods_jax.scenes import gaussian_rasterizer, gaussian_tiles
+
+    h, w, p = settings.tile_h, settings.tile_w, settings.tile_h * settings.tile_w
+    v, u = np.mgrid[:h, :w].reshape(2, p) + 0.5 - np.array([[h], [w]]) / 2
+    for module in (gaussian_rasterizer, gaussian_tiles):
+        module.TILE_H, module.TILE_W, module.P, module.G = h, w, p, settings.lockstep
+    gaussian_rasterizer.MONOMIALS = np.stack([np.ones(p), u, v, u * u, u * v, v * v]).astype(np.float32)
+    gaussian_rasterizer.K, gaussian_rasterizer.UNROLL = settings.chunk, settings.unroll
+
+
+def lowered(pixels: int, n: int) -> tuple[dict[str, Any], dict[str, Any], tuple]:
+    """Our rasterizer at the settings in use: {what: program}, its counts, and the arguments."""
+    import jax
+    import jax.numpy as jnp
+
+    from lods_jax.core.cameras import turntable
+    from lods_jax.scenes import gaussian_rasterizer as ours
+
+    theta, camera, options = jax.tree.map(jnp.asarray, shell(n)), turntable(1), {"height": pixels, "width": pixels}
+
+    @jax.jit
+    def count(theta):
+        """The number of pairs, and the longest tile of each group."""
+        ellipses = ours.project(theta["means"], theta["quats"], theta["scales"], camera.c2w[0], camera.fov_y[0], pixels, pixels)
+        _, bins, _, total = ours.bin_tiles(ellipses, theta["opacities"], pixels, pixels, 24 * n)
+        return total, jnp.max(bins.end - bins.start, 1)
+
+    total, longest = (np.asarray(x) for x in count(theta))
+
+    def forward(theta):
+        render = ours.rasterize(**theta, background=jnp.ones(3), camera=camera, capacity=int(1.1 * total), **options)
+        return render.rgb, render.depth, render.opacity
+
+    def both(theta, cotangent):
+        images, pull = jax.vjp(forward, theta)
+        return images, pull(cotangent)[0]
+
+    arguments = theta, jax.tree.map(jnp.asarray, cotangents(pixels))
+    programs = {
+        "forward": jax.jit(lambda theta: forward(theta)).lower(theta),
+        "forward and backward": jax.jit(lambda theta, cotangent: both(theta, cotangent)).lower(*arguments),
+    }
+    steps = int(np.sum(-(-longest // ours.K)))
+    return programs, {"pairs": int(total), "groups": len(longest), "steps": steps}, arguments
+
+
+def ours(args: argparse.Namespace, done: set) -> None:
+    """Rows of our rasterizer. All of it is traced, then compiled side by side, then timed."""
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    device, jobs = jax.devices()[0].device_kind, []
+    for name in args.settings:
+        for pixels, n in args.sizes:
+            use(SETTINGS[name])
+            jobs += [(name, pixels, n, *lowered(pixels, n))] if ("ours", name, pixels) not in done else []
+
+    def compiled(program):
+        began = time.perf_counter()
+        return program.compile(), time.perf_counter() - began
+
+    with ThreadPoolExecutor(args.threads) as pool:
+        waiting = [{what: pool.submit(compiled, program) for what, program in job[3].items()} for job in jobs]
+        programs = [{what: future.result() for what, future in row.items()} for row in waiting]
+    for (name, pixels, n, _, counts, (theta, cotangent)), found in zip(jobs, programs, strict=True):
+        row = {"side": "ours", "settings": name, "pixels": pixels, "gaussians": n, "device": device, **counts}
+        for what, (program, seconds) in found.items():
+            given = (theta,) if what == "forward" else (theta, cotangent)
+            ms, calls = median_ms(lambda: jax.block_until_ready(program(*given)), args.seconds)  # noqa: B023 (called at once)
+            cost, memory = program.cost_analysis(), program.memory_analysis()
+            row |= {f"{what}, ms": ms, f"{what}, calls": calls, f"{what}, compiled in s": seconds}
+            row |= {f"{what}, kernels in the program": len(KERNEL.findall(program.as_text()))}
+            row |= {f"{what}, GFLOP": cost.get("flops", 0) / 1e9, f"{what}, GB": cost.get("bytes accessed", 0) / 1e9}
+            row |= {f"{what}, temporaries in MB": memory.temp_size_in_bytes / 1e6}
+        images, gradient = found["forward and backward"][0](theta, cotangent)
+        arrays = dict(zip(("rgb", "depth", "opacity"), images, strict=True)) | {f"d {k}": gradient[k] for k in NAMES}
+        tell(args.out, row | keep(args.out.parent, "ours", pixels, {k: np.asarray(x) for k, x in arrays.items()}))
+
+
+# --- gsplat -----------------------------------------------------------------------------------------------------------------
+def gsplat(args: argparse.Namespace, done: set) -> None:
+    """Rows of gsplat."""
+    import jax
+    import torch
+    from gsplat import rasterization
+
+    from lods_jax.core.cameras import turntable
+
+    jax.config.update("jax_platforms", "cpu")  # the GPU is PyTorch's
+    c2w, fov_y = (np.asarray(x[0]) for x in (turntable(1).c2w, turntable(1).fov_y))
+    cuda = lambda x: torch.tensor(np.asarray(x, np.float32), device="cuda")  # noqa: E731
+    for pixels, n in args.sizes:
+        if ("gsplat", "", pixels) in done:
+            continue
+        focal = pixels / 2 / np.tan(fov_y / 2)
+        intrinsics = cuda([[[focal, 0, pixels / 2], [0, focal, pixels / 2], [0, 0, 1]]])
+        view = {"viewmats": cuda(np.linalg.inv(c2w)[None]), "Ks": intrinsics, "backgrounds": cuda(np.ones((1, 3)))}
+        theta = {name: cuda(x).requires_grad_() for name, x in shell(n).items()}
+        cotangent = [cuda(x) for x in cotangents(pixels)]
+        row = {"side": "gsplat", "settings": "", "pixels": pixels, "gaussians": n, "device": torch.cuda.get_device_name()}
+
+        def forward(theta=theta, view=view, pixels=pixels, packed=False):
+            drawn, alphas, _ = rasterization(**theta, **view, width=pixels, height=pixels, render_mode="RGB+ED", packed=packed)
+            return drawn[..., :3], drawn[..., 3:], alphas
+
+        def timed_forward(packed, forward=forward):
+            with torch.no_grad():
+                forward(packed=packed)
+            torch.cuda.synchronize()
+
+        def timed_both(packed, forward=forward, theta=theta, cotangent=cotangent):
+            grads = torch.autograd.grad(forward(packed=packed), list(theta.values()), cotangent)
+            torch.cuda.synchronize()
+            return grads
+
+        for packed in (False, True):
+            way = ", packed" if packed else ""
+            row[f"forward{way}, ms"], row[f"forward{way}, calls"] = median_ms(lambda: timed_forward(packed), args.seconds)  # noqa: B023
+            ms = median_ms(lambda: timed_both(packed), args.seconds)  # noqa: B023 (called at once)
+            row[f"forward and backward{way}, ms"], row[f"forward and backward{way}, calls"] = ms
+        images = [x.detach().cpu().numpy() for x in forward()]
+        arrays = dict(zip(("rgb", "depth", "opacity"), images, strict=True))
+        arrays |= {f"d {name}": x.cpu().numpy() for name, x in zip(theta, timed_both(False), strict=True)}
+        tell(args.out, row | keep(args.out.parent, "gsplat", pixels, arrays))
+
+
+def tell(path: Path, row: dict) -> None:
+    """Appends a finished row, and prints its numbers."""
+    append(path, row)
+    times = " ".join(f"{name} {row[name]:.3f}" for name in row if name.endswith(", ms"))
+    errors = " ".join(f"{name} {value:.2g}" for name, value in row.items() if "difference" in name or "error" in name)
+    print(f"{row['side']} {row['settings']} {row['pixels']} px: {times} {errors}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = lambda text: tuple(int(number) for number in text.split(":"))  # noqa: E731
+    parser.add_argument("--sizes", type=size, nargs="+", default=[(256, 20_000), (512, 50_000)], help="pixels:Gaussians")
+    parser.add_argument("--sides", nargs="+", choices=("gsplat", "ours"), default=["gsplat", "ours"])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS])
+    parser.add_argument("--seconds", type=float, default=1.0, help="for every time")
+    parser.add_argument("--threads", type=int, default=8, help="that compile")
+    parser.add_argument("--out", type=Path, default=Path("outputs/experiments/against_gsplat.jsonl"))
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    done = {(row["side"], row["settings"], row["pixels"]) for row in truncate_log(args.out)}
+    sides = {"gsplat": gsplat, "ours": ours}
+    for side in args.sides:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # PyTorch and JAX each want the device for themselves
+            pool.submit(sides[side], args, done).result()
+
+
+if __name__ == "__main__":
+    main()
