@@ -9,8 +9,8 @@ cotangents of these to means, quaternions, scales, opacities and colours. Millis
 device has finished, after one that compiles. Images and gradients are compared, so that the work is the same work. Each side runs
 in a process of its own. A row that is finished is a line in --out; a second call goes on.
 
-Ours is timed at several of its static settings: pixels of a tile, tiles in lock-step, ellipses per step, and whether the loop over
-these is written out. `steps` counts the turns of its loop, one after the other, if no tile ends early.
+Ours is timed at several of its static settings: pixels of a tile, tiles in lock-step, ellipses per step, and whether the loop
+over these is written out. `steps` counts the turns of its loop, one after the other, if no tile ends early.
 """
 
 import argparse
@@ -32,7 +32,7 @@ KERNEL = re.compile(r"= \S+ (?:fusion|custom-call|sort|scatter|gather|reduce|dot
 
 
 class Settings(NamedTuple):
-    """Static settings of our rasterizer: the height and width of a tile, tiles in lock-step, ellipses per step, their unrolling."""
+    """Static settings of our rasterizer: pixels of a tile, tiles in lock-step, ellipses per step, how many of these unrolled."""
 
     tile_h: int = 8
     tile_w: int = 16

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from lods_jax.core.cameras import sample_orbit
+from lods_jax.core.types import Reference
 from lods_jax.distillation.objectives import OBJECTIVES
 from lods_jax.distillation.parallel import fused_step
 from lods_jax.distillation.train_step import init_state, make_train_step
@@ -32,29 +33,30 @@ NAMES = ("sds", "csd", "dds", "lods-embedding", "lods-lora", "vsd")
 MAKE = {"unet": flax_networks.unet, "vae": flax_networks.vae, "text": flax_networks.text_encoder}
 
 
-def step_of(prior, weights, name: str, start, shared: bool = False):
-    """(step, its arguments) of an objective on one particle; arrays may be shapes alone."""
-    objective, tx = OBJECTIVES[name](), optax.adam(1e-2)
-    tokens = jax.ShapeDtypeStruct((4, 77, 1024), jnp.float32)
+def step_of(prior, weights, name: str, start, shared: bool = False, width: int = 1024):
+    """(step, its arguments) of an objective on the particles that start is the shape of; arrays may be shapes alone."""
+    objective, tx, batch = OBJECTIVES[name](), optax.adam(1e-2), start.shape[0]
+    tokens = jax.ShapeDtypeStruct((4, 77, width), jnp.float32)
     texts = dict.fromkeys(("prompt", "plain", "null", "source", "empty"), tokens)
 
     def state(key, weights, tokens, start):
         return init_state(image_batch(start), prior.init_psi(weights, key, tokens, objective.trained_queries), tx, tx, key)
 
-    first = jax.eval_shape(state, jax.random.key(0), weights, jax.ShapeDtypeStruct((77, 1024), jnp.float32), start)
+    first = jax.eval_shape(state, jax.random.key(0), weights, jax.ShapeDtypeStruct((77, width), jnp.float32), start)
     build = make_train_step(
         image_batch(jnp.zeros(start.shape)),
         prior,
         objective,
-        cameras=lambda keys, views: sample_orbit(keys, views, 1),
+        cameras=lambda keys, views: sample_orbit(keys, views, batch),
         window=lambda step: (20, 980),
         tx_theta=tx,
         tx_psi=tx,
-        batch=1,
+        batch=batch,
         fit_shares_noise=shared,
     )
-    reference = jax.ShapeDtypeStruct((1, 64, 64, 4), jnp.float32)
-    return jax.jit(fused_step(build)), (first, weights, texts, reference, jax.random.key(1), jnp.arange(1))
+    edits = any(query.latents == "reference" for query in objective.queries.values())
+    reference = Reference(latents=jax.ShapeDtypeStruct((batch, 64, 64, 4), jnp.float32)) if edits else None
+    return jax.jit(fused_step(build)), (first, weights, texts, reference, jax.random.key(1), jnp.arange(batch))
 
 
 def main() -> None:
@@ -96,18 +98,26 @@ def random_weights(shapes):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+def drawn(prior, weights, name: str, arguments: tuple) -> tuple:
+    """The arguments of `step_of` with numbers in place of shapes: a scene of zeros, random texts and reference latents."""
+    state, _, texts, *others = arguments
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
+    texts = {name: jax.random.normal(jax.random.key(i), x.shape) for i, (name, x) in enumerate(texts.items())}
+    objective = OBJECTIVES[name]()
+    psi = prior.init_psi(weights, jax.random.key(3), texts["null"][0], objective.trained_queries)
+    draw = lambda x: jax.random.normal(jax.random.key(2), x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x  # noqa: E731
+    return state.replace(psi=psi), weights, texts, *jax.tree.map(draw, tuple(others))
+
+
 def run(prior, weights, latents) -> None:
     """One LODS-LoRA step on random weights: it ends, and everything in it is finite."""
     step, arguments = step_of(prior, weights, "lods-lora", latents)
-    draw = lambda x: jax.random.normal(jax.random.key(2), x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x  # noqa: E731
-    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), arguments[0])
-    texts = {name: jax.random.normal(jax.random.key(i), x.shape) for i, (name, x) in enumerate(arguments[2].items())}
-    psi = prior.init_psi(weights, jax.random.key(3), texts["null"][0], [OBJECTIVES["lods-lora"]().queries["a"]])
+    arguments = drawn(prior, weights, "lods-lora", arguments)
     began = time.monotonic()
-    new, metrics = step(state.replace(psi=psi), weights, texts, *(draw(x) for x in arguments[3:]))
+    new, metrics = step(*arguments)
     jax.block_until_ready(new)
     moved = np.mean([float(jnp.abs(site["up"]).max() > 0) for site in new.psi["lora"].values()])
-    learned = sum(x.size for x in jax.tree.leaves(psi))
+    learned = sum(x.size for x in jax.tree.leaves(arguments[0].psi))
     print(f"one LODS-LoRA step: {time.monotonic() - began:.0f} s with compilation; {learned:,} parameters learned")
     force, fit = float(metrics["score_rms"]), float(metrics["fit"])
     print(f"skipped {new.skipped}, force {force:.3g}, fit {fit:.3g}, sites that moved {moved:.0%}")
