@@ -162,7 +162,7 @@ def ours(args: argparse.Namespace, done: set) -> None:
             row |= {f"{what}, temporaries in MB": memory.temp_size_in_bytes / 1e6}
         images, gradient = found["forward and backward"][0](theta, cotangent)
         arrays = dict(zip(("rgb", "depth", "opacity"), images, strict=True)) | {f"d {k}": gradient[k] for k in NAMES}
-        tell(args.out, row | keep(args.out.parent, "ours", pixels, {k: np.asarray(x) for k, x in arrays.items()}))
+        tell(args.out, row | keep(args.images, "ours", pixels, {k: np.asarray(x) for k, x in arrays.items()}))
 
 
 # --- gsplat -----------------------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def gsplat(args: argparse.Namespace, done: set) -> None:
         images = [x.detach().cpu().numpy() for x in forward()]
         arrays = dict(zip(("rgb", "depth", "opacity"), images, strict=True))
         arrays |= {f"d {name}": x.cpu().numpy() for name, x in zip(theta, timed_both(False), strict=True)}
-        tell(args.out, row | keep(args.out.parent, "gsplat", pixels, arrays))
+        tell(args.out, row | keep(args.images, "gsplat", pixels, arrays))
 
 
 def tell(path: Path, row: dict) -> None:
@@ -228,9 +228,11 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS])
     parser.add_argument("--seconds", type=float, default=1.0, help="for every time")
     parser.add_argument("--threads", type=int, default=8, help="that compile")
+    parser.add_argument("--images", type=Path, default=Path("outputs/experiments/against_gsplat"), help="where they are kept")
     parser.add_argument("--out", type=Path, default=Path("outputs/experiments/against_gsplat.jsonl"))
     args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (args.images, args.out.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     done = {(row["side"], row["settings"], row["pixels"]) for row in truncate_log(args.out)}
     sides = {"gsplat": gsplat, "ours": ours}
     for side in args.sides:
