@@ -245,13 +245,15 @@ def bench(args: flags.Bench) -> int:
     suite = suites.read_suite(args.suite)
     out = args.out or Path("outputs/bench", Path(args.suite).stem)
     check_place(out, folder=True)
-    batch.share([], args.shard or "1/1")
-    if args.tune and (args.shard or not suite.tuning.prompts):
-        raise UserError("--tune is for a suite with tuning.prompts, and one process: each trial depends on those before")
+    batch.place_of(args.shard or "1/1")
+    if args.tune and not suite.tuning.prompts:
+        raise UserError(f"--tune is for a suite with tuning.prompts, which {args.suite} has none of")
+    if args.report and (args.shard or args.tune or args.dry_run):
+        raise UserError("--report makes no runs: leave out --shard, --tune and --dry-run")
     from lods_jax.runs.bench import plan
 
     jobs = plan.jobs_of(suite)
-    for prior in () if args.dry_run else dict.fromkeys(job.config.prior for job in jobs):
+    for prior in () if args.dry_run or args.report else dict.fromkeys(job.config.prior for job in jobs):
         entry = registered(prior.name)
         folder = entry.vocabulary if entry else prior_folder(prior.name, prior.download)
         for prompt in dict.fromkeys([*suite.tuning.prompts, *(job.config.prompt for job in jobs)]):
@@ -263,6 +265,9 @@ def bench(args: flags.Bench) -> int:
 
     if args.dry_run:
         bench.dry_run(suite, out)
+        return 0
+    if args.report:
+        bench.report(suite, out)
         return 0
     return bench.bench(suite, out, args.shard or "1/1", args.tune)
 

@@ -115,13 +115,15 @@ class Bench:
     """Runs the methods of a suite on the same prompts and seeds, and writes a table and one page of all runs."""
 
     suite: tyro.conf.Positional[str] = ""
-    """A YAML file, or a shipped suite: `tabletop-quick`, `tabletop`, `presets`, `ablation`, `t3bench`."""
+    """A YAML file, or a shipped suite: `tabletop-quick`, `tabletop-tuned`, `tabletop`, `presets`, `ablation`, `t3bench`."""
     out: Path | None = None
     """Folder of the bench; by default outputs/bench/SUITE. The same command goes on with what is there."""
     shard: str | None = None
-    """I/N makes every N-th run from the I-th on, for arrays of jobs; shards with one --out make one table."""
+    """I/N makes the I-th of N pieces of the runs, for arrays of jobs; shards with one --out make one table."""
     tune: bool = False
-    """End after the trials of tuning."""
+    """End after the trials of tuning; with --shard, after this shard's trials of one round."""
+    report: bool = False
+    """Write table and page of the runs that are there, as from other machines, and run nothing."""
     dry_run: bool = False
     """Print the runs and what they cost, and run nothing."""
     anyway: bool = False

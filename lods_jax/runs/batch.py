@@ -15,6 +15,28 @@ from lods_jax.core.errors import UserError, one_line
 Jobs = Sequence[tuple[str, Path]]  # prompts and the folders of their runs
 
 
+def place_of(shard: str) -> tuple[int, int]:
+    """The place of a process among those that share the work.
+
+    Args:
+        shard: "I/N", with I from 1 to N.
+
+    Returns:
+        I and N.
+
+    Raises:
+        UserError: the shard does not read like that.
+
+    Examples:
+        >>> place_of("2/8")
+        (2, 8)
+    """
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"shard must read like 1/4, the first of four, got {shard}")
+    return int(match[1]), int(match[2])
+
+
 def share(items: Sequence[Any], shard: str) -> list[Any]:
     """The I-th of N shares of a list: every N-th item from the I-th on, for the jobs of an array.
 
@@ -32,10 +54,29 @@ def share(items: Sequence[Any], shard: str) -> list[Any]:
         >>> share(["a", "b", "c", "d", "e"], "1/2")
         ['a', 'c', 'e']
     """
-    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UserError(f"shard must read like 1/4, the first of four, got {shard}")
-    return list(items[int(match[1]) - 1 :: int(match[2])])
+    i, n = place_of(shard)
+    return list(items[i - 1 :: n])
+
+
+def piece(items: Sequence[Any], shard: str) -> list[Any]:
+    """The I-th of N pieces of a list, which are whole and as long as each other or one longer.
+
+    Args:
+        items: of all jobs.
+        shard: "I/N", with I from 1 to N.
+
+    Returns:
+        The items of the piece.
+
+    Raises:
+        UserError: the shard does not read like that.
+
+    Examples:
+        >>> piece(["a", "b", "c", "d", "e"], "2/2")
+        ['c', 'd', 'e']
+    """
+    i, n = place_of(shard)
+    return list(items[len(items) * (i - 1) // n : len(items) * i // n])
 
 
 def slug(prompt: str) -> str:
@@ -177,3 +218,10 @@ def record(config: Config, folder: Path, error: Exception) -> str:
     except (OSError, ValueError, UserError) as problem:  # a full disk, or the lock of another process
         return f"{reason} (not recorded: {one_line(problem)})"
     return reason
+
+
+def has_failed(folder: Path) -> bool:
+    """Whether the run of a folder was recorded as failed."""
+    from lods_jax.runs.run_directory import read_json
+
+    return read_json(folder / "run.json").get("state") == "failed"

@@ -86,14 +86,21 @@ def shared_memories() -> Callable[[Config], Once]:
 
 
 def execute(
-    jobs: Sequence[Job], out: Path, rows: Path, measure: Measure, shared: Callable[[Config], Once], done: Mapping[str, Row]
+    jobs: Sequence[Job],
+    out: Path,
+    rows: Path,
+    shard: str,
+    measure: Measure,
+    shared: Callable[[Config], Once],
+    done: Mapping[str, Row],
 ) -> tuple[dict[str, Row], list[str]]:
     """Makes the runs that have no row yet.
 
     Args:
         jobs: to do.
         out: folder of the bench.
-        rows: folder of the file that this process adds its rows to.
+        rows: folder of the rows; this process adds its own in a folder of the shard's name.
+        shard: "I/N", which of how many processes this is.
         measure: run -> figures beside those of `lods evaluate`.
         shared: from `shared_memories`.
         done: rows that are there.
@@ -105,17 +112,17 @@ def execute(
         Stopped: by a signal.
         UserError: another process adds to the same rows.
     """
-    found, failed = {}, []
-    with locked(rows):
-        mine = {row["run"]: row for row in truncate_log(rows / ROWS)}
+    found, failed, own = {}, [], rows / shard.replace("/", "-of-")
+    with locked(own):
+        mine = {row["run"]: row for row in truncate_log(own / ROWS)}
         for i, job in enumerate(jobs, 1):
             name = str(job.folder)
             row = done.get(name) or mine.get(name)
             if row is None:
                 run.log("bench", f"{i} of {len(jobs)}: {job.method}, {job.config.prompt!r}, seed {job.config.seed}")
                 try:
-                    row = row_of(job, out, shared(job.config), measure)
-                    append(rows / ROWS, row)
+                    row = row_of(job, out, shared(job.config), measure) | {"shard": shard}
+                    append(own / ROWS, row)
                 except Exception as error:  # whatever it is: the other runs are made
                     if isinstance(error, Stopped) or os.environ.get("LODS_TRACEBACK"):
                         raise

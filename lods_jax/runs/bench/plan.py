@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lods_jax.config import Config, check, layered, leaves
 from lods_jax.core.errors import UserError, one_line
-from lods_jax.runs.batch import folder_name, slug
+from lods_jax.runs.batch import folder_name, piece, slug
+from lods_jax.runs.bench.ranking import timed_on
 from lods_jax.runs.bench.suite import Suite
 
 Block = tuple[str, str]  # a scene and a prior: methods are tuned and ranked within it
@@ -69,6 +70,25 @@ def jobs_of(suite: Suite, chosen: Chosen | None = None) -> list[Job]:
             for prompt in prompts:
                 made.append(job_of(Path("runs"), method, scene, prior, prompt_set, replace(config, prompt=prompt, seed=seed)))
     return made
+
+
+def shares(jobs: list[Job], shard: str) -> list[Job]:
+    """The share of one process: of the runs of every scene, prior and seed the I-th of N pieces.
+
+    A piece has few methods, so that little is compiled, and processes that are stopped have whole seeds.
+
+    Args:
+        jobs: of all processes, in the order of `jobs_of`.
+        shard: "I/N".
+
+    Returns:
+        The jobs of the share.
+
+    Raises:
+        UserError: the shard does not read like that.
+    """
+    comparisons = groupby(jobs, lambda job: (job.scene, job.prior, job.config.seed))
+    return [job for _, held in comparisons for job in piece([*held], shard)]
 
 
 def job_of(folder: Path, method: str, scene: str, prior: str, prompt_set: str, config: Config) -> Job:
@@ -187,22 +207,23 @@ def describe(suite: Suite, jobs: list[Job], done: Mapping[str, Mapping[str, Any]
     """
     if suite.title:
         yield suite.title
+    wide = max(23, *map(len, suite.methods)) + 1
     for scene, prior in blocks(suite):
         for method in suite.methods:
             mine = [job for job in jobs if (job.scene, job.prior, job.method) == (scene, prior, method)]
             one = mine[0].config
             of = ", ".join(dict.fromkeys(word for word in (scene, one.prior.name) if word))
             cost = f"{len(mine)} runs of {one.steps} steps, {predictions(one):.3g} thousand noise predictions each"
-            yield f"{method:<24}{of}: {cost}"
+            yield f"{method:<{wide}}{of}: {cost}"
     finished = [row for job in jobs if (row := done.get(str(job.folder)))]
-    yield f"{'runs':<24}{len(jobs)}, of which {len(finished)} are finished"
+    yield f"{'runs':<{wide}}{len(jobs)}, of which {len(finished)} are finished"
     t = suite.tuning
     if t.prompts:
         tried = len(t.prompts) * len(t.seeds) * len(suite.methods) * len(blocks(suite))
-        yield f"{'tuning':<24}{tried} runs a trial and method, at most {t.most} trials, ranked by {t.figure}"
-    yield f"{'noise predictions':<24}{sum(predictions(job.config) for job in jobs) / 1000:.3g} million"
+        yield f"{'tuning':<{wide}}{tried} runs a trial and method, at most {t.most} trials, ranked by {t.figure}"
+    yield f"{'noise predictions':<{wide}}{sum(predictions(job.config) for job in jobs) / 1000:.3g} million"
     if time := minutes_left(suite, jobs, finished):
-        yield f"{'time':<24}{time}"
+        yield f"{'time':<{wide}}{time}"
 
 
 def minutes_left(suite: Suite, jobs: list[Job], finished: list[Mapping[str, Any]]) -> str:
@@ -217,7 +238,8 @@ def minutes_left(suite: Suite, jobs: list[Job], finished: list[Mapping[str, Any]
         Words; "" if nothing is known.
     """
     left = len(jobs) - len(finished)
-    seconds = [row["seconds"] for row in finished if row.get("seconds")]
-    if seconds:
-        return f"about {left * sum(seconds) / len(seconds) / 60:.0f} minutes, by the finished runs"
+    timed = [row for row in finished if row.get("seconds")]
+    if timed:
+        where, minutes = "; ".join(dict.fromkeys(map(timed_on, timed))), sum(row["seconds"] for row in timed) / len(timed) / 60
+        return f"about {left * minutes:.0f} minutes, by the finished runs ({where})"
     return "" if suite.minutes is None else f"about {left * suite.minutes:.0f} minutes, by what the suite says of a run"

@@ -17,6 +17,7 @@ Rows = Sequence[Mapping[str, Any]]
 HIGHER = {"kind", "color", "pattern", "view", "coverage", "part_recall", "clip_score", "clip_r_precision", "fit_gain"}
 NEAREST = {"saturation": 0.0, "speckle": 1.0, "sharpness": 1.0}  # the true object's
 DRAWS = 2000
+SECONDS_ON = "seconds on "
 
 
 class Order(NamedTuple):
@@ -55,6 +56,33 @@ def meaning(figure: str) -> str:
         'lower is better'
     """
     return "higher is better" if figure in HIGHER else f"{NEAREST[figure]:g} is best" if figure in NEAREST else "lower is better"
+
+
+def timed_on(row: Mapping[str, Any]) -> str:
+    """Where the seconds of a row were measured: the kinds of its devices, and how many processes shared the work.
+
+    Examples:
+        >>> timed_on({"devices": ["gpu: A", "gpu: A"], "shard": "3/8"}), timed_on({"devices": ["cpu: cpu"]})
+        ('gpu: A, 8 processes', 'cpu: cpu')
+    """
+    kinds = " and ".join(dict.fromkeys(row.get("devices") or ["unknown devices"]))
+    processes = str(row.get("shard", "1/1")).rpartition("/")[2]
+    return kinds if processes == "1" else f"{kinds}, {processes} processes"
+
+
+def seconds_apart(rows: Rows) -> Rows:
+    """Rows in which seconds of different machines are different figures, so that no mean and no difference mixes them.
+
+    Args:
+        rows: of a bench.
+
+    Returns:
+        The rows as they are if all were measured alike; else with "seconds on MACHINE" in place of "seconds", and curves without.
+    """
+    if len({timed_on(row) for row in rows}) < 2:
+        return rows
+    named = lambda row: {"seconds": None, SECONDS_ON + timed_on(row): row.get("seconds")}  # noqa: E731
+    return [row | named(row) | {"curve": [point | {"seconds": None} for point in row.get("curve", [])]} for row in rows]
 
 
 def key_of(row: Mapping[str, Any]) -> tuple:

@@ -14,7 +14,17 @@ from lods_jax.core.statistics import bootstrap, interquartile_mean
 from lods_jax.priors import clip
 from lods_jax.priors.registry import embedded_world
 from lods_jax.runs.bench.plan import Block, Job, blocks
-from lods_jax.runs.bench.ranking import Order, agreement, differences, meaning, means, order_of, values_of
+from lods_jax.runs.bench.ranking import (
+    SECONDS_ON,
+    Order,
+    agreement,
+    differences,
+    meaning,
+    means,
+    order_of,
+    seconds_apart,
+    values_of,
+)
 from lods_jax.runs.bench.suite import Suite
 from lods_jax.runs.bench.tuning import Tuned
 from lods_jax.runs.evaluate import COSTS, format_number
@@ -40,7 +50,7 @@ def write_report(
     Returns:
         The table of all runs, as text.
     """
-    rows = [done[str(job.folder)] for job in jobs if str(job.folder) in done]
+    rows = seconds_apart([done[str(job.folder)] for job in jobs if str(job.folder) in done])
     if not rows:
         return ""
     text = markdown(suite, rows)
@@ -75,9 +85,17 @@ def figures_of(suite: Suite, rows: Rows) -> dict[str, str]:
         {name: meaning} of those that some row has.
     """
     about = dict(embedded_world().figures) | clip.FIGURES | COSTS
+    apart = sorted({name for row in rows for name in row if name.startswith(SECONDS_ON)})
     names = suite.figures or tuple(name for name in about if name != suite.tuning.figure or not suite.tuning.prompts)
+    names = tuple(each for name in names for each in ((name, *apart) if name == "seconds" else (name,)))
+    about |= dict.fromkeys(apart, COSTS["seconds"])
     there = lambda name: any(values_of(rows, method, name) for method in suite.methods)  # noqa: E731
     return {name: about.get(name, name) for name in dict.fromkeys((suite.rank_by, *names)) if there(name)}
+
+
+def is_cost(figure: str) -> bool:
+    """Whether a figure says what a run cost."""
+    return figure in COSTS or figure.startswith(SECONDS_ON)
 
 
 def of_block(rows: Rows, block: Block) -> Rows:
@@ -103,7 +121,7 @@ def table(suite: Suite, rows: Rows, baseline: str | None = None) -> list[list[st
     """
     methods, lines = list(suite.methods), [["", *suite.methods]]
     for figure, about in figures_of(suite, rows).items():
-        hint = "" if figure in COSTS else f" ({meaning(figure)})"
+        hint = "" if is_cost(figure) else f" ({meaning(figure)})"
         cells = differences(rows, methods, figure, baseline) if baseline else means(rows, methods, figure)
         lines.append([f"{figure}: {about}{hint}", *cells])
     return [*lines, ["runs", *(str(sum(row["method"] == method for row in rows)) for method in methods)]]
@@ -222,7 +240,7 @@ def stability(suite: Suite, rows: Rows) -> str:
         tau_table(known, f"Kendall's tau between orders by {suite.rank_by}; 1 is the same order") if len(known) > 1 else ""
     )
     for block in blocks(suite):
-        figures = [name for name in figures_of(suite, rows) if name not in COSTS]
+        figures = [name for name in figures_of(suite, rows) if not is_cost(name)]
         by_figure = {name: order for name in figures if (order := order_of(of_block(rows, block), methods, name, draws=1))}
         if len(by_figure) > 1:
             said = f"{name_of(block)}: Kendall's tau between orders by each two figures"

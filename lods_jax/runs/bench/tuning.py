@@ -4,7 +4,7 @@ A round is one trial of each method. A method whose best value lies at an edge t
 between their best value and its better neighbour. Rounds end when no method's best value lies at an edge.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from lods_jax.config.conversion import real
 from lods_jax.core.errors import UserError
 
 Values = dict[str, str]  # {dotted key: value as a text of YAML}
+Proposal = tuple[str, Values]  # a method and what it shall try
 
 
 class Trial(NamedTuple):
@@ -51,13 +52,17 @@ def first_trials(grid: Mapping[str, tuple[str, ...]]) -> list[Values]:
 
 
 def tune(
-    grids: Mapping[str, Mapping[str, tuple[str, ...]]], attempt: Callable[[str, Values], float | None], most: int
+    grids: Mapping[str, Mapping[str, tuple[str, ...]]],
+    allowed: Callable[[str, Values], bool],
+    measure: Callable[[list[Proposal]], Sequence[float]],
+    most: int,
 ) -> dict[str, Tuned]:
-    """Tunes some methods side by side.
+    """Tunes some methods side by side, a round at a time: the trials of a round do not depend on each other.
 
     Args:
         grids: {method: {dotted key: values}}; all begin with as many trials.
-        attempt: (method, values) -> loss of a trial; None for values that the method cannot take.
+        allowed: whether a method can take some values.
+        measure: trials of a round -> the loss of each; it is asked for values that are allowed.
         most: trials of a method.
 
     Returns:
@@ -65,40 +70,39 @@ def tune(
     """
     trials: dict[str, list[Trial]] = {name: [] for name in grids}
     closed: set[tuple[str, str, str]] = set()  # (method, key, value) that cannot be taken: an end of the range, and no edge
-    for name, grid in grids.items():
-        for values in first_trials(grid):
-            loss = attempt(name, values)
-            trials[name].append(Trial(values, float("inf") if loss is None else loss))
-    tunable = {name for name, grid in grids.items() if grid}
-    while tunable and any(edges(trials[name], name, closed) for name in tunable) and len(trials[min(tunable)]) < most:
-        for name in sorted(tunable):
-            trials[name].append(one_more(trials[name], name, attempt, closed))
+
+    def make(proposals: list[Proposal]) -> None:
+        losses = iter(measure([proposal for proposal in proposals if allowed(*proposal)]))
+        for name, values in proposals:
+            trials[name].append(Trial(values, next(losses) if allowed(name, values) else float("inf")))
+
+    make([(name, values) for name, grid in grids.items() for values in first_trials(grid)])
+    tunable = sorted(name for name, grid in grids.items() if grid)
+    while tunable and any(edges(trials[name], name, closed) for name in tunable) and len(trials[tunable[0]]) < most:
+        make([(name, next_values(trials[name], name, allowed, closed)) for name in tunable])
     return {name: Tuned(best(held).values, held, edges(held, name, closed)) for name, held in trials.items()}
 
 
-def one_more(
-    held: list[Trial], name: str, attempt: Callable[[str, Values], float | None], closed: set[tuple[str, str, str]]
-) -> Trial:
-    """The next trial of a method: beyond the edge that its best value lies at, else beside its best value.
+def next_values(
+    held: list[Trial], name: str, allowed: Callable[[str, Values], bool], closed: set[tuple[str, str, str]]
+) -> Values:
+    """What a method tries next: beyond the edge that its best value lies at, else beside its best value.
 
     Args:
         held: its trials.
         name: of the method.
-        attempt: as of `tune`.
-        closed: gets the values that it cannot take.
+        allowed: as of `tune`.
+        closed: gets the values beyond an edge that it cannot take.
 
     Returns:
-        The trial.
+        The values.
     """
     while keys := edges(held, name, closed):
         values = best(held).values | {keys[0]: beyond(held, keys[0])}
-        loss = attempt(name, values)
-        if loss is not None:
-            return Trial(values, loss)
+        if allowed(name, values):
+            return values
         closed.add((name, keys[0], values[keys[0]]))
-    values = closer(held)
-    loss = attempt(name, values)
-    return Trial(values, float("inf") if loss is None else loss)
+    return closer(held)
 
 
 def best(held: list[Trial]) -> Trial:

@@ -31,7 +31,7 @@ priors: [toy]
 prompts: [a thing]
 seeds: [1, 2]
 rank_by: psi_displacement
-figures: [fit_gain, gaussians]
+figures: [fit_gain, gaussians, seconds]
 methods:
   strong: {objective: {name: lods-embedding, guidance_scale: 100}}
   weak: {objective: {name: lods-embedding, guidance_scale: 3}}
@@ -60,7 +60,7 @@ def whole(toy, suite, tmp_path_factory):
 
 def same_figures(a: Path, b: Path):
     """All but the seconds of the rows of two benches."""
-    costs = {"seconds", "curve"}
+    costs = {"seconds", "curve", "shard"}
     first, second = (
         {name: {k: x for k, x in row.items() if k not in costs} for name, row in rows_in(out).items()} for out in (a, b)
     )
@@ -139,6 +139,30 @@ def test_two_shards_of_which_one_is_killed_make_the_table_of_one_process(whole, 
     assert {path.parent.name for path in out.glob("shards/*/rows.jsonl")} == {"1-of-2", "2-of-2"}
     figures = lambda folder: [x for x in (folder / "table.md").read_text().splitlines() if "seconds" not in x]  # noqa: E731
     assert figures(out) == figures(whole[0])
+
+
+def test_rows_and_pictures_of_another_machine_make_the_page_here_and_no_run(whole, suite, tmp_path, monkeypatch, capsys):
+    """Half of the rows were made on a GPU by two processes; of the runs only the stills came along."""
+    out, lines = tmp_path / "merged", (whole[0] / "shards" / "1-of-1" / "rows.jsonl").read_text().splitlines()
+    elsewhere = [
+        json.dumps(json.loads(x) | {"devices": ["gpu: other"], "versions": {"jax": "9"}, "shard": "1/2"}) for x in lines[:2]
+    ]
+    for name, held in (("1-of-2", elsewhere), ("2-of-2", lines[2:3])):
+        (out / "shards" / name).mkdir(parents=True)
+        (out / "shards" / name / "rows.jsonl").write_text("".join(x + "\n" for x in held))
+    for still in whole[0].glob("runs/**/stills/*.png"):
+        (copy := out / still.relative_to(whole[0])).parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(still.read_bytes())
+    monkeypatch.setattr(run, "start", lambda *args: pytest.fail("a run was begun"))
+    assert bench(suite, out, "--report") == 0
+    text, page = (out / "table.md").read_text(), (out / "index.html").read_text()
+    assert "| seconds:" not in text
+    assert "seconds on gpu: other, 2 processes" in page
+    assert page.count("<canvas") == 3
+    assert "1 runs are not there yet" in page
+    assert bench(suite, tmp_path / "none", "--report") == 2
+    assert "nothing to report" in capsys.readouterr().err
+    assert bench(suite, out, "--report", "--shard", "1/2") == 2
 
 
 def test_a_run_that_fails_ends_no_other_and_is_named(toy, suite, tmp_path, monkeypatch, capsys):

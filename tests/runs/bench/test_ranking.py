@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lods_jax.core.statistics import interquartile_mean
-from lods_jax.runs.bench.ranking import agreement, differences, means, order_of
+from lods_jax.runs.bench.ranking import agreement, differences, means, order_of, seconds_apart
 
 
 def rows(seed=0, n=12, **shifts):
@@ -67,3 +67,20 @@ def test_tau_is_one_for_an_order_and_itself_minus_one_for_its_reverse_and_a_thir
     assert agreement(order, of(a=2.0, b=1.0, c=0.0)) == pytest.approx(-1)
     assert agreement(order, of(a=1.0, b=0.0, c=2.0)) == pytest.approx(1 / 3)  # one of three pairs is the other way round
     assert agreement(order, of(x=0.0, y=1.0)) is None
+
+
+def test_seconds_of_two_machines_or_of_other_numbers_of_processes_are_never_in_one_mean():
+    held = rows(n=2, a=0.0, b=0.0)
+    alone, shared, cpu = ({"devices": ["gpu: A"]}, {"devices": ["gpu: A"], "shard": "2/4"}, {"devices": ["cpu: cpu"] * 2})
+    where = [alone, alone, shared, cpu]
+    apart = seconds_apart([row | {"seconds": i} | where[i] for i, row in enumerate(held)])
+    assert means(apart, ["a", "b"], "seconds") == ["-", "-"]
+    assert means(apart, ["a", "b"], "seconds on gpu: A") == ["0 (0 to 0)", "1 (1 to 1)"]
+    assert means(apart, ["a", "b"], "seconds on gpu: A, 4 processes") == ["2 (2 to 2)", "-"]
+    assert means(apart, ["a", "b"], "seconds on cpu: cpu") == ["-", "3 (3 to 3)"]
+    assert differences(apart, ["b"], "seconds on cpu: cpu", "a") == ["-"]
+
+
+def test_seconds_of_one_machine_stay_what_they_are():
+    held = [row | {"seconds": 1.0, "devices": ["gpu: A"], "shard": f"{i + 1}/2"} for i, row in enumerate(rows(n=1, a=0.0, b=0.0))]
+    assert seconds_apart(held) == held

@@ -5,7 +5,7 @@ import pytest
 from lods_jax.config import load
 from lods_jax.core.errors import UserError
 from lods_jax.runs.bench import suite as suites
-from lods_jax.runs.bench.plan import config_of, jobs_of, tuning_jobs
+from lods_jax.runs.bench.plan import blocks, config_of, jobs_of, tuning_jobs
 from lods_jax.runs.bench.suite import read_suite
 
 LEAST = "prompts: [a red mug]\nmethods: {A: {}, B: {objective: sds}}\n"
@@ -22,7 +22,7 @@ def test_every_shipped_suite_is_planned(name):
     jobs = jobs_of(suite)
     assert len({job.folder for job in jobs}) == len(jobs)
     if suite.tuning.prompts:
-        assert len(tuning_jobs(suite, suite.baseline, (next(iter(suite.scenes)), suite.priors[0]), {})) == 2
+        assert len(tuning_jobs(suite, suite.baseline, blocks(suite)[0], {})) == 2
 
 
 def test_t3bench_takes_the_files_that_its_user_has(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lods_jax.runs.bench.tuning import tune
+from lods_jax.runs.bench import tuning
 
 GRIDS = {"a": {"x": ("1", "3", "9")}, "b": {"x": ("1", "3", "9")}}
 
@@ -12,6 +12,10 @@ GRIDS = {"a": {"x": ("1", "3", "9")}, "b": {"x": ("1", "3", "9")}}
 def bowl(**best):
     """Losses that are lowest where x is best, by ratio."""
     return lambda name, values: sum((math.log(float(x)) - math.log(best[name])) ** 2 for x in values.values())
+
+
+def tune(grids, loss, most, allowed=lambda name, values: True):
+    return tuning.tune(grids, allowed, lambda trials: [loss(*trial) for trial in trials], most)
 
 
 def test_a_grid_grows_until_the_best_value_is_not_at_its_edge_and_every_method_gets_as_many_trials():
@@ -42,7 +46,7 @@ def test_an_edge_that_is_left_when_the_trials_are_used_up_is_told():
 
 def test_the_end_of_what_a_method_can_take_is_no_edge():
     loss = bowl(a=0.01, b=3.0)
-    tuned = tune(GRIDS, lambda name, values: loss(name, values) if float(values["x"]) >= 1 else None, most=20)
+    tuned = tune(GRIDS, loss, most=20, allowed=lambda name, values: float(values["x"]) >= 1)
     assert tuned["a"].values["x"] == "1"
     assert tuned["a"].edges == []
     assert len(tuned["a"].trials) == len(tuned["b"].trials)
@@ -60,3 +64,11 @@ def test_a_failed_trial_is_never_kept(name):
     loss = bowl(a=3.0, b=3.0)
     tuned = tune(GRIDS, lambda name, values: math.inf if values["x"] == "3" else loss(name, values), most=6)
     assert tuned[name].values["x"] != "3"
+
+
+def test_a_value_beside_the_best_that_a_method_cannot_take_is_a_trial_that_is_never_kept():
+    whole = lambda name, values: float(values["x"]).is_integer()  # noqa: E731
+    tuned = tune(GRIDS, bowl(a=3.0, b=20.0), most=6, allowed=whole)
+    assert math.inf in [trial.loss for trial in tuned["a"].trials]
+    assert tuned["a"].values == {"x": "3"}
+    assert len(tuned["a"].trials) == len(tuned["b"].trials)
