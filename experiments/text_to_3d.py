@@ -4,8 +4,8 @@
     python experiments/text_to_3d.py --prior exact-gaussians    # the same where the score is exact, about 10 minutes
     python experiments/text_to_3d.py --tune                     # the tuning trials: which settings the table is made with
     python experiments/text_to_3d.py --scenes                   # Gaussians and NeRF, and who is right first, about 35 minutes
-    python experiments/text_to_3d.py --presets                  # the default preset against the one before, 2 hours
     python experiments/text_to_3d.py --hero                     # the first picture of the README, 10 minutes
+    python experiments/text_to_3d.py --sheet outputs/bench/presets now    # sides.jpg of runs of a bench: all methods, or some
     python experiments/text_to_3d.py --full                     # 8 prompts x 4 seeds, 800 steps: a night
 
 Protocol, fixed before the runs of the table:
@@ -17,9 +17,6 @@ Protocol, fixed before the runs of the table:
     training.
   - --scenes compares the default presets of both kinds of scene on three of the prompts, seed 1. `seconds_to_right` is the
     time of optimisation until the classifier reads the asked kind in 80 % of the views, looked at every 50 steps.
-  - --presets compares the default preset on either shipped prior with the default of before, LODS-embedding on the 64-px prior,
-    on ten prompts and two seeds. "a red mug", "a purple house", "an orange snowman" and "a red chair" were tuned on; of the ten,
-    a blue chair and a red car had failed in a first pass, which led to the window of high noise.
   - Interquartile means over prompts and seeds with 95 % bootstrap intervals. No run is left out.
 
 Everything lies in --out (by default outputs/experiments/text_to_3d/PRIOR): a run folder each, rows.jsonl with a line for each
@@ -42,6 +39,7 @@ from lods_jax.core.files import replacing
 from lods_jax.core.images import grid, to_uint8, write_png
 from lods_jax.runs import run
 from lods_jax.runs.artifacts import turntable_cameras
+from lods_jax.runs.bench.execute import rows_in
 from lods_jax.runs.compare import compare
 from lods_jax.runs.evaluate import cell, evaluate, plain
 from lods_jax.runs.run_directory import append, read_run, truncate_log, write_json
@@ -146,34 +144,12 @@ def scene_jobs() -> list[tuple[str, str, int, Config]]:
     return jobs
 
 
-UNSEEN = (
-    "a white rocket", "a blue chair", "an orange mushroom", "a yellow snowman", "a red car",
-    "a green striped mug", "a green house", "a blue donut", "a purple checkered robot", "a pink checkered cube",
-)  # fmt: skip
-PRESETS = {
-    "now": ("gaussians-lods-lora", "tabletop-128"),
-    "now, 64-px prior": ("gaussians-lods-lora", "tabletop-64"),
-    "before": ("gaussians-lods-embedding", "tabletop-64"),
-}
-
-
 HERO = ("a purple house", "an orange snowman", "a white rocket")
 
 
 def hero_jobs() -> list[tuple[str, str, int, Config]]:
     """The default preset as it stands, one seed."""
     return [("now", prompt, 1, configs.load("gaussians-lods-lora")) for prompt in HERO]
-
-
-def preset_jobs(seeds: tuple[int, ...]) -> list[tuple[str, str, int, Config]]:
-    """The default preset on either prior, and the default of before."""
-    methods = {}
-    for name, (preset, prior) in PRESETS.items():
-        base = configs.load(preset)
-        output = replace(base.output, frames=8, preview_every=0, log_every=50)
-        checkpoint = replace(base.checkpoint, every=0)
-        methods[name] = replace(base, output=output, checkpoint=checkpoint, prior=replace(base.prior, name=prior))
-    return [(name, prompt, seed, config) for seed in seeds for name, config in methods.items() for prompt in UNSEEN]
 
 
 def seconds_to_right(folder: Path) -> float | None:
@@ -276,16 +252,26 @@ def sides(rows: list[dict], methods: list[str], prompts: tuple[str, ...], size: 
         Image.fromarray(grid(np.stack(tiles), 8)).save(file, "JPEG", quality=86, optimize=True)
 
 
+def sheet(bench: Path, methods: list[str]) -> None:
+    """Writes sides.jpg of the runs of a bench: prompts of which every method has a run of the first seed."""
+    rows = [row | {"run": str(bench / row["run"])} for row in rows_in(bench).values() if row["seed"] == 1]
+    methods = methods or list(dict.fromkeys(row["method"] for row in rows))
+    whole = lambda prompt: all(any((r["method"], r["prompt"]) == (method, prompt) for r in rows) for method in methods)  # noqa: E731
+    sides(rows, methods, tuple(filter(whole, dict.fromkeys(row["prompt"] for row in rows))), 112, bench)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="tabletop", choices=["tabletop", "exact-gaussians"])
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--scenes", action="store_true")
-    parser.add_argument("--presets", action="store_true")
     parser.add_argument("--hero", action="store_true")
+    parser.add_argument("--sheet", nargs="+", metavar=("BENCH", "METHOD"), help="folder of a bench, and its methods")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.sheet:
+        return sheet(Path(args.sheet[0]), args.sheet[1:])
     start_jax(2 if args.scenes else 4)
     steps, prompts, seeds = (800, PROMPTS + MORE, range(1, 5)) if args.full else (400, PROMPTS, range(1, 3))
     prompts = prompts if args.prior == "tabletop" else SHOWN
@@ -304,9 +290,6 @@ def main() -> None:
     if args.scenes:
         out, jobs, prompts, seeds = out.with_name("scenes"), scene_jobs(), PROMPTS[:3], (1,)
         methods = list(dict.fromkeys(method for method, *_ in jobs))
-    if args.presets:
-        out, prompts, seeds = out.with_name("presets"), UNSEEN, (1, 2)
-        jobs, methods = preset_jobs(seeds), list(PRESETS)
     if args.hero:
         out = out.with_name("hero")
         return sides(go_through(hero_jobs(), out), ["now"], HERO, 176, out)
@@ -314,10 +297,7 @@ def main() -> None:
     text = table(rows, methods)
     with replacing(out / "table.md") as file:
         file.write_text(text)
-    if args.presets:
-        sides(rows, methods, prompts, 112, out)
-    else:
-        picture(rows, methods, prompts, seeds[0], out)
+    picture(rows, methods, prompts, seeds[0], out)
     compare([Path(row["run"]) for row in rows if row["seed"] == seeds[0]], out / "index.html")
     print(text)
 

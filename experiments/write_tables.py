@@ -2,13 +2,15 @@
 
     python -m experiments.write_tables          # rewrites what stands between `<!-- table: NAME -->` and `<!-- end -->`
 
-A new or longer file of rows is copied from the `--out` folder of its experiment to experiments/results first. The suite runs the
+A new or longer file of rows is copied from the `--out` folder of its experiment to experiments/results first; that of a bench is
+`cat outputs/bench/NAME/shards/*/rows.jsonl > experiments/results/bench-NAME.jsonl`. The suite runs the
 same and fails where a page would change.
 """
 
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,9 @@ import lods_jax
 from experiments import editing_2d, generation_2d, image_to_3d, score_paths, text_to_3d
 from experiments.benchmarks import slices
 from lods_jax.core.paths import TABLETOP, TABLETOP_64
+from lods_jax.runs.bench import report
+from lods_jax.runs.bench.ranking import seconds_apart
+from lods_jax.runs.bench.suite import read_suite
 from lods_jax.tabletop.damage import DAMAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,10 +105,25 @@ HEADLINES = ("kid", "view", "janus", "chamfer", "floaters", "saturation")  # of 
 SEEN = ("kid", "view", "chamfer", "coverage", "floaters", "tint", "speckle", "part_recall")  # of its table of presets
 
 
-def presets() -> str:
-    """The default preset beside others, as far as they were run."""
-    found = rows("text_to_3d-presets")
-    return text_to_3d.table(found, [*dict.fromkeys(row["method"] for row in found)])
+def bench(name: str, figures: tuple[str, ...] = (), apart: bool = False, by_method: bool = False) -> str:
+    """The table of a shipped suite, from its rows in experiments/results/bench-NAME.jsonl.
+
+    Args:
+        name: of the suite.
+        figures: to show; none for all of the suite.
+        apart: whether the figures of the baseline are taken off, run by run.
+        by_method: whether methods are lines and figures columns.
+
+    Returns:
+        Markdown.
+    """
+    suite = read_suite(name)
+    suite, held = replace(suite, figures=figures or suite.figures), seconds_apart(rows(f"bench-{name}"))
+    lines = report.table(suite, held, suite.baseline if apart else None)
+    for line in lines:
+        figure = line[0].partition(": ")[0]
+        line[0] = text_to_3d.COLUMNS.get(figure, line[0])
+    return report.markdown_table([list(column) for column in zip(*lines, strict=True)] if by_method else lines)
 
 
 def short(whole: str, labels: Collection[str]) -> str:
@@ -117,8 +137,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "classifier": lambda: prior_gates({"value": TABLETOP}, CLASSIFIER),
     "text-to-3d": lambda: text_to_3d.table(rows("text_to_3d-tabletop"), list(text_to_3d.TRIALS)),
     "text-to-3d-short": lambda: short(table("text-to-3d"), [text_to_3d.COLUMNS[name] for name in HEADLINES]),
-    "text-to-3d-presets": presets,
-    "text-to-3d-presets-short": lambda: short(table("text-to-3d-presets"), [text_to_3d.COLUMNS[name] for name in SEEN]),
+    "bench-presets": lambda: bench("presets"),
+    "bench-presets-short": lambda: bench("presets", SEEN),
     "text-to-3d-exact": lambda: text_to_3d.table(rows("text_to_3d-exact-gaussians"), list(text_to_3d.TRIALS)),
     "objectives-in-2d": objectives_in_2d,
     "lods-configurations": lambda: generation_2d.table(generation_2d.CONFIGURATIONS, rows("generation_2d")),

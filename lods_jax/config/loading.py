@@ -222,23 +222,29 @@ def mapping_of(text: str | bytes, source: str) -> dict[str, Any]:
 
 
 def find(name: str | Path) -> Path:
-    """The path of a file or of a shipped preset.
+    """The path of a configuration: a file, or a shipped preset such as "gaussians-sds". See `find_named`."""
+    return find_named(name, {path.stem: path for path in sorted(PRESETS.rglob("*.yaml")) if path.parent != SUITES}, "preset")
+
+
+def find_named(name: str | Path, shipped: Mapping[str, Path], what: str) -> Path:
+    """The path of a user's file, or of one that comes with the package.
 
     Args:
-        name: a path, or the name of a preset, such as "gaussians-sds".
+        name: a path, or a key of `shipped`.
+        shipped: {name: path}.
+        what: they are, for the error.
 
     Returns:
-        The path.
+        The path; of a file and a shipped one of the same name, the file.
 
     Raises:
         UserError: there is neither.
     """
     if Path(name).is_file():
         return Path(name)
-    presets = {path.stem: path for path in sorted(PRESETS.rglob("*.yaml")) if path.parent != SUITES}
-    if str(name) in presets:
-        return presets[str(name)]
-    raise UserError(f"no config file {name}, and no preset of that name: {', '.join(presets)}")
+    if str(name) not in shipped:
+        raise UserError(f"no file {name}, and no {what} of that name: {', '.join(shipped)}")
+    return shipped[str(name)]
 
 
 def dump(config: Config) -> str:

@@ -209,7 +209,7 @@ def test_what_is_printed_and_saved_stands_for_itself(tmp_path):
     [
         ("base: over.yaml", "base: under.yaml", "base goes in a circle: over.yaml -> under.yaml -> over.yaml"),
         ("", "base: over.yaml", "base goes in a circle: over.yaml -> over.yaml"),
-        ("", "base: nothing", "over.yaml: base: no config file nothing, and no preset of that name: "),
+        ("", "base: nothing", "over.yaml: base: no file nothing, and no preset of that name: "),
         ("", "base: [under.yaml]", "over.yaml: base must be the name of a preset or a file, got ['under.yaml']"),
         ("stesp: 3", "base: under.yaml", "under.yaml: there is no key stesp; the nearest is steps"),
         ("steps: many", "base: under.yaml\nsteps: 3", "under.yaml: steps must be a whole number, got 'many'"),

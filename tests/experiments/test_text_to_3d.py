@@ -89,3 +89,15 @@ def test_the_table_pairs_runs_of_the_same_prompt_and_seed(module):
     text = module.table(rows, ["SDS", "CSD"])
     assert "| KID minus that of SDS, paired | 0 (0 to 0) | 0.25 (0.25 to 0.25) |" in text
     assert "| n | 4 | 4 |" in text
+
+
+def test_a_sheet_shows_the_prompts_of_a_bench_that_every_method_has(module, monkeypatch, tmp_path):
+    runs = [("now", "a red car", 1), ("now", "a blue chair", 1), ("before", "a blue chair", 1), ("before", "a red car", 2)]
+    (tmp_path / "shards" / "1-of-1").mkdir(parents=True)
+    lines = [json.dumps({"run": f"runs/{i}", "method": m, "prompt": p, "seed": s}) for i, (m, p, s) in enumerate(runs)]
+    (tmp_path / "shards" / "1-of-1" / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    shown = []
+    monkeypatch.setattr(module, "sides", lambda rows, methods, prompts, size, out: shown.append((methods, prompts)))
+    module.sheet(tmp_path, [])
+    module.sheet(tmp_path, ["now"])
+    assert shown == [(["now", "before"], ("a blue chair",)), (["now"], ("a red car", "a blue chair"))]

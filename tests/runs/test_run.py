@@ -226,7 +226,7 @@ def test_a_run_without_a_finite_gradient_ends_in_one_line_with_a_whole_checkpoin
         (["--guidance-scale", "0.5"], "guidance needs s >= 1, got 0.5"),
         (["--resolution", "0"], "resolution must lie in 8..2048, got 0"),
         (["--stesp", "3"], "no --stesp; the nearest is --steps"),
-        (["--config", "nothing.yaml"], "no config file nothing.yaml, and no preset"),
+        (["--config", "nothing.yaml"], "no file nothing.yaml, and no preset"),
         (["--prior", "/nowhere"], "no prior at /nowhere"),
         (["--gaussians.init-type", "/nowhere.ply"], "/nowhere.ply"),
         (["--prompt=x"], "no --prompt"),

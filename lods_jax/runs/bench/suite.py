@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lods_jax.config import bounded, check_ranges, from_mapping
-from lods_jax.config.loading import check_no_circle, shown
+from lods_jax.config.loading import check_no_circle, find_named, shown
 from lods_jax.config.yaml_text import MAX_BYTES, read_yaml
 from lods_jax.core.errors import UserError
 from lods_jax.core.files import open_regular
@@ -82,22 +82,8 @@ def shipped() -> dict[str, Path]:
 
 
 def find_suite(name: str) -> Path:
-    """The file of a suite.
-
-    Args:
-        name: a path, or the name of a shipped suite.
-
-    Returns:
-        The path.
-
-    Raises:
-        UserError: there is neither.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    if name not in shipped():
-        raise UserError(f"no suite {name}: lods bench takes a YAML file, or one of {', '.join(shipped())}")
-    return shipped()[name]
+    """The path of a suite: a file, or a shipped one such as "tabletop-quick". See `find_named`."""
+    return find_named(name, shipped(), "suite")
 
 
 def read_suite(name: str) -> Suite:

@@ -12,7 +12,6 @@ import pytest
 from lods_jax.cli import main
 from lods_jax.runs import run
 from lods_jax.runs.bench.execute import rows_in
-from lods_jax.runs.bench.suite import read_suite
 from lods_jax.training.compilation import compilations
 from tests.toy import TOY
 
@@ -209,15 +208,3 @@ def test_a_changed_suite_is_refused_before_anything_begins(whole, suite, tmp_pat
     file.write_text(f"base: {suite}\nmethods: {{weak: {{objective: {{name: lods-embedding, guidance_scale: 4}}}}}}\n")
     assert bench(file, whole[0]) == 2
     assert "objective.guidance_scale: 3.0 -> 4.0): pass another --out" in capsys.readouterr().err
-
-
-def test_the_suite_of_presets_is_that_of_the_experiment():
-    import dataclasses
-
-    from experiments import text_to_3d
-    from lods_jax.config import check
-    from lods_jax.runs.bench.plan import jobs_of
-
-    made = {(j.method, j.config.prompt, j.config.seed): j.config for j in jobs_of(read_suite("presets"))}
-    jobs = text_to_3d.preset_jobs((1, 2))
-    assert made == {(m, p, s): check(dataclasses.replace(c, prompt=p, seed=s)) for m, p, s, c in jobs}
