@@ -9,8 +9,8 @@ cotangents of these to means, quaternions, scales, opacities and colours. Millis
 device has finished, after one that compiles. Images and gradients are compared, so that the work is the same work. Each side runs
 in a process of its own. A row that is finished is a line in --out; a second call goes on.
 
-Ours is timed at several of its static settings: pixels of a tile, tiles in lock-step, ellipses per step, and whether the loop
-over these is written out. `steps` counts the turns of its loop, one after the other, if no tile ends early.
+Ours is timed in both its forms, tiles in lock-step and a kernel over segments, at several of their static settings. `steps`
+counts the turns of its loop, one after the other, if no tile ends early; `bins` is projection and sorting alone.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,24 +33,30 @@ KERNEL = re.compile(r"= \S+ (?:fusion|custom-call|sort|scatter|gather|reduce|dot
 
 
 class Settings(NamedTuple):
-    """Static settings of our rasterizer: pixels of a tile, tiles in lock-step, ellipses per step, how many of these unrolled."""
+    """Static settings of our rasterizer.
+
+    In `gaussian_rasterizer` they are the pixels of a tile, tiles in lock-step, ellipses per step, and how many of these are
+    written out; in `gaussian_segments`, which has one kernel over all tiles, rows that are read at once and warps of a tile.
+    """
 
     tile_h: int = 8
     tile_w: int = 16
     lockstep: int = 16
     chunk: int = 16
     unroll: int = 1
+    warps: int = 0  # 0 for no kernel
 
 
 SETTINGS = {
-    "unrolled 512 x 16": Settings(lockstep=512, unroll=16),
+    "segments, 8 rows, 1 warp": Settings(chunk=8, warps=1),
+    "segments, 8 rows, 2 warps": Settings(chunk=8, warps=2),
+    "segments, 4 rows, 1 warp": Settings(chunk=4, warps=1),
+    "segments, 8 rows, 4 warps, tiles 16 x 16": Settings(tile_h=16, chunk=8, warps=4),
     "unrolled 512 x 32": Settings(lockstep=512, chunk=32, unroll=32),
     "unrolled 2048 x 32": Settings(lockstep=2048, chunk=32, unroll=32),
     "looped 512 x 16": Settings(lockstep=512),
     "today": Settings(),
     "unrolled 128 x 32": Settings(lockstep=128, chunk=32, unroll=32),
-    "unrolled 512 x 32, tiles 16 x 16": Settings(tile_h=16, lockstep=512, chunk=32, unroll=32),
-    "unrolled 512 x 32, tiles 8 x 8": Settings(tile_w=8, lockstep=512, chunk=32, unroll=32),
 }
 
 
@@ -86,14 +93,25 @@ def keep(folder: Path, side: str, pixels: int, arrays: dict[str, np.ndarray]) ->
 # --- ours -------------------------------------------------------------------------------------------------------------------
 def use(settings: Settings) -> None:
     """Makes the rasterizer take these settings, which are constants of its modules."""
-    from lods_jax.scenes import gaussian_rasterizer, gaussian_tiles
+    from lods_jax.scenes import gaussian_rasterizer, gaussian_segments, gaussian_tiles
 
+    composite_of_tiles()  # looked up once, before it is replaced
     h, w, p = settings.tile_h, settings.tile_w, settings.tile_h * settings.tile_w
     v, u = np.mgrid[:h, :w].reshape(2, p) + 0.5 - np.array([[h], [w]]) / 2
-    for module in (gaussian_rasterizer, gaussian_tiles):
+    for module in (gaussian_rasterizer, gaussian_tiles, gaussian_segments):
         module.TILE_H, module.TILE_W, module.P, module.G = h, w, p, settings.lockstep
     gaussian_rasterizer.MONOMIALS = np.stack([np.ones(p), u, v, u * u, u * v, v * v]).astype(np.float32)
     gaussian_rasterizer.K, gaussian_rasterizer.UNROLL = settings.chunk, settings.unroll
+    gaussian_segments.CHUNK, gaussian_segments.WARPS = settings.chunk, settings.warps
+    gaussian_rasterizer.composite = gaussian_segments.composite if settings.warps else composite_of_tiles()
+
+
+@cache
+def composite_of_tiles() -> Callable:
+    """The compositing of `gaussian_rasterizer` before `use` has changed it."""
+    from lods_jax.scenes import gaussian_rasterizer
+
+    return gaussian_rasterizer.composite
 
 
 def lowered(pixels: int, n: int) -> tuple[dict[str, Any], dict[str, Any], tuple]:
@@ -106,11 +124,14 @@ def lowered(pixels: int, n: int) -> tuple[dict[str, Any], dict[str, Any], tuple]
 
     theta, camera, options = jax.tree.map(jnp.asarray, shell(n)), turntable(1), {"height": pixels, "width": pixels}
 
+    def binned(theta, capacity):
+        ellipses = ours.project(theta["means"], theta["quats"], theta["scales"], camera.c2w[0], camera.fov_y[0], pixels, pixels)
+        return ours.bin_tiles(ellipses, theta["opacities"], pixels, pixels, capacity)
+
     @jax.jit
     def count(theta):
         """The number of pairs, and the longest tile of each group."""
-        ellipses = ours.project(theta["means"], theta["quats"], theta["scales"], camera.c2w[0], camera.fov_y[0], pixels, pixels)
-        _, bins, _, total = ours.bin_tiles(ellipses, theta["opacities"], pixels, pixels, 24 * n)
+        _, bins, _, total = binned(theta, 24 * n)
         return total, jnp.max(bins.end - bins.start, 1)
 
     total, longest = (np.asarray(x) for x in count(theta))
@@ -125,10 +146,12 @@ def lowered(pixels: int, n: int) -> tuple[dict[str, Any], dict[str, Any], tuple]
 
     arguments = theta, jax.tree.map(jnp.asarray, cotangents(pixels))
     programs = {
+        "bins": jax.jit(lambda theta: binned(theta, int(1.1 * total))).lower(theta),
         "forward": jax.jit(lambda theta: forward(theta)).lower(theta),
         "forward and backward": jax.jit(lambda theta, cotangent: both(theta, cotangent)).lower(*arguments),
     }
-    steps = int(np.sum(-(-longest // ours.K)))
+    turns = -(-longest // ours.K)
+    steps = int(np.max(turns) if ours.composite is not composite_of_tiles() else np.sum(turns))
     return programs, {"pairs": int(total), "groups": len(longest), "steps": steps}, arguments
 
 
@@ -153,7 +176,7 @@ def ours(args: argparse.Namespace, done: set) -> None:
     for (name, pixels, n, _, counts, (theta, cotangent)), found in zip(jobs, programs, strict=True):
         row = {"side": "ours", "settings": name, "pixels": pixels, "gaussians": n, "device": device, **counts}
         for what, (program, seconds) in found.items():
-            given = (theta,) if what == "forward" else (theta, cotangent)
+            given = (theta, cotangent) if what == "forward and backward" else (theta,)
             ms, calls = median_ms(lambda: jax.block_until_ready(program(*given)), args.seconds)  # noqa: B023 (called at once)
             cost, memory = program.cost_analysis(), program.memory_analysis()
             row |= {f"{what}, ms": ms, f"{what}, calls": calls, f"{what}, compiled in s": seconds}

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from lods_jax.core.cameras import look_at
 from lods_jax.core.types import Camera
-from lods_jax.scenes import gaussian_projection, gaussian_rasterizer, gaussian_tiles
+from lods_jax.scenes import gaussian_projection, gaussian_rasterizer, gaussian_segments, gaussian_tiles
 from lods_jax.scenes.gaussian_rasterizer import radiance, rasterize, spherical_harmonics
 from lods_jax.scenes.gaussian_rasterizer_reference import rasterize_reference
 
@@ -109,6 +109,15 @@ def test_values_and_gradients_are_those_of_the_definition(h, w, k):
     expected, expected_gradient, _ = compiled(rasterize_reference, h, w)(scene)
     assert_close(values, expected, 1e-5)
     # Both are within 3e-5 of float64: depth is divided by opacities down to 1 / 255.
+    assert_close(gradient, expected_gradient, 1e-4)
+
+
+def test_the_kernel_over_segments_has_the_values_and_gradients_of_the_definition(monkeypatch):
+    monkeypatch.setattr(gaussian_rasterizer, "composite", gaussian_segments.composite)
+    run = jax.jit(values_and_vjp(rasterize, H, W, capacity=CAPACITY))
+    actual, gradient, _ = run(SCENE, noise())
+    expected, expected_gradient, _ = compiled(rasterize_reference, H, W)(SCENE)
+    assert_close(actual, expected, 1e-5)
     assert_close(gradient, expected_gradient, 1e-4)
 
 
