@@ -41,8 +41,9 @@ def make_diagnosis(
     def diagnose(state, psi_0, weights, texts, key):
         views = batch + jnp.arange(batch)  # beyond those of the step: what the step draws is not drawn again
         k = jax.vmap(lambda key: split_named(key, "camera render encode fit"))(view_keys(key, state.step, views))
-        camera = cameras(group_keys(k.camera, prior.views), views)
-        render = scene.render(state.theta, state.aux, camera, k.render, scene.means2d_probe(state.aux, batch))
+        k_camera, k_render = (group_keys(keys, prior.views) for keys in (k.camera, k.render))
+        camera = cameras(k_camera, views)
+        render = scene.render(state.theta, state.aux, camera, k_render, scene.means2d_probe(state.aux, batch))
         z = encode_each(prior, weights, render.rgb, k.encode, vae_slicing)
         rows, _ = select_view_prompts(texts, camera)
         denoiser, pose = bind(prior, weights), camera.c2w.reshape(batch, 16)

@@ -2,8 +2,8 @@
 
 Scene, prior and objective are arguments; this file imports none of them. Theta's gradient comes from the score and the
 regularizers alone, psi's from the denoising loss alone. All randomness is drawn per view from (key, step, global view
-index), so a result does not depend on how views are split over devices. What the views of one group share, camera and timestep,
-comes from the key of its first view; a prior of single images has groups of one.
+index), so a result does not depend on how views are split over devices. What the views of one group share, camera, background
+and timestep, comes from the key of its first view; a prior of single images has groups of one.
 """
 
 from collections.abc import Callable, Sequence
@@ -234,7 +234,7 @@ def make_train_step(
         pose, denoiser = camera.c2w.reshape(b, 16), bind(prior, weights)
 
         def forward(theta, means2d_probe):
-            render = scene.render(theta, state.aux, camera, k.render, means2d_probe)
+            render = scene.render(theta, state.aux, camera, group_keys(k.render, prior.views), means2d_probe)
             costs = regularizers(render, state.step)
             if reference_view:
                 render, found = seen_in_reference(reference_view, theta, state, reference.image, k.render[:1], render)

@@ -184,9 +184,16 @@ def normalize_latents(size: int, vae: Any, rgb: np.ndarray) -> Any:
 
 @partial(jax.jit, static_argnames=("size", "shape", "steps", "views"))
 def sample_latents(
-    size: int, params: Any, ids: jax.Array, null: jax.Array, key: jax.Array, s: float, shape: tuple[int, ...], steps: int,
+    size: int,
+    params: Any,
+    ids: jax.Array,
+    null: jax.Array,
+    key: jax.Array,
+    s: jax.Array | float,
+    shape: tuple[int, ...],
+    steps: int,
     views: int = 1,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """DDIM samples of token ids, with classifier-free guidance.
 
     Args:
@@ -207,9 +214,8 @@ def sample_latents(
 
     def predict(z_t, t, cond):
         camera = None if views == 1 else camera_vectors(cond.camera)
-        return v_to_eps(
-            STABLE_DIFFUSION, modules.predict_noise(nets.unet, params["unet"], z_t, t, cond.tokens, (), views, camera), z_t, t
-        )
+        v = modules.predict_noise(nets.unet, params["unet"], z_t, t, cond.tokens, (), views, camera)
+        return v_to_eps(STABLE_DIFFUSION, v, z_t, t)
 
     tokens, nothing = (jnp.repeat(modules.encode_text(nets.text, params["text"], x), views, 0) for x in (ids, null))
     z_T = jax.random.normal(key, (len(tokens), *shape))

@@ -88,9 +88,9 @@ def test_an_objective_says_of_a_view_in_a_group_what_it_says_of_the_view_alone(n
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------------
-def parts(objective=None, batch=B, prior=COUPLED):
+def parts(objective=None, batch=B, prior=COUPLED, scene=pixels(1, 1)):  # noqa: B008
     """The halves of the step and the first state of one pixel."""
-    objective, scene, tx = objective or lods_embedding(100.0), pixels(1, 1, start=0.5), (optax.sgd(0.1), optax.sgd(0.1))
+    objective, tx = objective or lods_embedding(100.0), (optax.sgd(0.1), optax.sgd(0.1))
     build = make_train_step(
         scene, prior, objective, cameras=lambda keys, views: sample_orbit(keys, views, batch, group=prior.views),
         window=lambda step: (20, 980), tx_theta=tx[0], tx_psi=tx[1], batch=batch,
@@ -125,6 +125,21 @@ def test_groups_on_1_2_and_4_devices_give_the_same_gradients():
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "XLA_FLAGS": ""}
     done = subprocess.run([sys.executable, "-c", MANY_DEVICES], env=env, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
+
+
+def test_a_group_is_on_one_background_and_each_group_on_its_own():
+    """As the priors of several views were trained: a background is no view of the object."""
+    scene = pixels(1, 1)
+
+    def render(theta, aux, camera, keys, means2d_probe):
+        return scene.render(theta, aux, camera, keys, means2d_probe).replace(rgb=jax.vmap(behind)(keys))
+
+    behind = lambda key: jax.random.uniform(key, (1, 1, 3))  # noqa: E731
+    build, start = parts(scene=scene._replace(render=render))
+    rgb = jax.jit(build.compute_grads)(start(), {}, TEXTS, None, jax.random.key(0), jnp.arange(8)).outputs.render.rgb
+    groups = np.asarray(rgb).reshape(2, V, 3)
+    np.testing.assert_array_equal(groups, np.repeat(groups[:, :1], V, 1))
+    assert np.abs(groups[0, 0] - groups[1, 0]).max() > 0.01
 
 
 def test_in_groups_too_lods_lands_on_the_good_image():
