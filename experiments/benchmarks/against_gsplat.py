@@ -2,7 +2,7 @@
 
     pip install gsplat==1.5.3            # beside a PyTorch for CUDA; it compiles its kernels at the first use, in minutes
     python -m experiments.benchmarks.against_gsplat            # a GPU: about 2 minutes after that
-    python -m experiments.benchmarks.against_gsplat --sides ours --sizes 64:1000 --settings today --seconds 1      # a CPU
+    python -m experiments.benchmarks.against_gsplat --sides ours --sizes 64:1000 --settings "tiles, 512 x 32"      # a CPU
 
 Both sides render the thick shell of `rasterizer.py`: colour, expected depth and opacity of one view; backward takes the same
 cotangents of these to means, quaternions, scales, opacities and colours. Milliseconds are medians of calls that end when the
@@ -16,12 +16,13 @@ counts the turns of its loop, one after the other, if no tile ends early; `bins`
 import argparse
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from functools import cache
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
@@ -33,30 +34,25 @@ KERNEL = re.compile(r"= \S+ (?:fusion|custom-call|sort|scatter|gather|reduce|dot
 
 
 class Settings(NamedTuple):
-    """Static settings of our rasterizer.
+    """Static settings of our rasterizer: the `Pace` of its tiles, or of the kernel over segments rows read at once and warps."""
 
-    In `gaussian_rasterizer` they are the pixels of a tile, tiles in lock-step, ellipses per step, and how many of these are
-    written out; in `gaussian_segments`, which has one kernel over all tiles, rows that are read at once and warps of a tile.
-    """
-
-    tile_h: int = 8
-    tile_w: int = 16
     lockstep: int = 16
     chunk: int = 16
-    unroll: int = 1
+    unrolled: bool = False
     warps: int = 0  # 0 for no kernel
 
 
 SETTINGS = {
+    "tiles, 512 x 32": Settings(512, 32, True),
     "segments, 8 rows, 1 warp": Settings(chunk=8, warps=1),
-    "segments, 8 rows, 2 warps": Settings(chunk=8, warps=2),
     "segments, 4 rows, 1 warp": Settings(chunk=4, warps=1),
-    "segments, 8 rows, 4 warps, tiles 16 x 16": Settings(tile_h=16, chunk=8, warps=4),
-    "unrolled 512 x 32": Settings(lockstep=512, chunk=32, unroll=32),
-    "unrolled 2048 x 32": Settings(lockstep=2048, chunk=32, unroll=32),
-    "looped 512 x 16": Settings(lockstep=512),
-    "today": Settings(),
-    "unrolled 128 x 32": Settings(lockstep=128, chunk=32, unroll=32),
+    "segments, 8 rows, 2 warps": Settings(chunk=8, warps=2),
+    "segments, 8 rows, 4 warps": Settings(chunk=8, warps=4),
+    "tiles, 2048 x 32": Settings(2048, 32, True),
+    "tiles, 512 x 16": Settings(512, 16, True),
+    "tiles, 512 x 16, looped": Settings(512, 16),
+    "tiles, 16 x 16, looped": Settings(),  # the pace of a CPU
+    "tiles, 128 x 32": Settings(128, 32, True),
 }
 
 
@@ -91,30 +87,22 @@ def keep(folder: Path, side: str, pixels: int, arrays: dict[str, np.ndarray]) ->
 
 
 # --- ours -------------------------------------------------------------------------------------------------------------------
-def use(settings: Settings) -> None:
-    """Makes the rasterizer take these settings, which are constants of its modules."""
+@contextmanager
+def using(settings: Settings) -> Iterator[None]:
+    """Makes the rasterizer that is traced inside take these settings, which are constants of its modules."""
     from lods_jax.scenes import gaussian_rasterizer, gaussian_segments, gaussian_tiles
 
-    composite_of_tiles()  # looked up once, before it is replaced
-    h, w, p = settings.tile_h, settings.tile_w, settings.tile_h * settings.tile_w
-    v, u = np.mgrid[:h, :w].reshape(2, p) + 0.5 - np.array([[h], [w]]) / 2
-    for module in (gaussian_rasterizer, gaussian_tiles, gaussian_segments):
-        module.TILE_H, module.TILE_W, module.P, module.G = h, w, p, settings.lockstep
-    gaussian_rasterizer.MONOMIALS = np.stack([np.ones(p), u, v, u * u, u * v, v * v]).astype(np.float32)
-    gaussian_rasterizer.K, gaussian_rasterizer.UNROLL = settings.chunk, settings.unroll
-    gaussian_segments.CHUNK, gaussian_segments.WARPS = settings.chunk, settings.warps
-    gaussian_rasterizer.composite = gaussian_segments.composite if settings.warps else composite_of_tiles()
+    pace = gaussian_tiles.Pace(settings.lockstep, settings.chunk, settings.unrolled)
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(gaussian_rasterizer, "pace", lambda: pace))
+        if settings.warps:
+            stack.enter_context(patch.multiple(gaussian_segments, CHUNK=settings.chunk, WARPS=settings.warps))
+            segments = lambda table, bins, height, width, pace: gaussian_segments.composite(table, bins, height, width)  # noqa: E731
+            stack.enter_context(patch.object(gaussian_rasterizer, "composite", segments))
+        yield
 
 
-@cache
-def composite_of_tiles() -> Callable:
-    """The compositing of `gaussian_rasterizer` before `use` has changed it."""
-    from lods_jax.scenes import gaussian_rasterizer
-
-    return gaussian_rasterizer.composite
-
-
-def lowered(pixels: int, n: int) -> tuple[dict[str, Any], dict[str, Any], tuple]:
+def lowered(pixels: int, n: int, settings: Settings) -> tuple[dict[str, Any], dict[str, Any], tuple]:
     """Our rasterizer at the settings in use: {what: program}, its counts, and the arguments."""
     import jax
     import jax.numpy as jnp
@@ -126,7 +114,7 @@ def lowered(pixels: int, n: int) -> tuple[dict[str, Any], dict[str, Any], tuple]
 
     def binned(theta, capacity):
         ellipses = ours.project(theta["means"], theta["quats"], theta["scales"], camera.c2w[0], camera.fov_y[0], pixels, pixels)
-        return ours.bin_tiles(ellipses, theta["opacities"], pixels, pixels, capacity)
+        return ours.bin_tiles(ellipses, theta["opacities"], pixels, pixels, capacity, settings.lockstep)
 
     @jax.jit
     def count(theta):
@@ -150,8 +138,8 @@ def lowered(pixels: int, n: int) -> tuple[dict[str, Any], dict[str, Any], tuple]
         "forward": jax.jit(lambda theta: forward(theta)).lower(theta),
         "forward and backward": jax.jit(lambda theta, cotangent: both(theta, cotangent)).lower(*arguments),
     }
-    turns = -(-longest // ours.K)
-    steps = int(np.max(turns) if ours.composite is not composite_of_tiles() else np.sum(turns))
+    turns = -(-longest // settings.chunk)
+    steps = int(np.max(turns) if settings.warps else np.sum(turns))
     return programs, {"pairs": int(total), "groups": len(longest), "steps": steps}, arguments
 
 
@@ -163,8 +151,8 @@ def ours(args: argparse.Namespace, done: set) -> None:
     device, jobs = jax.devices()[0].device_kind, []
     for name in args.settings:
         for pixels, n in args.sizes:
-            use(SETTINGS[name])
-            jobs += [(name, pixels, n, *lowered(pixels, n))] if ("ours", name, pixels) not in done else []
+            with using(SETTINGS[name]):
+                jobs += [(name, pixels, n, *lowered(pixels, n, SETTINGS[name]))] if ("ours", name, pixels) not in done else []
 
     def compiled(program):
         began = time.perf_counter()
@@ -210,28 +198,26 @@ def gsplat(args: argparse.Namespace, done: set) -> None:
         cotangent = [cuda(x) for x in cotangents(pixels)]
         row = {"side": "gsplat", "settings": "", "pixels": pixels, "gaussians": n, "device": torch.cuda.get_device_name()}
 
-        def forward(theta=theta, view=view, pixels=pixels, packed=False):
-            drawn, alphas, _ = rasterization(**theta, **view, width=pixels, height=pixels, render_mode="RGB+ED", packed=packed)
+        def forward(theta=theta, view=view, pixels=pixels):
+            # Not packed, which is faster where all Gaussians are seen, and refuses a background.
+            drawn, alphas, _ = rasterization(**theta, **view, width=pixels, height=pixels, render_mode="RGB+ED", packed=False)
             return drawn[..., :3], drawn[..., 3:], alphas
 
-        def timed_forward(packed, forward=forward):
+        def timed_forward(forward=forward):
             with torch.no_grad():
-                forward(packed=packed)
+                forward()
             torch.cuda.synchronize()
 
-        def timed_both(packed, forward=forward, theta=theta, cotangent=cotangent):
-            grads = torch.autograd.grad(forward(packed=packed), list(theta.values()), cotangent)
+        def timed_both(forward=forward, theta=theta, cotangent=cotangent):
+            grads = torch.autograd.grad(forward(), list(theta.values()), cotangent)
             torch.cuda.synchronize()
             return grads
 
-        for packed in (False, True):
-            way = ", packed" if packed else ""
-            row[f"forward{way}, ms"], row[f"forward{way}, calls"] = median_ms(lambda: timed_forward(packed), args.seconds)  # noqa: B023
-            ms = median_ms(lambda: timed_both(packed), args.seconds)  # noqa: B023 (called at once)
-            row[f"forward and backward{way}, ms"], row[f"forward and backward{way}, calls"] = ms
+        for name, call in (("forward", timed_forward), ("forward and backward", timed_both)):
+            row[f"{name}, ms"], row[f"{name}, calls"] = median_ms(call, args.seconds)
         images = [x.detach().cpu().numpy() for x in forward()]
         arrays = dict(zip(("rgb", "depth", "opacity"), images, strict=True))
-        arrays |= {f"d {name}": x.cpu().numpy() for name, x in zip(theta, timed_both(False), strict=True)}
+        arrays |= {f"d {name}": x.cpu().numpy() for name, x in zip(theta, timed_both(), strict=True)}
         tell(args.out, row | keep(args.images, "gsplat", pixels, arrays))
 
 

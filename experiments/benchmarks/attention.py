@@ -59,9 +59,10 @@ def ours(args: argparse.Namespace, done: set) -> None:
     import jax
     import jax.numpy as jnp
 
-    from lods_jax.priors.attention import fused, plain
+    from lods_jax.priors.attention import plain
 
-    kernels: dict[str, Callable] = {"plain": plain, "XLA": fused("xla"), "cuDNN": fused("cudnn")}
+    by = lambda name: partial(jax.nn.dot_product_attention, implementation=name)  # noqa: E731
+    kernels: dict[str, Callable] = {"plain": plain, "XLA": by("xla"), "cuDNN": by("cudnn")}
     for name in args.layers:
         layer, batch = LAYERS[name], args.batch if name != "autoencoder" else max(1, args.batch // 2)
         q, k, v, g = (jnp.asarray(x, args.dtype) for x in inputs(layer, batch))

@@ -46,7 +46,8 @@ class PriorConfig:
     """Arithmetic of U-Net and VAE; their results are float32 in any case, and so is a VAE beside a float16 U-Net. float16 is for
     objectives that learn nothing of the prior."""
     attention: Literal["plain", "fused"] = "plain"
-    """fused is one kernel on a GPU; both give the same values."""
+    """fused takes for each layer the kernel that the device has, flash on a TPU or cuDNN on a GPU, and elsewhere the formula, as
+    plain does. Both give the same values."""
     remat: bool = False
     """Compute transformer blocks again in the backward pass: less memory, more time."""
     vae_slicing: bool = False

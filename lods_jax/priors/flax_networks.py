@@ -25,7 +25,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from lods_jax.priors.attention import attention_by, plain
+from lods_jax.priors.attention import Attention, attention_by, plain
 from lods_jax.priors.diffusers_folder import MULTI_VIEW, MVDREAM
 from lods_jax.priors.multi_view import CAMERA, joined_views, unet_class
 from lods_jax.priors.network_configs import clip_settings, join_settings, unet_settings, vae_settings
@@ -218,7 +218,7 @@ def predict_noise(
 
 
 def encode_moments(
-    module: nn.Module, params: Any, rgb: Float[Array, "b H W 3"]
+    module: nn.Module, params: Any, rgb: Float[Array, "b H W 3"], attend: Attention | None = None
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
     """Mean and log variance of the unscaled latents of images.
 
@@ -226,35 +226,39 @@ def encode_moments(
         module: the autoencoder.
         params: its parameters.
         rgb: [b H W 3] in [-1, 1].
+        attend: computes its attention; None for the formula, with the softmax in float32.
 
     Returns:
         Two arrays [b h w c]; the log variance is clipped to [-30, 20].
     """
-    moments = _apply_vae(module, params, rgb, lambda m, x: m.quant_conv(m.encoder(x)))
+    moments = _apply_vae(module, params, rgb, lambda m, x: m.quant_conv(m.encoder(x)), attend)
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return mean, jnp.clip(logvar, -30.0, 20.0)
 
 
-def decode_image(module: nn.Module, params: Any, z: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+def decode_image(
+    module: nn.Module, params: Any, z: Float[Array, "b h w c"], attend: Attention | None = None
+) -> Float[Array, "b H W 3"]:
     """The images of unscaled latents.
 
     Args:
         module: the autoencoder.
         params: its parameters.
         z: latents [b h w c].
+        attend: as in `encode_moments`.
 
     Returns:
         [b H W 3] in about [-1, 1], not clipped.
     """
     # FlaxAutoencoderKL.decode guesses the layout and takes every 4-wide NCHW latent for NHWC; its parts do not guess.
-    return _apply_vae(module, params, z, lambda m, x: m.decoder(m.post_quant_conv(x)))
+    return _apply_vae(module, params, z, lambda m, x: m.decoder(m.post_quant_conv(x)), attend)
 
 
-def _apply_vae(module: nn.Module, params: Any, x: Float[Array, "b _ _ _"], method: Callable) -> Any:
-    """A method of the autoencoder; in half precision the softmax of its attention is float32."""
+def _apply_vae(module: nn.Module, params: Any, x: Float[Array, "b _ _ _"], method: Callable, attend: Attention | None) -> Any:
+    """A method of the autoencoder. In float32 the formula of Flax is `plain`, and old runs go on bit for bit with it."""
     with ExitStack() as stack:
-        if jnp.dtype(module.dtype) != jnp.float32:
-            stack.enter_context(nn.intercept_methods(attention_by(plain)))
+        if attend is not None or jnp.dtype(module.dtype) != jnp.float32:
+            stack.enter_context(nn.intercept_methods(attention_by(attend or plain)))
         return module.apply({"params": params}, x, method=method)
 
 

@@ -55,7 +55,7 @@ def stable_diffusion(
             ones.
         rank: of the adapter that a trained query learns.
         targets: ends of the names of the layers that the adapter changes.
-        attention: "plain" as in diffusers, or "fused" through `jax.nn.dot_product_attention`, one kernel on a GPU.
+        attention: "plain" as in diffusers, or "fused" by the kernel that the device has for each layer (`attention.fused`).
         remat: whether the transformer blocks are computed again in the backward pass, which takes time and saves memory.
         untrained: whether weights are random instead of read, for sizes and costs; the folder may then lack them.
         views: number of views that are denoised together; None for as many as the U-Net was trained on, 4 for MVDream's.
@@ -186,8 +186,7 @@ def backbone(
     factor = 2 ** (len(vae.block_out_channels) - 1)
     half = jnp.dtype(dtype) != jnp.float32
     upcast = bool(read_config(folder / "unet" / "config.json").get("upcast_attention"))
-    # The fused kernel of a GPU takes half precision alone.
-    kernel = fused("cudnn" if jax.default_backend() == "gpu" and half else "xla")
+    by_kernel = fused(upcast) if attention == "fused" else None
     size = unet.sample_size * factor if image_size is None else image_size
     if size < factor or size % factor:
         raise ValueError(f"image_size must be a multiple of {factor}, got {size}")
@@ -209,13 +208,13 @@ def backbone(
 
     def encode(weights: dict, rgb: Float[Array, "b h w 3"], key: Key[Array, ""]) -> Float[Array, "b m n c"]:
         image = 2 * resize(rgb, size) - 1
-        moments = flax_networks.encode_moments(vae, weights["vae"], image.astype(vae_dtype))
+        moments = flax_networks.encode_moments(vae, weights["vae"], image.astype(vae_dtype), by_kernel)
         mean, logvar = (moment.astype(jnp.float32) for moment in moments)
         z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
         return vae.scaling_factor * z
 
     def decode(weights: dict, z: Float[Array, "b m n c"]) -> Float[Array, "b h w 3"]:
-        image = flax_networks.decode_image(vae, weights["vae"], (z / vae.scaling_factor).astype(vae_dtype))
+        image = flax_networks.decode_image(vae, weights["vae"], (z / vae.scaling_factor).astype(vae_dtype), by_kernel)
         return clip_to_unit(image.astype(jnp.float32) / 2 + 0.5)
 
     def predict_raw(
@@ -230,7 +229,7 @@ def backbone(
                 raise ValueError(f"Cond.{name} needs psi[{name!r}], which init_psi makes for a fitted query that uses it")
         hit: set[str] = set()
         paths = [flax_networks.remat()] if remat else []
-        paths += [attention_by(kernel)] if attention == "fused" else []
+        paths += [attention_by(by_kernel)] if by_kernel else []
         # In float32 the formula of Flax is the same, and old runs go on bit for bit with it.
         paths += [attention_by(partial(plain, upcast=upcast))] if attention == "plain" and half else []
         paths += [lora.side_path(psi["lora"], cond.lora, hit)] if cond.lora is not None else []

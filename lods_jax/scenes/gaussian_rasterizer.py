@@ -5,7 +5,8 @@
   composite   tiles -> weighted sums of features, from front to back: a custom VJP that keeps no alpha
 
 The work of one tile is less than what it costs XLA to start it. So G tiles advance in lock-step, K ellipses at a time,
-on arrays [K G P]; a group ends with the longest of its tiles, hence tiles are grouped by length.
+on arrays [K G P]; a group ends with the longest of its tiles, hence tiles are grouped by length. How many of each depends on the
+device (`gaussian_tiles.Pace`).
 
 Notation: n Gaussians, b cameras, k coefficients of spherical harmonics, f features (red, green, blue, depth);
 tiles of P pixels in g groups of G; m slots for pairs of a tile and an ellipse that reaches it (`capacity`);
@@ -26,11 +27,9 @@ from jaxtyping import Array, Float
 from lods_jax.core.math import normalize
 from lods_jax.core.types import Camera, Render
 from lods_jax.scenes.gaussian_projection import ALPHA_CAP, ALPHA_CUT, project
-from lods_jax.scenes.gaussian_tiles import TILE_H, TILE_W, Bins, G, P, bin_tiles, from_tiles, tile_grid, to_tiles
+from lods_jax.scenes.gaussian_tiles import TILE_H, TILE_W, Bins, P, Pace, bin_tiles, from_tiles, pace, tile_grid, to_tiles
 
 STOP = 1e-4  # light that is not worth following any further
-K = 16  # ellipses per step. [G P] floats are 8 kB: light, sums and a row of alphas stay in the first-level cache
-UNROLL = 1  # how many of them are written out in the loop that passes them one by one
 
 # Monomials 1, u, v, uu, uv, vv of the offset (u, v) from the centre of a tile. log alpha is a polynomial in them.
 _V, _U = np.mgrid[:TILE_H, :TILE_W].reshape(2, P) + 0.5 - np.array([[TILE_H], [TILE_W]]) / 2
@@ -78,7 +77,7 @@ def rasterize(
     """
     if min(height, width, capacity) < 1:
         raise ValueError(f"rasterize needs height, width and capacity >= 1, got {height}, {width} and {capacity}")
-    n, b = len(means), len(camera.fov_y)
+    n, b, own_pace = len(means), len(camera.fov_y), pace()
 
     # Recomputed in the backward pass, where its residuals would be a hundred numbers per Gaussian and camera.
     @partial(jax.checkpoint, prevent_cse=False)
@@ -94,9 +93,11 @@ def rasterize(
     def view(inputs) -> Render:
         c2w, fov_y, background, means2d_probe = inputs
         ellipses, table = project_view(c2w, fov_y, means2d_probe)
-        order, bins, reaches, total = bin_tiles(*lax.stop_gradient((ellipses, opacities)), height, width, capacity)
+        order, bins, reaches, total = bin_tiles(
+            *lax.stop_gradient((ellipses, opacities)), height, width, capacity, own_pace.lockstep
+        )
         table = table.at[order].get(mode="promise_in_bounds", unique_indices=True)
-        rgb, depth, light = jnp.split(composite(table, bins, height, width), (3, 4), -1)
+        rgb, depth, light = jnp.split(composite(table, bins, height, width, own_pace), (3, 4), -1)
         opacity = 1 - light
         seen = opacity > 0
         return Render(
@@ -165,8 +166,10 @@ def spherical_harmonics(directions: Float[Array, "n 3"]) -> Float[Array, "n 16"]
 
 
 # --- from tiles to pixels ---------------------------------------------------------------------------------------------
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def composite(table: Float[Array, "n c"], bins: Bins, height: int, width: int) -> Float[Array, "{height} {width} c-5"]:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def composite(
+    table: Float[Array, "n c"], bins: Bins, height: int, width: int, pace: Pace
+) -> Float[Array, "{height} {width} c-5"]:
     """Sums of features over the ellipses of each pixel, weighted by the light they absorb; the last channel is the light left.
 
     Over a pixel, ellipse i, counted from the front, has alpha_i and features c_i. The light light_i = prod_{j<i} (1 - alpha_j)
@@ -186,15 +189,16 @@ def composite(table: Float[Array, "n c"], bins: Bins, height: int, width: int) -
         bins: the ellipses of each tile.
         height: of the image, pixels.
         width: of the image, pixels.
+        pace: how tiles advance.
 
     Returns:
         [height width c-5].
     """
-    return _composite_forward(table, bins, height, width)[0]
+    return _composite_forward(table, bins, height, width, pace)[0]
 
 
-def _composite_forward(table, bins, height, width):
-    f = table.shape[1] - 6
+def _composite_forward(table, bins, height, width, pace):
+    f, G, K = table.shape[1] - 6, bins.tile.shape[1], pace.chunk
 
     def group(tiles):
         start, end, _ = tiles
@@ -205,8 +209,10 @@ def _composite_forward(table, bins, height, width):
 
         def advance(carry):
             step, light, sums = carry
-            _, alpha, features, _ = _chunk(table, bins.ranks, tiles, step)
-            light, weights = lax.scan(lambda light, alpha: (light * (1 - alpha), light * alpha), light, alpha, unroll=UNROLL)
+            _, alpha, features, _ = _chunk(table, bins.ranks, tiles, step, K)
+            light, weights = lax.scan(
+                lambda light, alpha: (light * (1 - alpha), light * alpha), light, alpha, unroll=pace.unrolled
+            )
             return step + 1, light, sums + jnp.stack([jnp.sum(feature * weights, 0) for feature in features])
 
         steps, light, sums = lax.while_loop(unfinished, advance, (0, jnp.ones((G, P)), jnp.zeros((f, G, P))))
@@ -216,8 +222,9 @@ def _composite_forward(table, bins, height, width):
     return from_tiles(pixels, bins.tile, height, width), (table, bins, pixels, steps)
 
 
-def _composite_backward(height, width, residuals, cotangent):
+def _composite_backward(height, width, pace, residuals, cotangent):
     table, bins, pixels, steps = residuals
+    G, K = bins.tile.shape[1], pace.chunk
     cotangent = to_tiles(cotangent, bins.tile)
 
     def group(gradient, inputs):
@@ -226,7 +233,7 @@ def _composite_backward(height, width, residuals, cotangent):
 
         def advance(carry):
             step, light, behind, gradient = carry
-            rank, alpha, features, pull = _chunk(table, bins.ranks, tiles, step)
+            rank, alpha, features, pull = _chunk(table, bins.ranks, tiles, step, K)
 
             def pass_one(carry, ellipse):
                 (light, behind), (alpha, features) = carry, ellipse
@@ -236,7 +243,7 @@ def _composite_backward(height, width, residuals, cotangent):
                 slope = jnp.where(alpha < ALPHA_CAP, weight * v_c - behind * (alpha / (1 - alpha)), 0.0)
                 return (light * (1 - alpha), behind), (weight, slope)
 
-            (light, behind), (weights, slopes) = lax.scan(pass_one, (light, behind), (alpha, features), unroll=UNROLL)
+            (light, behind), (weights, slopes) = lax.scan(pass_one, (light, behind), (alpha, features), unroll=pace.unrolled)
             d_features = jnp.einsum("kgp,gpf->kgf", weights, v_features, precision="highest")
             rows = jnp.concatenate([pull(slopes), d_features], -1)
             return step + 1, light, behind, gradient.at[rank].add(rows, mode="promise_in_bounds")
@@ -251,7 +258,7 @@ def _composite_backward(height, width, residuals, cotangent):
 composite.defvjp(_composite_forward, _composite_backward)
 
 
-def _chunk(table, ranks, tiles, step):
+def _chunk(table, ranks, tiles, step, K):
     """The next K ellipses of each tile of a group: ranks [K G], alphas [K G P], f features [K G 1] and a function,
     which pulls a cotangent of log alpha [K G P] back to the first six columns of the table [K G 6].
     """

@@ -13,8 +13,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lods_jax.config import Config
+from lods_jax.core.devices import traced_for
 from lods_jax.core.errors import UserError
 from lods_jax.distillation.parallel import AXIS, check_split, over_devices
+from lods_jax.priors.attention import Layer, kernels_noted
 from lods_jax.training.build import Components
 from lods_jax.training.loop import first_shapes, first_state, mode_of, train_step
 
@@ -42,6 +44,7 @@ class Cost(NamedTuple):
         memory: bytes of a device's memory; None if it is not known.
         operations: floating-point operations.
         collectives: {kind: number}.
+        attention: {kernel: (queries, keys, width of a head) of the layers that fused attention computes by it}.
     """
 
     parameters: dict[str, int]
@@ -52,6 +55,7 @@ class Cost(NamedTuple):
     memory: int | None
     operations: float
     collectives: dict[str, int]
+    attention: dict[str, list[Layer]]
 
     @property
     def peak(self) -> int:
@@ -95,7 +99,9 @@ def estimate(config: Config, components: Components, devices: list | None = None
     # For a slice that is not there speed does not count: Stable Diffusion 2.1 takes 4 minutes, and was given up after 23.
     quickly = {} if here else {"exec_time_optimization_effort": -1.0}
     try:
-        compiled = step.lower(*placed, on(PartitionSpec(AXIS))(views)).compile(compiler_options=quickly)
+        with traced_for(devices[0].platform), kernels_noted() as kernels:
+            lowered = step.lower(*placed, on(PartitionSpec(AXIS))(views))
+        compiled = lowered.compile(compiler_options=quickly)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -115,6 +121,10 @@ def estimate(config: Config, components: Components, devices: list | None = None
         float(compiled.cost_analysis()["flops"]),
         # One that overlaps with computation stands in many fusions, under one channel.
         dict(Counter(kind for kind, _ in set(COLLECTIVE.findall(compiled.as_text())))),
+        {
+            name: sorted((own for own, kernel in kernels.items() if kernel == name), reverse=True)
+            for name in set(kernels.values())
+        },
     )
 
 
@@ -152,6 +162,8 @@ def describe(cost: Cost) -> str:
         f"{'operations':<14}{cost.operations / 1e12:.3f} TFLOP per step and device",
         f"{'collectives':<14}{', '.join(f'{n} {kind}' for kind, n in cost.collectives.items()) or 'none'}",
     ]
+    for kernel, layers in sorted(cost.attention.items()):
+        lines.append(f"{'attention':<14}{kernel} for {', '.join(f'{a} x {b} of width {d}' for a, b, d in layers)}")
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from lods_jax.core.cameras import look_at
+from lods_jax.core.devices import traced_for
 from lods_jax.core.types import Camera
 from lods_jax.scenes import gaussian_projection, gaussian_rasterizer, gaussian_segments, gaussian_tiles
 from lods_jax.scenes.gaussian_rasterizer import radiance, rasterize, spherical_harmonics
@@ -112,8 +113,18 @@ def test_values_and_gradients_are_those_of_the_definition(h, w, k):
     assert_close(gradient, expected_gradient, 1e-4)
 
 
+def test_the_pace_of_an_accelerator_has_the_values_and_gradients_of_the_definition(monkeypatch):
+    """In six steps, written out."""
+    monkeypatch.setattr(gaussian_tiles, "ON_ACCELERATOR", gaussian_tiles.ON_ACCELERATOR._replace(chunk=4))
+    with traced_for("gpu"):
+        actual, gradient, _ = jax.jit(values_and_vjp(rasterize, H, W, capacity=CAPACITY))(SCENE, noise())
+    expected, expected_gradient, _ = compiled(rasterize_reference, H, W)(SCENE)
+    assert_close(actual, expected, 1e-5)
+    assert_close(gradient, expected_gradient, 1e-4)
+
+
 def test_the_kernel_over_segments_has_the_values_and_gradients_of_the_definition(monkeypatch):
-    monkeypatch.setattr(gaussian_rasterizer, "composite", gaussian_segments.composite)
+    monkeypatch.setattr(gaussian_rasterizer, "composite", lambda *args: gaussian_segments.composite(*args[:-1]))
     run = jax.jit(values_and_vjp(rasterize, H, W, capacity=CAPACITY))
     actual, gradient, _ = run(SCENE, noise())
     expected, expected_gradient, _ = compiled(rasterize_reference, H, W)(SCENE)
@@ -132,14 +143,15 @@ def test_a_capped_alpha_has_no_gradient():
 
 
 def test_what_gets_less_light_than_the_stop_is_skipped():
-    """24 half-transparent walls: K = 16 of them leave 2^-16 of the light."""
+    """24 half-transparent walls: a chunk of 16 leaves 2^-16 of the light."""
+    chunk = gaussian_tiles.ON_CPU.chunk
     walls = {**SCENE, "scales": jnp.full((N, 3), 1e3), "opacities": jnp.full(N, 0.5), "camera": FRONTAL}
     walls["means"] = jnp.arange(1.0, N + 1)[:, None] * jnp.array([[0.0, 0.0, 1.0]])
     values, gradient, _ = render(walls)
     for fast, exact, farthest in zip(values, compiled(rasterize_reference, H, W)(walls)[0], (1, 1, N), strict=True):
         np.testing.assert_allclose(fast, exact, atol=gaussian_rasterizer.STOP * farthest)
-    assert np.all(gradient["colors"][: gaussian_rasterizer.K] != 0)
-    assert not np.any(gradient["colors"][gaussian_rasterizer.K :])
+    assert np.all(gradient["colors"][:chunk] != 0)
+    assert not np.any(gradient["colors"][chunk:])
 
 
 # --- what must not matter -------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from lods_jax.training import cost
 
 SD = Path(__file__).parents[1] / "data" / "lods_parity" / "sd"
 SMALL = ["text-to-3d", "a red mug", "--config", "gaussians-lods-embedding", "--prior", str(SD), "--resolution", "16"]
-SMALL += ["--batch", "2", "--parallel", "jit", "--dry-run"]
+SMALL += ["--batch", "2", "--parallel", "jit", "--prior.attention", "fused", "--dry-run"]
 GIB = cost.GIB
-COST = cost.Cost({"unet": 5}, 1, "cpu", arguments=3 * GIB, temporary=2 * GIB, memory=4 * GIB, operations=1e12, collectives={})
+COST = cost.Cost({"unet": 5}, 1, "cpu", 3 * GIB, 2 * GIB, memory=4 * GIB, operations=1e12, collectives={}, attention={})
 
 
 def test_a_dry_run_tells_sizes_and_leaves_nothing(tmp_path, monkeypatch, capsys):
@@ -32,6 +32,8 @@ def test_a_dry_run_tells_sizes_and_leaves_nothing(tmp_path, monkeypatch, capsys)
         assert f"{part:<14}{sum(x.size for x in on_disk):>14,} parameters" in said
         weights += sum(x.nbytes for x in on_disk)  # float32 on disk, as in memory
     assert "TFLOP per step and device" in said
+    # 16 px are latents of 8 x 8; the U-Net has attention at two sizes, of itself and of 77 tokens, and so has the encoder.
+    assert "attention     plain for " in said
     assert "text" not in said  # the text encoder has done its work before the first step, and goes
     assert float(said.split(" per device: ")[1].split()[0]) == pytest.approx(weights / GIB, abs=0.011)
     assert 0 < found[0].arguments - weights < 2**20  # a few hundred kilobytes of scene, optimizers and texts
