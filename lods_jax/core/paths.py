@@ -5,6 +5,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 WEIGHTS = PACKAGE / "tabletop" / "weights"
 TABLETOP = WEIGHTS / "128"  # the shipped prior
+TABLETOP_VIEWS = WEIGHTS / "128-views"  # the same for four views together, stored as the difference to it
 TABLETOP_64 = WEIGHTS / "64"  # the one before it, in which runs from before go on
 TABLETOP_POSE = TABLETOP_64 / "pose"  # the Zero-1-to-3 prior; it has an autoencoder of its own
 CLASSIFIER = WEIGHTS / "classifier.safetensors"

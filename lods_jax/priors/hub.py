@@ -4,10 +4,10 @@ import hashlib
 import re
 from pathlib import Path
 
-from lods_jax.core.paths import TABLETOP, TABLETOP_64
+from lods_jax.core.paths import TABLETOP, TABLETOP_64, TABLETOP_VIEWS
 from lods_jax.priors.diffusers_folder import MULTI_VIEW, MVDREAM, MVDREAM_VIEWS, read_config
 
-SHIPPED = {"tabletop": TABLETOP, "tabletop-128": TABLETOP, "tabletop-64": TABLETOP_64}
+SHIPPED = {"tabletop": TABLETOP, "tabletop-128": TABLETOP, "tabletop-views": TABLETOP_VIEWS, "tabletop-64": TABLETOP_64}
 PATTERNS = ("*.json", "*.txt", "*.safetensors", "*/*.json", "*/*.txt", "*/*.safetensors")
 
 

@@ -62,6 +62,7 @@ class RegisteredPrior(NamedTuple):
 PRIORS: dict[str, str | Callable[[], RegisteredPrior]] = {
     "tabletop": "lods_jax.tabletop.entry:tabletop_128",
     "tabletop-128": "lods_jax.tabletop.entry:tabletop_128",
+    "tabletop-views": "lods_jax.tabletop.entry:tabletop_views",
     "tabletop-64": "lods_jax.tabletop.entry:tabletop_64",
     "exact": "lods_jax.tabletop.entry:exact",
     "exact-gaussians": "lods_jax.tabletop.entry:exact_gaussians",

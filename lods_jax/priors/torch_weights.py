@@ -5,6 +5,7 @@ weights can run code. Both directions go through one naming function, `torch_nam
 """
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -27,6 +28,8 @@ State = dict[str, Shaped[np.ndarray, "..."]]
 CLIP_EXTRAS = r"(text_model|vision_model)\..+|(text|visual)_projection\.weight|logit_scale"
 TOWERS = ("text_model", "vision_model")
 FLOATS = {"F64", "F32", "F16", "BF16"}
+# Metadata of a file that holds a difference: the path of the other file, from the folder of this one (`save_difference`).
+DIFFERENCE_TO, SCALE = "difference_to", ".scale"
 # The Flax VAE, and VAE files until 2023, have the left names; today's files have the right ones.
 ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 MODEL_INDEX = {
@@ -81,15 +84,70 @@ def read_state(folder: Path, part: str, variant: str | None = None) -> State:
     """
     state = {}
     for file in weight_files(folder, part, variant):
-        state |= read_arrays(file)
+        state |= read_weights(file)
     return state
 
 
-def read_arrays(file: Path) -> State:
+def read_weights(file: Path) -> State:
+    """The arrays of a weight file, which may be stored as a difference to another (`save_difference`).
+
+    Args:
+        file: its path.
+
+    Returns:
+        {name: array}, all finite floats.
+
+    Raises:
+        ValueError: as `read_arrays`; or a difference does not fit the other file.
+    """
+    try:
+        with safe_open(file, framework="np") as opened:
+            other = (opened.metadata() or {}).get(DIFFERENCE_TO)
+    except (SafetensorError, OSError):
+        other = None  # `read_arrays` says what is wrong
+    if other is None:
+        return read_arrays(file)
+    arrays, base = read_arrays(file, FLOATS | {"I8"}), read_arrays(file.parent / other)
+    scales = {name.removesuffix(SCALE): arrays.pop(name) for name in list(arrays) if name.endswith(SCALE)}
+    for name, scale in scales.items():
+        steps, weight = arrays.get(name), base.get(name)
+        if steps is None or weight is None or steps.shape != weight.shape or scale.shape != weight.shape[:1]:
+            raise ValueError(f"{file}: {name} does not fit that of {other}, to which it is a difference")
+        arrays[name] = weight.astype(np.float32) + steps * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    return base | arrays
+
+
+def save_difference(file: Path, state: State, other: Path) -> None:
+    """Writes weights as their difference to those of another file, which stays beside it: a fine-tuned network at half its size.
+
+    Matrices are whole numbers of eight bits, with a scale for each row, so that a value errs by at most 1/254 of the largest
+    difference in its row. Vectors, and arrays that the other file lacks, are written as they are; equal ones not at all.
+
+    Args:
+        file: to write.
+        state: {name: array}, with all names of the other file.
+        other: safetensors file.
+    """
+    base, arrays = read_arrays(other), {}
+    for name, array in state.items():
+        if name in base and np.array_equal(array, base[name]):
+            continue
+        if name not in base or array.ndim < 2:
+            arrays[name] = array
+            continue
+        difference = array.astype(np.float32) - base[name].astype(np.float32)
+        most = np.abs(difference).reshape(len(array), -1).max(1)
+        arrays[name + SCALE] = scale = np.where(most > 0, most / 127, 1).astype(np.float32)
+        arrays[name] = np.rint(difference / scale.reshape(-1, *[1] * (array.ndim - 1))).astype(np.int8)
+    save_file(arrays, place(file), {"format": "pt", DIFFERENCE_TO: Path(os.path.relpath(other, file.parent)).as_posix()})
+
+
+def read_arrays(file: Path, types: Collection[str] = FLOATS) -> State:
     """The arrays of a safetensors file. The buffer `position_ids` of older CLIP files is left out.
 
     Args:
         file: its path.
+        types: that an array may have.
 
     Returns:
         {name: array}, all finite floats.
@@ -103,7 +161,7 @@ def read_arrays(file: Path) -> State:
             for name in opened.keys():  # noqa: SIM118 (not a dict)
                 if name.rpartition(".")[2] == "position_ids":  # 0, 1, 2, ...
                     continue
-                if (dtype := opened.get_slice(name).get_dtype()) not in FLOATS:
+                if (dtype := opened.get_slice(name).get_dtype()) not in types:
                     raise ValueError(f"{file}: {name} is of type {dtype}; weights must be float32, float16, bfloat16 or float64")
                 arrays[name] = opened.get_tensor(name)
     except (SafetensorError, OSError) as error:

@@ -4,7 +4,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lods_jax.core.paths import TABLETOP, TABLETOP_64
+from lods_jax.core.paths import TABLETOP, TABLETOP_64, TABLETOP_VIEWS
+from lods_jax.priors.diffusers_folder import views_of_folder
 from lods_jax.priors.registry import RegisteredPrior, World
 
 PARTS = 12  # of 672 renders: 8,064 images, about 16 of each seen caption
@@ -13,6 +14,11 @@ PARTS = 12  # of 672 renders: 8,064 images, about 16 of each seen caption
 def tabletop_128() -> RegisteredPrior:
     """The shipped diffusion prior: 128 px, f = 8."""
     return diffusion(TABLETOP, "the shipped prior of the tabletop world, 128 px")
+
+
+def tabletop_views() -> RegisteredPrior:
+    """The shipped prior of four views together."""
+    return diffusion(TABLETOP_VIEWS, "the same for four views of an object together")
 
 
 def tabletop_64() -> RegisteredPrior:
@@ -36,7 +42,7 @@ def diffusion(folder: Path, about: str) -> RegisteredPrior:
 
         return stable_diffusion(folder, strict=False, **options)
 
-    return RegisteredPrior(make, about, folder, folder, world)
+    return RegisteredPrior(make, about, folder, folder, world, views_of_folder(folder))
 
 
 def exact() -> RegisteredPrior:

@@ -188,3 +188,45 @@ def test_other_files_in_the_folder_stay(saved):
     (note := torch_weights.place(saved[0] / "samples" / "note.txt")).write_text("mine")
     torch_weights.save_folder(*saved)
     assert note.read_text() == "mine"
+
+
+# --- differences ------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def pair(states):
+    """Weights, and the same after a training: one matrix moved, one vector, and one array that is new."""
+    base, rng = states["unet"], np.random.default_rng(0)
+    matrix, vector = (next(name for name in base if base[name].ndim == ndim and len(base[name]) > 4) for ndim in (4, 1))
+    moved = base[matrix].astype(np.float32)
+    moved[1:] += rng.normal(size=moved[1:].shape).astype(np.float32) * 10.0 ** rng.uniform(-6, 0, (len(moved) - 1, 1, 1, 1))
+    return base, base | {matrix: moved, vector: base[vector] + 1, "new.weight": np.eye(3, dtype=np.float32)}, (matrix, vector)
+
+
+def test_a_difference_gives_the_weights_back_within_its_steps(tmp_path, pair):
+    base, tuned, (matrix, vector) = pair
+    other, file = tmp_path / "a" / "x.safetensors", tmp_path / "b" / "c" / "x.safetensors"
+    save_file(base, torch_weights.place(other))
+    torch_weights.save_difference(file, tuned, other)
+    back = torch_weights.read_weights(file)
+    assert back.keys() == tuned.keys()
+    assert same({k: v for k, v in back.items() if k != matrix}, {k: v for k, v in tuned.items() if k != matrix})
+    rows = lambda x: np.abs(x.astype(np.float64)).reshape(len(x), -1).max(1)  # noqa: E731
+    assert (rows(back[matrix] - tuned[matrix]) <= rows(tuned[matrix] - base[matrix]) / 254 * 1.01 + 1e-6).all()
+    assert set(torch_weights.read_arrays(file, {"I8", "F32"})) == {matrix, f"{matrix}.scale", vector, "new.weight"}
+    (tmp_path / "moved").mkdir()
+    for folder in ("a", "b"):  # both together may move
+        (tmp_path / folder).rename(tmp_path / "moved" / folder)
+    assert same(torch_weights.read_weights(tmp_path / "moved" / "b" / "c" / "x.safetensors"), back)
+
+
+def test_a_difference_without_its_other_file_or_to_another_network_is_one_line(tmp_path, pair):
+    base, tuned, (matrix, _) = pair
+    other, file = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file(base, other)
+    torch_weights.save_difference(file, tuned, other)
+    save_file(base | {matrix: base[matrix][:-1]}, other)
+    with pytest.raises(ValueError, match=rf"b.safetensors: {matrix} does not fit that of a.safetensors") as error:
+        torch_weights.read_weights(file)
+    assert "\n" not in str(error.value)
+    other.unlink()
+    with pytest.raises(ValueError, match=r"a.safetensors is not a whole safetensors file"):
+        torch_weights.read_weights(file)
