@@ -18,7 +18,7 @@ from typing import Any
 
 import lods_jax
 from experiments import editing_2d, generation_2d, image_to_3d, score_paths, text_to_3d
-from experiments.benchmarks import slices
+from experiments.benchmarks import against_diffusers, against_gsplat, attention, slices
 from lods_jax.core.paths import TABLETOP, TABLETOP_64
 from lods_jax.runs.bench import report
 from lods_jax.runs.bench.ranking import seconds_apart
@@ -146,6 +146,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "score-paths": lambda: score_paths.table(rows("score_paths")),
     "image-to-3d": lambda: image_to_3d.table(rows("image_to_3d")),
     "public-api": public_api,
+    "gpu-rasterizer": lambda: against_gsplat.table(rows("against_gsplat")),
+    "gpu-steps": lambda: against_diffusers.table(rows("against_diffusers")),
+    "gpu-attention": lambda: attention.table(rows("attention")),
     "tpu": lambda: slices.table(rows("slices")),
 }
 

@@ -183,6 +183,19 @@ def tell(args: argparse.Namespace, row: dict) -> None:
     print(", ".join(f"{name} {value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items()), flush=True)
 
 
+def table(rows: list[dict]) -> str:
+    """Milliseconds and TFLOP a second by side, as Markdown."""
+    counted = {row["what"]: row["TFLOP"] for row in rows if row["side"] == "count"}
+    timed = {(row["side"], row["what"]): row["ms"] for row in rows if row["side"] != "count"}
+    heads = [f"{what}, {operations:.1f} TFLOP" for what, operations in counted.items()]
+    lines = ["| milliseconds (TFLOP a second) | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for side in dict.fromkeys(side for side, _ in timed):
+        found = {what: timed.get((side, what)) for what in counted}
+        cells = [f"{ms:.1f} ({1e3 * counted[what] / ms:.0f})" if ms else "" for what, ms in found.items()]
+        lines.append(f"| {side} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="stable-diffusion-2-1-base", help="a published architecture, or tabletop-64")

@@ -3,6 +3,7 @@
     pip install gsplat==1.5.3            # beside a PyTorch for CUDA; it compiles its kernels at the first use, in minutes
     python -m experiments.benchmarks.against_gsplat            # a GPU: about 2 minutes after that
     python -m experiments.benchmarks.against_gsplat --sides ours --sizes 64:1000 --settings "tiles, 512 x 32"      # a CPU
+    python -m experiments.benchmarks.against_gsplat --sides slices         # for a TPU v5e that is not there (extra `tpu`)
 
 Both sides render the thick shell of `rasterizer.py`: colour, expected depth and opacity of one view; backward takes the same
 cotangents of these to means, quaternions, scales, opacities and colours. Milliseconds are medians of calls that end when the
@@ -29,6 +30,7 @@ import numpy as np
 from experiments.benchmarks.rasterizer import shell
 from lods_jax.runs.run_directory import append, truncate_log
 
+TOPOLOGY = "v5e:2x2"
 NAMES = ("means", "quats", "scales", "opacities", "colors")
 KERNEL = re.compile(r"= \S+ (?:fusion|custom-call|sort|scatter|gather|reduce|dot|copy)\(")
 
@@ -95,15 +97,15 @@ def using(settings: Settings) -> Iterator[None]:
     pace = gaussian_tiles.Pace(settings.lockstep, settings.chunk, settings.unrolled)
     with ExitStack() as stack:
         stack.enter_context(patch.object(gaussian_rasterizer, "pace", lambda: pace))
-        if settings.warps:
-            stack.enter_context(patch.multiple(gaussian_segments, CHUNK=settings.chunk, WARPS=settings.warps))
-            segments = lambda table, bins, height, width, pace: gaussian_segments.composite(table, bins, height, width)  # noqa: E731
-            stack.enter_context(patch.object(gaussian_rasterizer, "composite", segments))
+        stack.enter_context(patch.multiple(gaussian_segments, CHUNK=settings.chunk, WARPS=settings.warps))
+        stack.enter_context(patch.object(gaussian_rasterizer, "platform", lambda: "gpu" if settings.warps else "tpu"))
         yield
 
 
-def lowered(pixels: int, n: int, settings: Settings) -> tuple[dict[str, Any], dict[str, Any], tuple]:
-    """Our rasterizer at the settings in use: {what: program}, its counts, and the arguments."""
+def lowered(
+    pixels: int, n: int, settings: Settings, place: Callable[[Any], Any] = lambda x: x
+) -> tuple[dict[str, Any], dict[str, Any], tuple]:
+    """Our rasterizer at the settings in use: {what: program} for arguments as `place` makes them, its counts, the arguments."""
     import jax
     import jax.numpy as jnp
 
@@ -133,10 +135,11 @@ def lowered(pixels: int, n: int, settings: Settings) -> tuple[dict[str, Any], di
         return images, pull(cotangent)[0]
 
     arguments = theta, jax.tree.map(jnp.asarray, cotangents(pixels))
+    placed = jax.tree.map(place, arguments)
     programs = {
-        "bins": jax.jit(lambda theta: binned(theta, int(1.1 * total))).lower(theta),
-        "forward": jax.jit(lambda theta: forward(theta)).lower(theta),
-        "forward and backward": jax.jit(lambda theta, cotangent: both(theta, cotangent)).lower(*arguments),
+        "bins": jax.jit(lambda theta: binned(theta, int(1.1 * total))).lower(placed[0]),
+        "forward": jax.jit(lambda theta: forward(theta)).lower(placed[0]),
+        "forward and backward": jax.jit(lambda theta, cotangent: both(theta, cotangent)).lower(*placed),
     }
     turns = -(-longest // settings.chunk)
     steps = int(np.max(turns) if settings.warps else np.sum(turns))
@@ -166,14 +169,40 @@ def ours(args: argparse.Namespace, done: set) -> None:
         for what, (program, seconds) in found.items():
             given = (theta, cotangent) if what == "forward and backward" else (theta,)
             ms, calls = median_ms(lambda: jax.block_until_ready(program(*given)), args.seconds)  # noqa: B023 (called at once)
-            cost, memory = program.cost_analysis(), program.memory_analysis()
-            row |= {f"{what}, ms": ms, f"{what}, calls": calls, f"{what}, compiled in s": seconds}
-            row |= {f"{what}, kernels in the program": len(KERNEL.findall(program.as_text()))}
-            row |= {f"{what}, GFLOP": cost.get("flops", 0) / 1e9, f"{what}, GB": cost.get("bytes accessed", 0) / 1e9}
-            row |= {f"{what}, temporaries in MB": memory.temp_size_in_bytes / 1e6}
+            row |= {f"{what}, ms": ms, f"{what}, calls": calls, f"{what}, compiled in s": seconds, **analysis(what, program)}
         images, gradient = found["forward and backward"][0](theta, cotangent)
         arrays = dict(zip(("rgb", "depth", "opacity"), images, strict=True)) | {f"d {k}": gradient[k] for k in NAMES}
         tell(args.out, row | keep(args.images, "ours", pixels, {k: np.asarray(x) for k, x in arrays.items()}))
+
+
+def analysis(what: str, program: Any) -> dict[str, float]:
+    """What XLA says of a compiled program; of a loop it counts one turn."""
+    cost, memory = program.cost_analysis(), program.memory_analysis()
+    found = {"kernels in the program": len(KERNEL.findall(program.as_text())), "GFLOP": cost.get("flops", 0) / 1e9}
+    found |= {"GB": cost.get("bytes accessed", 0) / 1e9, "temporaries in MB": memory.temp_size_in_bytes / 1e6}
+    return {f"{what}, {name}": value for name, value in found.items()}
+
+
+def slices(args: argparse.Namespace, done: set) -> None:
+    """Rows of our rasterizer, compiled for a TPU that is not there."""
+    import jax
+    from jax.sharding import SingleDeviceSharding
+
+    from lods_jax.core.devices import traced_for
+    from lods_jax.training.cost import slice_of
+
+    tpu = slice_of(TOPOLOGY)[0]
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(tpu))  # noqa: E731
+    for name in args.settings:
+        for pixels, n in args.sizes:
+            if (TOPOLOGY, name, pixels) in done or SETTINGS[name].warps:  # the kernel is for GPUs
+                continue
+            with using(SETTINGS[name]), traced_for("tpu"):
+                programs, counts, _ = lowered(pixels, n, SETTINGS[name], place)
+            row = {"side": TOPOLOGY, "settings": name, "pixels": pixels, "gaussians": n, "device": tpu.device_kind, **counts}
+            for what, program in programs.items():
+                row |= analysis(what, program.compile())
+            tell(args.out, row)
 
 
 # --- gsplat -----------------------------------------------------------------------------------------------------------------
@@ -226,14 +255,31 @@ def tell(path: Path, row: dict) -> None:
     append(path, row)
     times = " ".join(f"{name} {row[name]:.3f}" for name in row if name.endswith(", ms"))
     errors = " ".join(f"{name} {value:.2g}" for name, value in row.items() if "difference" in name or "error" in name)
-    print(f"{row['side']} {row['settings']} {row['pixels']} px: {times} {errors}", flush=True)
+    figures = " ".join(f"{name} {value:.4g}" for name, value in row.items() if row["side"] == TOPOLOGY and ", " in name)
+    print(f"{row['side']} {row['settings']} {row['pixels']} px: {times} {errors} {figures}", flush=True)
+
+
+def table(rows: list[dict]) -> str:
+    """Milliseconds by side and settings, as Markdown; a pair of columns for each size."""
+    sizes = sorted({(row["pixels"], row["gaussians"]) for row in rows if row["side"] != TOPOLOGY})
+    timed = {(f"{row['side']}, {row['settings']}".removesuffix(", "), row["pixels"]): row for row in rows}
+    heads = [f"{pixels} px, {n:,}: {what}" for pixels, n in sizes for what in ("forward", "with backward", "steps")]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name in ("gsplat", *(f"ours, {settings}" for settings in SETTINGS)):
+        cells = []
+        for pixels, _ in sizes:
+            row = timed[name, pixels]
+            cells += [f"{row['forward, ms']:.2f}", f"{row['forward and backward, ms']:.2f}", str(row.get("steps", ""))]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = lambda text: tuple(int(number) for number in text.split(":"))  # noqa: E731
     parser.add_argument("--sizes", type=size, nargs="+", default=[(256, 20_000), (512, 50_000)], help="pixels:Gaussians")
-    parser.add_argument("--sides", nargs="+", choices=("gsplat", "ours"), default=["gsplat", "ours"])
+    sides = {"gsplat": gsplat, "ours": ours, "slices": slices}
+    parser.add_argument("--sides", nargs="+", choices=sides, default=["gsplat", "ours"])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS])
     parser.add_argument("--seconds", type=float, default=1.0, help="for every time")
     parser.add_argument("--threads", type=int, default=8, help="that compile")
@@ -243,7 +289,6 @@ def main() -> None:
     for folder in (args.images, args.out.parent):
         folder.mkdir(parents=True, exist_ok=True)
     done = {(row["side"], row["settings"], row["pixels"]) for row in truncate_log(args.out)}
-    sides = {"gsplat": gsplat, "ours": ours}
     for side in args.sides:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # PyTorch and JAX each want the device for themselves
             pool.submit(sides[side], args, done).result()

@@ -118,6 +118,21 @@ def tell(path: Path, row: dict) -> None:
     print(f"{row['layer']:<18}{row['kernel']:<9}{figures}{row.get('refused', '')}", flush=True)
 
 
+def table(rows: list[dict]) -> str:
+    """Milliseconds forward, and with the way back, by layer and kernel, as Markdown."""
+    timed = {(row["layer"], row["kernel"]): row for row in rows}
+    kernels = list(dict.fromkeys(row["kernel"] for row in rows))
+    lines = ["| layer, tokens | " + " | ".join(kernels) + " |", "|---" * (len(kernels) + 1) + "|"]
+    for layer in LAYERS:
+        cells = []
+        for kernel in kernels:
+            row = timed.get((layer, kernel), {})
+            forward = f"{row['forward, ms']:.2f}" if "forward, ms" in row else "refused" if row else ""
+            cells.append(f"{forward}, {row['both, ms']:.2f}" if "both, ms" in row else forward)
+        lines.append(f"| {layer} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16, help="examples: two predictions of eight views")

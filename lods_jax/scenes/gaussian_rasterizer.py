@@ -6,7 +6,7 @@
 
 The work of one tile is less than what it costs XLA to start it. So G tiles advance in lock-step, K ellipses at a time,
 on arrays [K G P]; a group ends with the longest of its tiles, hence tiles are grouped by length. How many of each depends on the
-device (`gaussian_tiles.Pace`).
+device (`gaussian_tiles.Pace`). On a GPU one kernel takes the place of `composite`, see `gaussian_segments`.
 
 Notation: n Gaussians, b cameras, k coefficients of spherical harmonics, f features (red, green, blue, depth);
 tiles of P pixels in g groups of G; m slots for pairs of a tile and an ellipse that reaches it (`capacity`);
@@ -24,12 +24,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from lods_jax.core.devices import platform
 from lods_jax.core.math import normalize
 from lods_jax.core.types import Camera, Render
+from lods_jax.scenes import gaussian_segments
 from lods_jax.scenes.gaussian_projection import ALPHA_CAP, ALPHA_CUT, project
-from lods_jax.scenes.gaussian_tiles import TILE_H, TILE_W, Bins, P, Pace, bin_tiles, from_tiles, pace, tile_grid, to_tiles
-
-STOP = 1e-4  # light that is not worth following any further
+from lods_jax.scenes.gaussian_tiles import STOP, TILE_H, TILE_W, Bins, P, Pace, bin_tiles, from_tiles, pace, tile_grid, to_tiles
 
 # Monomials 1, u, v, uu, uv, vv of the offset (u, v) from the centre of a tile. log alpha is a polynomial in them.
 _V, _U = np.mgrid[:TILE_H, :TILE_W].reshape(2, P) + 0.5 - np.array([[TILE_H], [TILE_W]]) / 2
@@ -78,6 +78,7 @@ def rasterize(
     if min(height, width, capacity) < 1:
         raise ValueError(f"rasterize needs height, width and capacity >= 1, got {height}, {width} and {capacity}")
     n, b, own_pace = len(means), len(camera.fov_y), pace()
+    by_tiles = gaussian_segments.composite if platform() == "gpu" else partial(composite, pace=own_pace)
 
     # Recomputed in the backward pass, where its residuals would be a hundred numbers per Gaussian and camera.
     @partial(jax.checkpoint, prevent_cse=False)
@@ -97,7 +98,7 @@ def rasterize(
             *lax.stop_gradient((ellipses, opacities)), height, width, capacity, own_pace.lockstep
         )
         table = table.at[order].get(mode="promise_in_bounds", unique_indices=True)
-        rgb, depth, light = jnp.split(composite(table, bins, height, width, own_pace), (3, 4), -1)
+        rgb, depth, light = jnp.split(by_tiles(table, bins, height, width), (3, 4), -1)
         opacity = 1 - light
         seen = opacity > 0
         return Render(

@@ -17,6 +17,7 @@ from lods_jax.core.devices import platform
 from lods_jax.scenes.gaussian_projection import ALPHA_CUT, Ellipses
 
 TILE_H, TILE_W, P = 8, 16, 128
+STOP = 1e-4  # light that is not worth following any further
 
 
 class Pace(NamedTuple):
