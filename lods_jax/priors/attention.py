@@ -34,7 +34,13 @@ BLOCKS = 128, 512  # tokens: the smallest and the largest block of the flash ker
 
 
 class Layer(NamedTuple):
-    """A layer of attention as a kernel sees it: numbers of queries and keys, and the width of a head."""
+    """A layer of attention as a kernel sees it.
+
+    Attributes:
+        queries: number of tokens that ask.
+        keys: number of tokens that are looked at.
+        width: of a head.
+    """
 
     queries: int
     keys: int
