@@ -10,7 +10,7 @@ from lods_jax.core.cameras import VIEWS, turntable
 from lods_jax.core.cutouts import framed, over
 from lods_jax.core.paths import TABLETOP, figures_folder
 from lods_jax.priors.registry import World
-from lods_jax.tabletop import evaluate, train_classifier, train_multi_view, train_pose, train_prior
+from lods_jax.tabletop import evaluate, evaluate_multi_view, train_classifier, train_multi_view, train_pose, train_prior
 from lods_jax.tabletop.classifier import NONE, SIZE, classify, load_classifier
 from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
 from lods_jax.tabletop.measure import FIGURES, measure
@@ -107,8 +107,9 @@ def train(
         else:
             train_prior.train(out, minutes, size=size, resume=resume, part=part, name=optimizer, batch=batch, seed=seed)
     if measure_gates:
-        measured, report = (out / "pose", train_pose.report) if part == "pose" else (out, evaluate.report)
-        report(measured, figures_folder(measured))
+        reports = {"pose": train_pose.report, "multiview": evaluate_multi_view.report}
+        measured = out / part if part in reports else out
+        reports.get(part, evaluate.report)(measured, figures_folder(measured))
 
 
 WORLD = World(names_views, read_image, FIGURES, measure, SIZE, true_renders, train, classifier_reward)
