@@ -84,7 +84,15 @@ def matrices_of(renders: Renders) -> Float[np.ndarray, "n 16"]:
 
 # --- samples ----------------------------------------------------------------------------------------------------------------
 def split_views(images: Float[np.ndarray, "n h w 3"], views: int) -> Float[np.ndarray, "n v h _ 3"]:
-    """The views of samples that have them side by side."""
+    """The views of samples.
+
+    Args:
+        images: of `views` views side by side each.
+        views: their number.
+
+    Returns:
+        [n v h w 3].
+    """
     n, h, w, _ = images.shape
     return images.reshape(n, h, views, w // views, 3).transpose(0, 2, 1, 3, 4)
 
