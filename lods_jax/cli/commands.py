@@ -12,7 +12,8 @@ from pathlib import Path
 from lods_jax import config as configs
 from lods_jax.cli import flags
 from lods_jax.cli.checks import check_prompt, prior_folder, some
-from lods_jax.cli.image_commands import edit_image, text_to_image
+from lods_jax.cli.edit_commands import edit_3d, edit_image
+from lods_jax.cli.image_commands import text_to_image
 from lods_jax.config import Config
 from lods_jax.core.errors import UserError, tell
 from lods_jax.core.files import check_place, check_suffix
@@ -376,6 +377,7 @@ RUN = {
     flags.Info: info,
     flags.TextToImage: text_to_image,
     flags.EditImage: edit_image,
+    flags.Edit3D: edit_3d,
     flags.TrainPrior: train_prior,
     flags.ImageTo3D: image_to_3d,
 }

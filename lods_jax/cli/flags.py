@@ -248,6 +248,30 @@ class EditImage:
 
 
 @dataclass(frozen=True)
+class Edit3D:
+    """Edits the object of a run by distillation, from what it is to what it is to be, with the settings of the run."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    target: str
+    """What the object is to be: "a blue mug"."""
+    source: str = ""
+    """What it is; by default the prompt of the run."""
+    objective: str = "dds"
+    """`dds`, or `lods-lora` or `lods-embedding`, whose unconditional branch is first fitted to the object (`--fit-first`)."""
+    guidance_scale: float | None = bounded(None, 0, math.inf)
+    steps: int = bounded(400, 1, 10**6)
+    """That move the object."""
+    fit_first: int = bounded(100, 0, 10**6)
+    """Steps of the learned branch alone before them; `dds` has none."""
+    seed: int = bounded(0, 0, 2**32 - 1)
+    out: Path | None = None
+    """Folder of the edit, a run of its own; by default outputs/edit-3d/TARGET/TIME, with a link outputs/latest."""
+    anyway: bool = False
+    """Go on with words that the prior has never seen."""
+
+
+@dataclass(frozen=True)
 class TrainPrior:
     """Trains the tabletop prior and its classifier from endless renders, or measures the gates of trained weights."""
 
@@ -284,5 +308,6 @@ COMMANDS = {
     "info": Info,
     "text-to-image": TextToImage,
     "edit-image": EditImage,
+    "edit-3d": Edit3D,
     "train-prior": TrainPrior,
 }

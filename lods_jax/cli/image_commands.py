@@ -1,4 +1,4 @@
-"""The commands that make images: `lods text-to-image` and `lods edit-image`. They load jax once their arguments are checked."""
+"""The command that makes images, `lods text-to-image`. It loads jax once its arguments are checked."""
 
 from pathlib import Path
 
@@ -46,39 +46,6 @@ def text_to_image(args: flags.TextToImage) -> None:
     rgb = sampling.text_to_image(folder, args.prompt, args.n, args.seed, s, steps, args.negative_prompt, **options)
     generate.write_images(args.out, rgb)
     tell(f"{args.out}: {args.n} samples of {args.prompt!r}, seeds {args.seed} to {args.seed + args.n - 1}")
-
-
-def edit_image(args: flags.EditImage) -> None:
-    """`lods edit-image`: edits an image by distillation.
-
-    Args:
-        args: its flags.
-
-    Raises:
-        UserError: there is no image, or an argument is invalid.
-    """
-    folder = images_folder(args.prior, args.out, args.seed)
-    for prompt in (args.source, args.target):
-        check_prompt(prompt, folder, args.anyway, embeddings=args.prior.embedding)
-    if not args.image.is_file():
-        raise UserError(f"there is no image {args.image}")
-    from lods_jax.training.distributed import start_jax
-
-    start_jax()
-    from lods_jax.distillation.registry import make_objective
-    from lods_jax.priors import sampling
-    from lods_jax.priors.captioned_images import read_image
-    from lods_jax.runs import generate
-    from lods_jax.training import distill_2d
-    from lods_jax.training.prior_settings import prior_options
-
-    image = read_image(args.image, sampling.image_size(folder))
-    recipe = distill_2d.DistillConfig(args.steps, args.lr, psi_lr=args.psi_lr, fit_first=args.fit_first)
-    objective, texts = make_objective(args.objective, args.guidance_scale), (args.source, args.target)
-    options = {"strict": not args.anyway, "batch": args.batch} | prior_options(args.prior)
-    frames = generate.edited(folder, objective, image, *texts, args.n, recipe, args.seed, args.negative_prompt, **options)
-    generate.write_film(args.out, frames, image)
-    tell(f"{args.out}: {args.image}, then {args.n} edits to {args.target!r} under {args.objective}, seed {args.seed}")
 
 
 def images_folder(prior: PriorConfig, out: Path, last_seed: int) -> Path:

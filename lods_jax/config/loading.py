@@ -19,7 +19,7 @@ from lods_jax.core.paths import PRESETS, SUITES
 T = TypeVar("T")
 
 # Settings that change no bit of a run's state, by how they begin; of its image a run has a copy.
-RESUME_SAFE_KEYS = ("output.", "checkpoint.", "parallel", "debug_nans", "image.file")
+RESUME_SAFE_KEYS = ("output.", "checkpoint.", "parallel", "debug_nans", "image.file", "edit.run")
 
 
 def differences(old: Config, new: Config) -> list[str]:

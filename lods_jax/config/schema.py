@@ -298,6 +298,16 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class EditConfig:
+    """The object that a run edits, for `edit-3d`; `source_prompt` says what it is."""
+
+    run: str = ""
+    """Folder of the run whose object this one starts from, and that `dds` compares with. The run keeps a copy of it."""
+    fit_first: int = bounded(0, 0, 10**6)
+    """Steps that train the objective's learned branch alone, on the object as it is, before it moves."""
+
+
+@dataclass(frozen=True)
 class OutputConfig:
     """Video, stills, previews and log."""
 
@@ -364,6 +374,7 @@ class Config:
     regularizers: RegularizersConfig = field(default_factory=RegularizersConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     zero123: Zero123Config = field(default_factory=Zero123Config)
+    edit: EditConfig = field(default_factory=EditConfig)
     scene: Literal["gaussians", "nerf"] = "gaussians"
     gaussians: GaussianConfig = field(default_factory=GaussianConfig)
     nerf: NerfConfig = field(default_factory=NerfConfig)

@@ -43,8 +43,12 @@ def check(config: Config) -> Config:
         )
     if config.objective.fit_shares_noise and config.objective.reward != "none":
         raise UserError("objective.fit_shares_noise needs one noise a view, and a reward several: pass one of them alone")
-    if config.debug_nans and config.objective.schedule:
-        raise UserError("debug_nans stops at every NaN, and a schedule of turns logs one on purpose: pass one of them alone")
+    if config.debug_nans and (config.objective.schedule or config.edit.fit_first):
+        raise UserError("debug_nans stops at every NaN, and steps of one half alone log one on purpose: pass one of them alone")
+    if config.edit.fit_first >= config.steps:
+        raise UserError(f"edit.fit_first must leave steps of the {config.steps} to the object, got {config.edit.fit_first}")
+    if config.edit.run and (config.image.file or config.particles > 1):
+        raise UserError("an edit starts from the one object of a run: leave image.file and particles out")
     for name in ("z_variance", "distortion", "orientation"):
         if config.scene != "nerf" and ever_on(getattr(config.regularizers, name)):
             raise UserError(f"regularizers.{name} is of rays through a NeRF: pass --scene nerf, or leave it at 0")

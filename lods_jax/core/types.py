@@ -103,12 +103,14 @@ class Reference(struct.PyTreeNode):
         image: a `ReferenceImage`.
         auxiliary: (weights, prompt tables) of each auxiliary prior.
         reward: parameters of the judge that weighs noises.
+        source: (theta, aux) of an object that stays as it is; its renders by the cameras of a step take the place of `latents`.
     """
 
     latents: Any = None
     image: Any = None
     auxiliary: tuple = ()
     reward: Any = None
+    source: Any = None
 
 
 class Scene(NamedTuple):

@@ -168,6 +168,7 @@ def make_train_step(
     select_prompts: Callable[..., tuple[dict[str, Array], PredictNoise]] = select_view_prompts,
     fit_shares_noise: bool = False,
     schedule: tuple[int, int] | None = None,
+    fit_first: int = 0,
     vae_slicing: bool = False,
     reference_view: ReferenceView | None = None,
     auxiliary_priors: Sequence[AuxiliaryPrior] = (),
@@ -198,6 +199,7 @@ def make_train_step(
         schedule: None updates scene and prior in every step, as the official LODS does. (m, k) alternates as in the paper: m
             steps of the scene alone, then k of the prior alone. The half that pauses asks the prior nothing, and its metric is
             NaN.
+        fit_first: steps of the prior alone, before all others.
         vae_slicing: whether views are encoded one after the other, which holds the activations of one at a time.
         reference_view: the view of a reference image, whose costs are added in every step.
         auxiliary_priors: further priors, whose scores are added.
@@ -209,19 +211,19 @@ def make_train_step(
 
     Raises:
         ValueError: `batch` is no multiple of `prior.views`; or the objective trains nothing or inverts where `fit_shares_noise`
-            is set; or `schedule` is given with an objective that trains nothing, with `fit_shares_noise`, or with a number below
-            1; or `score_path` parts geometry and colours of a scene that has no leaves of colours alone.
+            is set; or `schedule` or `fit_first` is given with an objective that trains nothing or with `fit_shares_noise`; or
+            `schedule` has a number below 1; or `score_path` parts geometry and colours of a scene that has no leaves of colours
+            alone.
     """
 
     if batch % prior.views:
         raise ValueError(f"batch must be a multiple of the {prior.views} views that this prior denoises together, got {batch}")
     if fit_shares_noise and (objective.trained_query is None or objective.inversion or reward):
         raise ValueError("fit_shares_noise needs an objective that learns something and draws one noise at random")
-    if schedule is not None:
-        if fit_shares_noise or objective.trained_query is None:
-            raise ValueError("a schedule of turns needs an objective that learns something, and no fit_shares_noise")
-        if min(schedule) < 1:
-            raise ValueError(f"schedule must be two numbers of steps, each at least 1, got {schedule}")
+    if (schedule is not None or fit_first) and (fit_shares_noise or objective.trained_query is None):
+        raise ValueError("a schedule of turns and fit_first need an objective that learns something, and no fit_shares_noise")
+    if schedule is not None and min(schedule) < 1:
+        raise ValueError(f"schedule must be two numbers of steps, each at least 1, got {schedule}")
     if score_path.colors is not score_path.geometry and not scene.colors:
         raise ValueError("this scene has no leaves that are colours alone: take a score_path that is one for all of it")
 
@@ -252,7 +254,10 @@ def make_train_step(
         (rgb, _), into_scene, (render, costs) = jax.vjp(forward, state.theta, scene.means2d_probe(state.aux, b), has_aux=True)
         zs, through_encoder = jax.vjp(encode, rgb)
         latents = {"render": zs[0]} | ({} if reference.latents is None else {"reference": reference.latents})
-        scene_on, prior_on = active_updates(schedule, state.step)
+        if reference.source is not None:  # seen by the same cameras with the same random numbers: alike scenes have alike latents
+            seen = scene.render(*reference.source, camera, k.render, scene.means2d_probe(reference.source[1], b))
+            latents |= {"reference": encode_each(prior, weights, seen.rgb, k.encode, vae_slicing)}
+        scene_on, prior_on = active_updates(schedule, state.step, fit_first)
         at, stage = window(state.step), objective.at(state.step)
         if fit_shares_noise:
             both = jax.value_and_grad(score_and_denoising_loss, has_aux=True)
@@ -282,7 +287,7 @@ def make_train_step(
         aux = scene.update_stats(state.aux, p.outputs.means2d_grad, p.outputs.render)
         nonfinite_leaf = not_finite({"theta": p.g_theta, "psi": p.g_psi, "fit": p.fit})
         finite = nonfinite_leaf < 0
-        scene_on, prior_on = active_updates(schedule, state.step)
+        scene_on, prior_on = active_updates(schedule, state.step, fit_first)
         # A step with a non-finite gradient changes nothing but the counts: it can be told of, and it hides nothing.
         pick = lambda on, new, old: jax.tree.map(lambda a, b: jnp.where(finite & on, a, b), new, old)  # noqa: E731
         theta, aux, opt_theta = pick(scene_on, (theta, aux, opt_theta), (state.theta, state.aux, state.opt_theta))

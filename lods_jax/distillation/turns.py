@@ -8,23 +8,27 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 
-def active_updates(schedule: tuple[int, int] | None, step: Array) -> tuple[Array | bool, Array | bool]:
+def active_updates(schedule: tuple[int, int] | None, step: Array, fit_first: int = 0) -> tuple[Array | bool, Array | bool]:
     """Whether a step updates the scene, and whether it updates the prior.
 
     Args:
         schedule: None for both in every step, or (m, k): m steps of the scene, then k of the prior.
         step: index of the step.
+        fit_first: steps of the prior alone before all others.
 
     Returns:
-        Two booleans, traced if there is a schedule.
+        Two booleans, traced where they depend on the step.
 
     Examples:
         >>> [bool(on) for on in active_updates((3, 1), jnp.asarray(3))]
         [False, True]
+        >>> [bool(on) for on in active_updates(None, jnp.asarray(3), fit_first=4)]
+        [False, True]
     """
+    begun = True if fit_first == 0 else step >= fit_first
     if schedule is None:
-        return True, True
-    scene_on = step % sum(schedule) < schedule[0]
+        return begun, True
+    scene_on = begun & ((step - fit_first) % sum(schedule) < schedule[0])
     return scene_on, ~scene_on
 
 

@@ -6,6 +6,7 @@ Loads no jax: names are checked before anything is computed.
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lods_jax.priors.diffusers_folder import views_of_folder
@@ -26,6 +27,9 @@ class World(NamedTuple):
             another world.
         train: trains or measures the prior (`lods train-prior`).
         reward: (noises, weigh) -> a judge of pictures (`distillation.rewards`); None without one.
+        edit_figures: {name: meaning} of the figures of `measure_edit`.
+        measure_edit: (prompt before, prompt, cameras -> renders, cameras -> renders before) -> {figure: value}; it raises
+            ValueError for a prompt of another world.
     """
 
     names_views: Callable[[str], bool]
@@ -36,6 +40,13 @@ class World(NamedTuple):
     true_renders: Callable[..., Any]
     train: Callable[..., None]
     reward: Callable[..., Any] | None = None
+    edit_figures: Mapping[str, str] = MappingProxyType({})
+    measure_edit: Callable[..., dict[str, float]] = lambda *scenes: {}
+
+    @property
+    def all_figures(self) -> dict[str, str]:
+        """{name: meaning} of all figures that a run may have here."""
+        return {**self.figures, **self.edit_figures}
 
 
 class RegisteredPrior(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lods_jax.core.errors import tell
+from lods_jax.core.errors import UserError, tell
 from lods_jax.core.files import is_regular
 from lods_jax.core.statistics import bootstrap, interquartile_mean
 from lods_jax.distillation.registry import is_code
@@ -20,7 +20,8 @@ from lods_jax.runs.page import FIGURES_FILE, write_page
 from lods_jax.runs.restore import restore_scene
 from lods_jax.runs.run_directory import Run, is_figure, read_run, write_json
 from lods_jax.training.build import objective_of, orbit_of, predictions_per_view, scene_setup
-from lods_jax.training.scene_setups import unstack_particles
+from lods_jax.training.run_inputs import SOURCE, source_object
+from lods_jax.training.scene_setups import SceneSetup, state_of_scene, unstack_particles
 
 VIEWS = 120  # that CLIP sees
 COSTS = {
@@ -61,7 +62,31 @@ def evaluate(run: Run, newest: int | None = None) -> dict[str, Any]:
         ]
     except ValueError as error:  # a prompt of another world: there is no truth to compare with
         return row | {"missing": f"no figures against the truth: {error}"}
-    return row | {name: float(np.mean([one[name] for one in figures])) for name in world.figures}
+    row |= {name: float(np.mean([one[name] for one in figures])) for name in world.figures}
+    return row | edit_figures(run, kind, theta, aux) if run.config.edit.run else row
+
+
+def edit_figures(run: Run, setup: SceneSetup, theta: Any, aux: Any) -> dict[str, Any]:
+    """What the edit of an object changed and what it left, beside the copy of the object in the folder of the edit.
+
+    Args:
+        run: the edit.
+        setup: of its scene.
+        theta: its parameters.
+        aux: its other arrays.
+
+    Returns:
+        Part of a row; its `missing` says why there are no such figures.
+    """
+    world, looks = embedded_world(), shared_renderer(run)
+    if not (run.path / SOURCE).is_dir():  # the other run may be anywhere, and no folder is told to be read
+        return {"missing": f"no figures of the edit: {run.path / SOURCE} is gone"}
+    try:
+        before = source_object("", run.path, state_of_scene(setup, run.config.resolution))
+        scenes = (partial(looks, *scene) for scene in ((theta, aux), before))
+        return world.measure_edit(run.config.source_prompt, run.config.prompt, *scenes)
+    except (ValueError, UserError) as error:
+        return {"missing": f"no figures of the edit: {error}"}
 
 
 def clip_figures(run: Run, clip: clips.Clip, prompts: Sequence[str]) -> dict[str, float]:
@@ -134,7 +159,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     Returns:
         The text.
     """
-    about = dict(embedded_world().figures) | clips.FIGURES | COSTS
+    about = embedded_world().all_figures | clips.FIGURES | COSTS
     names = [name for name in about if any(is_number(row.get(name)) for row in rows)]
     heads = [Path(row["run"]).name for row in rows]
     body = [["objective", *(label(row) for row in rows)], ["prompt", *(row["prompt"] for row in rows)]]
@@ -207,7 +232,7 @@ def report(paths: Sequence[Path], out: Path | None, clip: clips.Clip | None = No
             tell(f"{row['run']}: {row['missing']} ({row['end']})")
     if out:
         write_json(out, plain(rows))
-        figures = {name for row in rows for name in dict(embedded_world().figures) | clips.FIGURES if name in row}
+        figures = {name for row in rows for name in embedded_world().all_figures | clips.FIGURES if name in row}
         tell(f"{out}: {len(rows)} runs, {len(figures)} figures")
 
 

@@ -270,7 +270,7 @@ def figures_table(run: Run) -> str:
     """
     file = run.path / FIGURES_FILE
     row = read_json(file) if is_regular(file) else {}
-    about = dict(embedded_world().figures) | clip.FIGURES if row else {}  # loads the world, which most pages do without
+    about = embedded_world().all_figures | clip.FIGURES if row else {}  # loads the world, which most pages do without
     known = [(name, row[name]) for name in about if is_figure(row.get(name))]
     lines = "".join(
         f"<tr><th scope=row>{name}</th><td>{value:.3g}</td><td>{html.escape(about[name])}</td></tr>" for name, value in known

@@ -8,6 +8,7 @@ import numpy as np
 from lods_jax.runs.run_directory import Run
 from lods_jax.training import checkpoint
 from lods_jax.training.build import scene_setup
+from lods_jax.training.scene_setups import state_of_scene
 
 
 def restore_scene(run: Run, newest: int | None = None) -> dict[str, Any]:
@@ -24,8 +25,7 @@ def restore_scene(run: Run, newest: int | None = None) -> dict[str, Any]:
         ValueError: there is no whole checkpoint.
     """
     setup = scene_setup(run.config)
-    scene = setup.blank_scene(setup.choose_shapes(run.config.resolution, None))
-    theta, aux = jax.eval_shape(scene.init, jax.random.key(0))
+    theta, aux = state_of_scene(setup, run.config.resolution)
     like = {"step": jax.ShapeDtypeStruct((), np.int32), "theta": theta, "aux": aux}
     state, _ = checkpoint.restore(run.path / "checkpoints", like, print, newest)
     return state

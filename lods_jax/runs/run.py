@@ -31,7 +31,7 @@ from lods_jax.training.build import Components, build, predictions_per_view
 from lods_jax.training.compilation import Once, memory
 from lods_jax.training.distributed import agreed, all_or_none, is_first
 from lods_jax.training.loop import first_state, mode_of, state_shapes, train
-from lods_jax.training.run_inputs import changed_inputs, keep_psi
+from lods_jax.training.run_inputs import changed_inputs, keep_object, keep_psi
 from lods_jax.training.scene_setups import read_shapes
 
 
@@ -172,6 +172,8 @@ def execute(config: Config, components: Components, folder: Path, begin: Start, 
         log("prior", note_line(adapter))
     if config.objective.init_psi and begin.shapes is None:
         keep_psi(folder, components.psi)
+    if components.source and begin.shapes is None:
+        keep_object(folder, components.source)
     render_fn, diagnose = scene_renderer(components.setup, config.output.size, once), diagnosis(components, begin.shapes, once)
     with catch_signals() as stop:
         try:

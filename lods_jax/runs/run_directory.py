@@ -5,6 +5,7 @@ run.json       what it ran on, and how it ended   previews/, stills/       image
 metrics.jsonl  one line per log_every steps       video.mp4, index.html    at the end
 checkpoints/   all that training changes          mesh.glb                 of a NeRF, at the end
 init_psi.safetensors: the learned branch of another run, if this one started from it
+source/: the object of another run, if this one edits it
 picture.png, picture-depth.tif, picture-normal.png and prompt_embeds.safetensors: of a run from an image, what it goes on with
 """
 

@@ -43,6 +43,14 @@ FIGURES = {
 }
 
 
+READ = {"kind": KINDS, "color": list(COLORS), "pattern": PATTERNS}  # what the classifier reads, by its index
+EDIT_FIGURES = {
+    "attribute": "of an edit: share of views in which the classifier reads what was to change as asked",
+    "rest": "of an edit: the same of what was to stay, of kind, colour, pattern and view",
+    "moved": "of an edit: mean distance between its visible surface and that of the object before, world units",
+}
+
+
 def eyes() -> Camera:
     """The 24 cameras of every figure."""
     rings = [turntable(AZIMUTHS, elevation, TABLETOP) for elevation in ELEVATIONS]
@@ -89,6 +97,36 @@ def measure(
         "saturation": metrics.saturation(seen.rgb, seen.opacity[..., 0]) - metrics.saturation(true[..., :3], true[..., 3]),
         **appearance(seen.rgb, seen.opacity[..., 0], true_appearance(caption._replace(view=None), seen.rgb.shape[1])),
     }
+
+
+def measure_edit(
+    source: str, prompt: str, look: Callable[[Camera], Render], look_before: Callable[[Camera], Render]
+) -> dict[str, float]:
+    """The EDIT_FIGURES of an edited object; NaN where one has no meaning.
+
+    Args:
+        source: the caption of the object before.
+        prompt: that of the edit.
+        look: cameras -> renders of the edited object on white, NumPy.
+        look_before: the same of the object before.
+
+    Returns:
+        {figure: value}.
+
+    Raises:
+        ValueError: by `parse_caption`, for a prompt of another world.
+    """
+    before, after, camera = parse_caption(source), parse_caption(prompt), eyes()
+    seen, was = look(camera), look_before(camera)
+    read = classify(_classifier(), np.asarray(seen.rgb, np.float32))
+    asked = {name: values.index(getattr(after, name)) for name, values in READ.items() if getattr(after, name)}
+    shares = {name: float(np.mean(getattr(read, name) == i)) for name, i in asked.items()}
+    changed = [share for name, share in shares.items() if getattr(before, name) != getattr(after, name)]
+    kept = [share for name, share in shares.items() if getattr(before, name) == getattr(after, name)]
+    kept += [float(np.mean(read.view == camera.view))] if after.kind in COMPOSITE else []
+    mean = lambda x: float(np.mean(x)) if x else float("nan")  # noqa: E731
+    moved = metrics.distance_between(visible_points(seen, camera), visible_points(was, camera))
+    return {"attribute": mean(changed), "rest": mean(kept), "moved": moved}
 
 
 def visible_points(seen: Render, camera: Camera, n: int = POINTS) -> Float[np.ndarray, "m 3"]:

@@ -137,6 +137,11 @@ def coverage(points: Float[np.ndarray, "n 3"], kind: str, radius: float = 0.05 *
     return float((_nearest(surface_points(kind, 4096, camera), points) < radius).mean())
 
 
+def distance_between(a: Float[np.ndarray, "n 3"], b: Float[np.ndarray, "m 3"]) -> float:
+    """Mean of the distance of the points a to the nearest of b and of b to the nearest of a, world units; NaN without points."""
+    return float(0.5 * _nearest(a, b).mean() + 0.5 * _nearest(b, a).mean()) if len(a) and len(b) else float("nan")
+
+
 def _nearest(a: Float[np.ndarray, "n 3"], b: Float[np.ndarray, "m 3"]) -> Float[np.ndarray, "n"]:
     """Distance from each point of a to the nearest of b."""
     from scipy.spatial import cKDTree

@@ -37,10 +37,10 @@ from lods_jax.training.compilation import Once, memory
 from lods_jax.training.gaussian_setup import gaussian_setup
 from lods_jax.training.image_to_3d import ImageInputs, image_inputs
 from lods_jax.training.nerf_setup import nerf_setup
-from lods_jax.training.prior_settings import loras_of, prior_options
+from lods_jax.training.prior_settings import loras_of, prior_options, text_on_host, without_text
 from lods_jax.training.rewards import reward_of
-from lods_jax.training.run_inputs import initial_psi, input_hashes
-from lods_jax.training.scene_setups import SceneSetup, StaticShapes, in_particles
+from lods_jax.training.run_inputs import initial_psi, input_hashes, source_object
+from lods_jax.training.scene_setups import SceneSetup, StaticShapes, in_particles, state_of_scene
 from lods_jax.training.schedules import Timeline, phase, score_path_of, window
 
 
@@ -59,6 +59,7 @@ class Plan(NamedTuple):
         fit_shares_noise: see `train_step.make_train_step`.
         schedule: see `train_step.make_train_step`.
         vae_slicing: see `train_step.make_train_step`.
+        fit_first: see `train_step.make_train_step`.
     """
 
     seed: int
@@ -72,6 +73,7 @@ class Plan(NamedTuple):
     fit_shares_noise: bool
     schedule: tuple[int, int] | None
     vae_slicing: bool
+    fit_first: int = 0
 
 
 class Components(NamedTuple):
@@ -98,6 +100,7 @@ class Components(NamedTuple):
         image_inputs: of a run from an image.
         adapters: an entry for each file that the prior was changed with, see `user_adapters.adapter_notes`.
         reward: weighs several noises of a view.
+        source: theta and aux of the object that the run edits.
     """
 
     setup: SceneSetup
@@ -120,6 +123,7 @@ class Components(NamedTuple):
     image_inputs: ImageInputs | None = None
     adapters: Sequence[Mapping[str, Any]] = ()
     reward: Reward | None = None
+    source: tuple[Any, Any] | None = None
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -130,6 +134,8 @@ class Components(NamedTuple):
     def reference(self) -> Reference | None:
         """The optional inputs of the train step."""
         given = self.image_inputs and self.image_inputs.reference
+        if self.source and any(query.latents == "reference" for query in self.objective.queries.values()):
+            given = (given or Reference()).replace(source=self.source)
         return given if self.reward is None else (given or Reference()).replace(reward=self.reward.params)
 
 
@@ -166,7 +172,11 @@ def build(config: Config, folder: Path | None = None, once: Once | None = None) 
     reward = reward_of(config.objective, name)
     texts |= {"reward": jnp.asarray(reward.embed(table["prompt"]))[:, None]} if reward else {}
     components = assemble(config, prior, sha256, without_text(weights), objective, texts, psi)
-    return components._replace(image_inputs=found, adapters=adapters, reward=reward)
+    components = components._replace(image_inputs=found, adapters=adapters, reward=reward)
+    if not config.edit.run:
+        return components
+    like = state_of_scene(components.setup, config.resolution)
+    return components._replace(source=source_object(config.edit.run, folder, like))
 
 
 def build_abstract(config: Config) -> Components:
@@ -179,10 +189,11 @@ def build_abstract(config: Config) -> Components:
         The components.
 
     Raises:
-        UserError: settings do not fit each other, or the run has an image.
+        UserError: settings do not fit each other, or the run has an image or edits an object.
     """
-    if config.image.file:
-        raise UserError(f"a dry run of an image needs the folder of the prior, and {config.prior.name} is a name alone")
+    if config.image.file or config.edit.run:
+        what = "an image" if config.image.file else "an edit"
+        raise UserError(f"a dry run of {what} needs the folder of the prior, and {config.prior.name} is a name alone")
     objective, table = checked(config)
     with tempfile.TemporaryDirectory() as folder:
         root = write_configs(Path(folder), config.prior.name)
@@ -193,17 +204,6 @@ def build_abstract(config: Config) -> Components:
     texts = {name: jax.ShapeDtypeStruct((len(rows), *row.shape), row.dtype) for name, rows in table.items()}
     psi = jax.eval_shape(lambda weights, tokens: first_psi(config, prior, objective, weights, tokens), weights, row)
     return assemble(config, prior, None, without_text(weights), objective, texts, psi)
-
-
-def text_on_host(weights: Any) -> Any:
-    """The weights with those of the text encoder as NumPy arrays, which wait for the next prompt without room on a device."""
-    own = weights.get("text") if isinstance(weights, Mapping) else None
-    return weights if own is None else dict(weights) | {"text": jax.device_get(own)}
-
-
-def without_text(weights: Any) -> Any:
-    """The weights without the text encoder, which is not needed once prompts are embedded; Stable Diffusion 2's takes 1.3 GiB."""
-    return {part: own for part, own in weights.items() if part != "text"} if isinstance(weights, Mapping) else weights
 
 
 def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
@@ -378,6 +378,7 @@ def plan_of(config: Config) -> Plan:
         fit_shares_noise=config.objective.fit_shares_noise,
         schedule=config.objective.schedule,
         vae_slicing=config.prior.vae_slicing,
+        fit_first=config.edit.fit_first,
     )
 
 

@@ -35,10 +35,10 @@ def check_queries(config: Config, objective: Objective, texts: Mapping[str, Any]
         texts: {name: ...} that there are.
 
     Raises:
-        UserError: a query needs a reference image, or a text that is missing.
+        UserError: a query needs a source object, or a text that is missing.
     """
     for query in objective.queries.values():
-        if query.latents != "render":
-            raise UserError(f"objective {config.objective.name} compares with a reference image, which a 3D run does not have")
+        if query.latents != "render" and not config.edit.run:
+            raise UserError(f"objective {config.objective.name} compares with a source object: use edit-3d, or pass --edit.run")
         if query.text != "learned" and query.text not in texts:
             raise UserError(f"objective {config.objective.name} asks with the text {query.text!r}: pass --source-prompt")

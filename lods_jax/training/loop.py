@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lods_jax.core.errors import UserError
@@ -40,8 +41,9 @@ class Progress(NamedTuple):
 
 
 def first_shapes(components: Components) -> StaticShapes:
-    """The static shapes of the first step of a run with these components."""
-    return components.setup.choose_shapes(components.plan.resolution, None)
+    """The static shapes of the first step of a run with these components; an edit knows already what its object needs."""
+    needed = components.source and jax.device_get(components.source[1])
+    return components.setup.choose_shapes(components.plan.resolution, needed)
 
 
 def first_state(components: Components) -> TrainState:
@@ -64,7 +66,9 @@ def state_of(scene: Scene, components: Components) -> TrainState:
     Returns:
         The state.
     """
-    key = run_key(components.plan.seed, "scene")
+    key, source = run_key(components.plan.seed, "scene"), components.source
+    if source:  # copies: the step donates its state
+        scene = scene._replace(init=lambda key: jax.tree.map(jnp.array, source))
     return init_state(scene, components.psi, components.tx_theta, components.tx_psi, key)
 
 
@@ -91,6 +95,7 @@ def train_step(components: Components, shapes: StaticShapes) -> TrainStep:
         select_prompts=components.select_prompts,
         fit_shares_noise=components.plan.fit_shares_noise,
         schedule=components.plan.schedule,
+        fit_first=components.plan.fit_first,
         vae_slicing=components.plan.vae_slicing,
         reference_view=components.reference_view(shapes),
         auxiliary_priors=components.image_inputs.auxiliary_priors if components.image_inputs else (),
@@ -158,13 +163,14 @@ def train(
         The progress after each step.
     """
     setup, plan, key = components.setup, components.plan, run_key(components.plan.seed, "train")
+    reference = components.reference  # one object: what is another object is placed on the devices again
     once = memory() if once is None else once
     refine = once("refine", lambda: jax.jit(partial(setup.refine, components.tx_theta)))
     shapes = shapes or first_shapes(components)
     for done in range(int(state.step) + 1, plan.steps + 1):
         step = once(("step", shapes), lambda: compile(components, shapes))  # noqa: B023 (called at once)
-        state, metrics = step(state, components.weights, components.texts, components.reference, key)
-        if setup.should_refine(done):
+        state, metrics = step(state, components.weights, components.texts, reference, key)
+        if done > plan.fit_first and setup.should_refine(done):
             state = refine(jax.random.fold_in(step_key(key, done), 1), state)
         resolution = plan.later_resolution if done >= plan.switch else plan.resolution
         if done % PLAN_EVERY == 0 or resolution != shapes.resolution:

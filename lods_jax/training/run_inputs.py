@@ -1,4 +1,4 @@
-"""The files that a run is made with, by their hashes, and the learned branch of another run that it starts from."""
+"""What a run is made with: files, by their hashes, and the learned branch or the object of another run that it starts from."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,10 +10,12 @@ from safetensors.numpy import save_file
 
 from lods_jax.core.errors import UserError
 from lods_jax.core.files import replacing
+from lods_jax.core.types import TrainState
 from lods_jax.priors.torch_weights import read_arrays
 from lods_jax.training import checkpoint
 
 COPY = "init_psi.safetensors"  # in the folder of a run: the learned branch that it started from
+SOURCE = "source"  # in the folder of an edit: the object that it started from, a folder like checkpoints/
 PRIOR = "the U-Net of the prior"
 
 
@@ -91,3 +93,36 @@ def keep_psi(folder: Path, psi: Any) -> None:
     """
     with replacing(folder / COPY) as partial:
         save_file({name: np.ascontiguousarray(x) for name, x in checkpoint.flat(psi).items()}, partial)
+
+
+def source_object(run: str, folder: Path | None, like: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The object that an edit starts from: that of another run, from the copy in its folder or from the other's checkpoint.
+
+    Args:
+        run: folder of the other run.
+        folder: of the edit; None for a new one.
+        like: theta and aux of its scene, for names and shapes.
+
+    Returns:
+        theta and aux.
+
+    Raises:
+        UserError: there is no object of this kind and size.
+    """
+    kept = folder / SOURCE if folder and (folder / SOURCE).is_dir() else Path(run) / "checkpoints"
+    try:
+        found, _ = checkpoint.restore(kept, {"theta": like[0], "aux": like[1]})
+    except ValueError as error:
+        raise UserError(f"{run or kept} holds no object that this run could edit: {error}") from None
+    return found["theta"], found["aux"]
+
+
+def keep_object(folder: Path, source: tuple[Any, Any]) -> None:
+    """Writes a copy of the object that an edit starts from into its folder, to resume from and to compare with.
+
+    Args:
+        folder: of the edit.
+        source: theta and aux.
+    """
+    theta, aux = source
+    checkpoint.save(folder / SOURCE, TrainState(0, theta, aux, {}, {}, {}, 0), {}, keep=1)

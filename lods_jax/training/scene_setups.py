@@ -127,6 +127,19 @@ def unstack_particles(tree: Any, n: int) -> list[Any]:
     return [tree] if n == 1 else [jax.tree.map(lambda x: x[i], tree) for i in range(n)]  # noqa: B023
 
 
+def state_of_scene(setup: SceneSetup, resolution: int) -> tuple[Any, Any]:
+    """Shapes and dtypes of theta and aux.
+
+    Args:
+        setup: of the scene.
+        resolution: edge of its renders, pixels.
+
+    Returns:
+        theta and aux, with a `jax.ShapeDtypeStruct` for each array.
+    """
+    return jax.eval_shape(setup.blank_scene(setup.choose_shapes(resolution, None)).init, jax.random.key(0))
+
+
 BACKGROUNDS = {
     "white-or-grey": white_or_grey,
     "random": lambda key: jax.random.uniform(key, (3,)),

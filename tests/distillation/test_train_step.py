@@ -96,8 +96,9 @@ def test_encoding_one_view_after_the_other_changes_nothing():
 @pytest.mark.parametrize(
     ("objective", "options", "says"),
     [
-        (sds(), {"schedule": (1, 1)}, "a schedule of turns needs an objective that learns"),
+        (sds(), {"schedule": (1, 1)}, "need an objective that learns something"),
         (lods_embedding(), {"schedule": (1, 1), "fit_shares_noise": True}, "no fit_shares_noise"),
+        (sds(), {"fit_first": 3}, "fit_first need an objective that learns"),
         (lods_embedding(), {"schedule": (0, 1)}, "each at least 1, got"),
         (sds(), {"fit_shares_noise": True}, "fit_shares_noise needs an objective that learns"),
     ],

@@ -6,7 +6,7 @@ import pytest
 from lods_jax.core.cameras import VIEWS
 from lods_jax.core.types import Render
 from lods_jax.tabletop.dataset import parse_caption, render_caption
-from lods_jax.tabletop.measure import FIGURES, eyes, measure, visible_points
+from lods_jax.tabletop.measure import EDIT_FIGURES, FIGURES, eyes, measure, measure_edit, visible_points
 from lods_jax.tabletop.metrics import _first_hits, surface_points
 
 POINTS, MASS = np.zeros((1, 3), np.float32), np.ones(1, np.float32)
@@ -64,6 +64,20 @@ def test_a_wrong_kind_shows_in_kind_kid_and_shape(car):
     assert wrong["kid"] > 1
     assert wrong["chamfer"] > 0.05
     assert wrong["coverage"] < 0.5
+
+
+def test_an_edit_is_told_by_what_changed_as_asked_what_stayed_and_how_far_the_surface_moved():
+    before = show("a yellow car")
+    painted = measure_edit("a yellow car", "a blue car", show("a blue car"), before)
+    assert set(painted) == set(EDIT_FIGURES)
+    assert painted["attribute"] == 1
+    assert painted["rest"] > 0.9
+    assert painted["moved"] == 0
+    untouched = measure_edit("a yellow car", "a blue car", before, before)
+    assert untouched == painted | {"attribute": 0}
+    rebuilt = measure_edit("a yellow car", "a yellow house", show("a yellow house"), before)
+    assert rebuilt["attribute"] == 1
+    assert rebuilt["moved"] > 0.05
 
 
 def test_what_has_no_front_has_no_views():

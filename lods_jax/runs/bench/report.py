@@ -84,7 +84,7 @@ def figures_of(suite: Suite, rows: Rows) -> dict[str, str]:
     Returns:
         {name: meaning} of those that some row has.
     """
-    about = dict(embedded_world().figures) | clip.FIGURES | COSTS
+    about = embedded_world().all_figures | clip.FIGURES | COSTS
     apart = sorted({name for row in rows for name in row if name.startswith(SECONDS_ON)})
     names = suite.figures or tuple(name for name in about if name != suite.tuning.figure or not suite.tuning.prompts)
     names = tuple(each for name in names for each in ((name, *apart) if name == "seconds" else (name,)))
