@@ -222,7 +222,7 @@ def mapping_of(text: str | bytes, source: str) -> dict[str, Any]:
 
 
 def find(name: str | Path) -> Path:
-    """The path of a configuration: a file, or a shipped preset such as "gaussians-sds". See `find_named`."""
+    """The path of the configuration `name`: a file, or a shipped preset such as "gaussians-sds". See `find_named`."""
     return find_named(name, {path.stem: path for path in sorted(PRESETS.rglob("*.yaml")) if path.parent != SUITES}, "preset")
 
 

@@ -82,7 +82,7 @@ def shipped() -> dict[str, Path]:
 
 
 def find_suite(name: str) -> Path:
-    """The path of a suite: a file, or a shipped one such as "tabletop-quick". See `find_named`."""
+    """The path of the suite `name`: a file, or a shipped one such as "tabletop-quick". See `find_named`."""
     return find_named(name, shipped(), "suite")
 
 
