@@ -1,7 +1,7 @@
 """One picture in, an object out: how near to the true object, and what does each part of the method add?
 
     python experiments/image_to_3d.py             # 3 pictures with Gaussians, 1 with NeRF, about 40 minutes on 2 cores
-    python experiments/image_to_3d.py --presets   # 6 pictures, the default preset and the one before, 45 minutes
+    python experiments/image_to_3d.py --presets   # 6 pictures, the default preset, the same with four views at a time, and the one before: an hour
     python experiments/image_to_3d.py --full      # 24 pictures x 3 seeds with both: a day
     python experiments/image_to_3d.py --examples  # writes examples/*.png, and runs nothing
 
@@ -132,7 +132,11 @@ ROWS = {
     "NeRF, SDS and pose": ("nerf", "SDS", True),
     "NeRF, LODS and pose": ("nerf", "LODS", True),
 }
-PRESETS = {"now": "image-gaussians-lods-lora", "before": "image-gaussians-lods-embedding"}
+PRESETS = {
+    "now": ("image-gaussians-lods-lora", "tabletop-128"),
+    "now, four views": ("image-gaussians-lods-lora", "tabletop-views"),
+    "before": ("image-gaussians-lods-embedding", "tabletop-128"),
+}
 
 
 class Plan(NamedTuple):
@@ -152,9 +156,12 @@ class Plan(NamedTuple):
 def plan(full: bool, presets: bool) -> Plan:
     """The runs that flags ask for."""
     if presets:
-        rows = {name: configs.load(preset) for name, preset in PRESETS.items()}
-        quiet = {name: replace(c, output=replace(c.output, frames=8, preview_every=0, log_every=50)) for name, c in rows.items()}
-        return Plan(quiet, dict.fromkeys(PRESETS, range(6)), 128)
+        rows = {}
+        for name, (preset, prior) in PRESETS.items():
+            config = configs.load(preset)
+            output = replace(config.output, frames=8, preview_every=0, log_every=50)
+            rows[name] = replace(config, prior=replace(config.prior, name=prior), output=output)
+        return Plan(rows, dict.fromkeys(PRESETS, range(6)), 128)
     few = {name: range(1 if scene == "nerf" else 3) for name, (scene, *_) in ROWS.items()}
     return Plan({name: settings(*row) for name, row in ROWS.items()}, dict.fromkeys(ROWS, range(24)) if full else few, 64)
 

@@ -166,13 +166,16 @@ class ImageConfig:
     """Of 1 minus the correlation with `depth_file`."""
     normal: tuple[float, float] = bounded((0.0, 0.0), 0, 1e6)
     """Of 1 minus the cosine to the normals of `normal_file`."""
+    joins: bool = True
+    """With a prior of several views, the image is one view of every second group that it denoises."""
     depth_file: str = ""
     """A grey image of the image's size, far is bright: a depth camera's, or an estimate. Floats and integers of 16 or 32 bits
     keep their precision; the loss sees them from the nearest to the farthest point of the object, whatever their unit."""
     normal_file: str = ""
     """An image of the image's size, red to the right, green up, blue towards the camera, 1/2 is 0."""
     invert: int | None = bounded(None, 0, 10**6)
-    """Steps that fit the embedding of the prompt to the image, before the run. None: 200 where no prompt is given, else 0."""
+    """Steps that fit the embedding of the prompt to the image, before the run. None: 200 where no prompt is given
+    and the prior is of single images, else 0."""
     invert_lr: float = bounded(5e-3, 0, 10)
     invert_batch: int = bounded(8, 1, 1024)
     """Backgrounds of the image in a step of it."""

@@ -18,6 +18,7 @@ from jaxtyping import Array, Int, Key
 from lods_jax.core.random import group_keys, split_named, view_keys
 from lods_jax.core.trees import not_finite, strongly_typed
 from lods_jax.core.types import Camera, Objective, Prior, Reference, Render, Scene, TrainState
+from lods_jax.distillation.known_views import groups_around_image, show_image, where
 from lods_jax.distillation.rewards import Reward, rewarded_score
 from lods_jax.distillation.score_paths import ENCODER, ScorePath, pull_into_scene, through_decoder
 from lods_jax.distillation.scores import (
@@ -94,10 +95,12 @@ class ReferenceView(NamedTuple):
     Attributes:
         scene: the scene as the image shows it: on white, without random offsets.
         costs: (render of one view, `ReferenceImage`, step) -> {name: weighted cost [1]}.
+        joins: whether the image is one view of every second group of a prior of several views (`known_views`).
     """
 
     scene: Scene
     costs: Callable[..., dict[str, Array]]
+    joins: bool = False
 
 
 class TrainStep(NamedTuple):
@@ -227,11 +230,15 @@ def make_train_step(
     if score_path.colors is not score_path.geometry and not scene.colors:
         raise ValueError("this scene has no leaves that are colours alone: take a score_path that is one for all of it")
 
+    joins = reference_view is not None and reference_view.joins and prior.views > 1
+
     def compute_grads(state, weights, texts, reference, key, views) -> StepGrads:
         """Gradients and per-view outputs of one shard of the views."""
         k = jax.vmap(lambda key: split_named(key, "camera render encode score fit"))(view_keys(key, state.step, views))
         reference = reference or Reference()
         camera, b = cameras(group_keys(k.camera, prior.views), views), len(views)
+        if joins:
+            camera, known = groups_around_image(camera, reference.image.camera, views, state.step, prior.views)
         rows, predict_noise_fn = select_prompts(texts, camera)
         pose, denoiser = camera.c2w.reshape(b, 16), bind(prior, weights)
 
@@ -252,6 +259,8 @@ def make_train_step(
             return z, *(z if same else encode_each(*who, rgb, k.encode, vae_slicing) for who, same in others)
 
         (rgb, _), into_scene, (render, costs) = jax.vjp(forward, state.theta, scene.means2d_probe(state.aux, b), has_aux=True)
+        if joins:
+            rgb = show_image(rgb, render.opacity, reference.image, known)
         zs, through_encoder = jax.vjp(encode, rgb)
         latents = {"render": zs[0]} | ({} if reference.latents is None else {"reference": reference.latents})
         if reference.source is not None:  # seen by the same cameras with the same random numbers: alike scenes have alike latents
@@ -274,7 +283,8 @@ def make_train_step(
             scores[f"score_rms_{g.name}"] = g.weight(state.step) * cond_or_zeros(scene_on, further)
         g_zs = tuple(x / batch for x in scores.values())
         (g_rgb,) = through_encoder(g_zs)
-        pullback = lambda g_rgb: into_scene((g_rgb, jnp.full(b, 1 / batch)))  # noqa: E731
+        of_renders = lambda g_rgb: where(known, jnp.zeros_like(g_rgb), g_rgb) if joins else g_rgb  # noqa: E731
+        pullback = lambda g_rgb: into_scene((of_renders(g_rgb), jnp.full(b, 1 / batch)))  # noqa: E731
         to_step = batch * scores_to_steps(objective, denoiser, zs[0], at, k.score)
         decoded = partial(through_decoder, score_path, asked, zs, g_zs, to_step, rgb, vae_slicing)
         g_theta, means2d_grad = pull_into_scene(score_path, state.step, pullback, g_rgb, decoded, scene.colors)

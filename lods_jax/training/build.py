@@ -338,7 +338,7 @@ def reference_view_of(config: Config, setup: SceneSetup) -> Callable[[StaticShap
         return lambda shapes: None
     weights = {name: getattr(config.image, name) for name in IMAGE_ERRORS}
     errors = image_errors({name: partial(phase, timeline_of(config), pair) for name, pair in weights.items() if any(pair)})
-    return lambda shapes: ReferenceView(setup.eval_scene(shapes), errors)
+    return lambda shapes: ReferenceView(setup.eval_scene(shapes), errors, config.image.joins)
 
 
 def timeline_of(config: Config) -> Timeline:

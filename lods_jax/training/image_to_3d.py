@@ -27,7 +27,7 @@ from lods_jax.distillation.objectives import sds
 from lods_jax.distillation.scores import PredictNoise, predict_noise
 from lods_jax.distillation.train_step import AuxiliaryPrior
 from lods_jax.priors.hub import local, unet_hash
-from lods_jax.priors.registry import world_of
+from lods_jax.priors.registry import views_of, world_of
 from lods_jax.priors.zero123 import token, zero123
 from lods_jax.training.schedules import Timeline, phase, window
 
@@ -268,7 +268,7 @@ def camera_of(p: ImageConfig, orbit: Orbit) -> Camera:
 def resolve_image_config(config: Config) -> tuple[Config, str]:
     """The configuration with prompt and camera, read from the image where they are not given.
 
-    A prompt that is not given is also fitted to the image.
+    A prompt that is not given is also fitted to the image, for a prior of single images.
 
     Args:
         config: of the run.
@@ -290,7 +290,9 @@ def resolve_image_config(config: Config) -> tuple[Config, str]:
         return replace(config, image=replace(p, invert=p.invert or 0)), said
     if caption is None and world:
         raise UserError(f"{p.file} shows no object that this prior knows: pass --prompt, or a prior of the whole world")
-    p = replace(p, invert=INVERT if p.invert is None else p.invert)
+    # An embedding is fitted to single images; a prior of several views sees the image beside the renders.
+    invert = INVERT if views_of(config.prior.name) == 1 else 0
+    p = replace(p, invert=invert if p.invert is None else p.invert)
     return replace(config, prompt=caption or GENERIC, image=p), said
 
 
