@@ -1,7 +1,7 @@
 """One picture in, an object out: how near to the true object, and what does each part of the method add?
 
     python experiments/image_to_3d.py             # 3 pictures with Gaussians, 1 with NeRF, about 40 minutes on 2 cores
-    python experiments/image_to_3d.py --presets   # 6 pictures, the default preset, the same with four views at a time, and the one before: an hour
+    python experiments/image_to_3d.py --presets   # 6 pictures; today's default on two priors, and the one before: an hour
     python experiments/image_to_3d.py --full      # 24 pictures x 3 seeds with both: a day
     python experiments/image_to_3d.py --examples  # writes examples/*.png, and runs nothing
 
@@ -244,8 +244,8 @@ def main() -> None:
     done = {row["run"]: row for row in truncate_log(out / "rows.jsonl")}
     rows = []
     for seed in range(3 if args.full else 1):
-        for i in range(24):
-            for name in (name for name, pictures in made.pictures.items() if i in pictures):
+        for name, pictures in made.pictures.items():
+            for i in pictures:
                 folder = out / name / f"{i}-{seed}"
                 if str(folder) not in done:
                     row = {"run": str(folder), "row": name, "picture_number": i, "seed": seed}
