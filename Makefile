@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 .PHONY: demo test slow-test lint docs
 
 demo: $(READY)
-	$(VENV)/bin/lods text-to-3d "a red mug" --config gaussians-lods-lora
+	$(VENV)/bin/lods text-to-3d "a red mug" --config views-gaussians-lods-lora
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal  # neighbours stay together: they share fixtures and compiled steps

@@ -149,7 +149,7 @@ HERO = ("a purple house", "an orange snowman", "a white rocket")
 
 def hero_jobs() -> list[tuple[str, str, int, Config]]:
     """The default preset as it stands, one seed."""
-    return [("now", prompt, 1, configs.load("gaussians-lods-lora")) for prompt in HERO]
+    return [("now", prompt, 1, configs.load("views-gaussians-lods-lora")) for prompt in HERO]
 
 
 def seconds_to_right(folder: Path) -> float | None:

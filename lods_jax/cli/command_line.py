@@ -18,7 +18,7 @@ from lods_jax.config.aliases import current_key
 from lods_jax.core.errors import UserError, remark
 
 DEFAULT_PRESETS = {  # by task and --scene
-    "gaussians": "gaussians-lods-lora",
+    "gaussians": "views-gaussians-lods-lora",
     "nerf": "nerf-lods-lora",
     "image-gaussians": "image-gaussians-lods-lora",
     "image-nerf": "image-nerf-lods-embedding",

@@ -18,7 +18,7 @@ class TextTo3D:
 
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     config: str | None = None
-    """A YAML file, or a shipped preset: `gaussians-lods-embedding`, `gaussians-sds`, ... By default `gaussians-lods-lora`."""
+    """A YAML file, or a shipped preset: `gaussians-sds`, ... By default `views-gaussians-lods-lora`."""
     out: Path | None = None
     """Folder of the run; by default outputs/text-to-3d/PROMPT/TIME, with a link outputs/latest."""
     prompts: str | None = None
