@@ -67,5 +67,14 @@ def show_image(
 
 
 def where(on: Bool[Array, "b"], a: Array, b: Array) -> Array:
-    """`jnp.where` by the leading axis."""
+    """`jnp.where` by the leading axis.
+
+    Args:
+        on: for each entry of that axis [b].
+        a: taken where `on` holds.
+        b: taken elsewhere.
+
+    Returns:
+        Like `b`.
+    """
     return jnp.where(on.reshape(-1, *[1] * (b.ndim - 1)), a, b)
