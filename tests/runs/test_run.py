@@ -220,7 +220,7 @@ def test_a_run_without_a_finite_gradient_ends_in_one_line_with_a_whole_checkpoin
         (["--objective", "own_objectives:wrong"], "must give a lods_jax.core.types.Objective, got a int"),
         (["--objective", "own_objectives:absent"], "cannot be imported"),
         (["--objective", "sdss"], "unknown objective sdss; there are sds, csd"),
-        (["--objective", "dds"], "compares with a reference image"),
+        (["--objective", "dds"], "compares with a source object: use edit-3d"),
         (["--objective", "sds-bridge"], "asks with the text 'source': pass --source-prompt"),
         (["--objective", "csd", "--guidance-scale", "3"], "objective csd takes no s"),
         (["--guidance-scale", "0.5"], "guidance needs s >= 1, got 0.5"),

@@ -47,6 +47,7 @@ def suite(tmp_path, monkeypatch):
     return read_suite(str(tmp_path / "suite.yaml"))
 
 
+@pytest.mark.slow
 def test_shards_of_a_round_make_the_trials_of_one_process(suite, tmp_path):
     alone, shared, rounds = tmp_path / "alone", tmp_path / "shared", 0
     bench.tune_all(suite, alone, "1/1", runs=True)
