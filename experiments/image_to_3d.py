@@ -133,8 +133,8 @@ ROWS = {
     "NeRF, LODS and pose": ("nerf", "LODS", True),
 }
 PRESETS = {
-    "now": ("image-gaussians-lods-lora", "tabletop-128"),
-    "now, four views": ("image-gaussians-lods-lora", "tabletop-views"),
+    "now": ("image-views-gaussians-lods-lora", "tabletop-views"),
+    "now, single views": ("image-gaussians-lods-lora", "tabletop-128"),
     "before": ("image-gaussians-lods-embedding", "tabletop-128"),
 }
 

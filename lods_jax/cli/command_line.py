@@ -20,7 +20,7 @@ from lods_jax.core.errors import UserError, remark
 DEFAULT_PRESETS = {  # by task and --scene
     "gaussians": "views-gaussians-lods-lora",
     "nerf": "nerf-lods-lora",
-    "image-gaussians": "image-gaussians-lods-lora",
+    "image-gaussians": "image-views-gaussians-lods-lora",
     "image-nerf": "image-nerf-lods-embedding",
 }
 

@@ -54,7 +54,7 @@ class ImageTo3D:
     image: tyro.conf.Positional[Path] = Path()
     settings: Annotated[PictureRun, tyro.conf.arg(name="")] = field(default_factory=PictureRun)
     config: str | None = None
-    """A YAML file, or a shipped preset: `image-gaussians-lods-lora` (also what runs without it), ..."""
+    """A YAML file, or a shipped preset: `image-views-gaussians-lods-lora` (also what runs without it), ..."""
     out: Path | None = None
     """Folder of the run; by default outputs/image-to-3d/IMAGE/TIME, with a link outputs/latest."""
     print_config: bool = False
