@@ -145,6 +145,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "edits": lambda: editing_2d.table(rows("editing_2d")),
     "score-paths": lambda: score_paths.table(rows("score_paths")),
     "image-to-3d": lambda: image_to_3d.table(rows("image_to_3d")),
+    "image-to-3d-presets": lambda: image_to_3d.table(rows("image_to_3d-presets")),
     "public-api": public_api,
     "gpu-rasterizer": lambda: against_gsplat.table(rows("against_gsplat")),
     "gpu-steps": lambda: against_diffusers.table(rows("against_diffusers")),
