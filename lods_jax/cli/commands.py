@@ -327,7 +327,10 @@ def info(args: flags.Info) -> None:
         print(f"{'device':<17}{device.platform}: {device.device_kind}")
     if hidden := provenance.hidden_gpu():
         print(f"{'GPU':<17}{hidden}")
-    print(f"{'ffmpeg':<17}{ffmpeg_path()}")
+    try:
+        print(f"{'ffmpeg':<17}{ffmpeg_path()}")
+    except RuntimeError as error:  # runs do without, and write no video
+        print(f"{'ffmpeg':<17}{error}")
     for name in PRIORS:
         entry = registered(name)
         network = f", {describe_folder(entry.folder)}" if entry.folder else ""

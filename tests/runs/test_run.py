@@ -299,6 +299,17 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     assert parse(["text-to-3d", "x", "--config", str(file), "--objective", "csd"]).settings.objective.guidance_scale is None
 
 
+def test_info_without_an_ffmpeg_says_so_and_goes_on(capsys, monkeypatch):
+    def none():
+        raise RuntimeError("no ffmpeg: install it")
+
+    monkeypatch.setattr("lods_jax.core.videos.ffmpeg_path", none)
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "no ffmpeg: install it" in out
+    assert "tabletop" in out
+
+
 def test_info_tells_devices_ffmpeg_and_the_prior(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
