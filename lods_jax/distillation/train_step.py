@@ -236,14 +236,15 @@ def make_train_step(
         """Gradients and per-view outputs of one shard of the views."""
         k = jax.vmap(lambda key: split_named(key, "camera render encode score fit"))(view_keys(key, state.step, views))
         reference = reference or Reference()
-        camera, b = cameras(group_keys(k.camera, prior.views), views), len(views)
+        k_camera, k_render = (group_keys(keys, prior.views) for keys in (k.camera, k.render))
+        camera, b = cameras(k_camera, views), len(views)
         if joins:
             camera, known = groups_around_image(camera, reference.image.camera, views, state.step, prior.views)
         rows, predict_noise_fn = select_prompts(texts, camera)
         pose, denoiser = camera.c2w.reshape(b, 16), bind(prior, weights)
 
         def forward(theta, means2d_probe):
-            render = scene.render(theta, state.aux, camera, group_keys(k.render, prior.views), means2d_probe)
+            render = scene.render(theta, state.aux, camera, k_render, means2d_probe)
             costs = regularizers(render, state.step)
             if reference_view:
                 render, found = seen_in_reference(reference_view, theta, state, reference.image, k.render[:1], render)
@@ -264,7 +265,7 @@ def make_train_step(
         zs, through_encoder = jax.vjp(encode, rgb)
         latents = {"render": zs[0]} | ({} if reference.latents is None else {"reference": reference.latents})
         if reference.source is not None:  # seen by the same cameras with the same random numbers: alike scenes have alike latents
-            seen = scene.render(*reference.source, camera, k.render, scene.means2d_probe(reference.source[1], b))
+            seen = scene.render(*reference.source, camera, k_render, scene.means2d_probe(reference.source[1], b))
             latents |= {"reference": encode_each(prior, weights, seen.rgb, k.encode, vae_slicing)}
         scene_on, prior_on = active_updates(schedule, state.step, fit_first)
         at, stage = window(state.step), objective.at(state.step)

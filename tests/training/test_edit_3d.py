@@ -28,15 +28,15 @@ TEXTS = {name: PRIOR.embed({}, [text] * 4) for name, text in (("prompt", "b"), (
 SCENE = pixels(1, 1, start=0.4)
 
 
-def step_of(objective, **options):
+def step_of(objective, scene=SCENE, prior=PRIOR, **options):
     """The train step of one pixel under an objective, and its first state."""
     tx = optax.adam(0.02)
     psi = PRIOR.init_psi({}, jax.random.key(1), TEXTS["null"][0], objective.trained_queries)
-    cameras = lambda keys, views: sample_orbit(keys, views, BATCH)  # noqa: E731
+    cameras = lambda keys, views: sample_orbit(keys, views, BATCH, group=prior.views)  # noqa: E731
     made = make_train_step(
-        SCENE, PRIOR, objective, cameras=cameras, window=lambda step: (20, 980), tx_theta=tx, tx_psi=tx, batch=BATCH, **options
+        scene, prior, objective, cameras=cameras, window=lambda step: (20, 980), tx_theta=tx, tx_psi=tx, batch=BATCH, **options
     )
-    return made, init_state(SCENE, psi, tx, tx, jax.random.key(2))
+    return made, init_state(scene, psi, tx, tx, jax.random.key(2))
 
 
 def grads(made, state, texts, source):
@@ -52,6 +52,20 @@ def test_dds_leaves_an_object_alone_that_is_the_source_under_one_text():
     assert np.abs(grads(made, state, TEXTS, source)["rgb"]).min() > 1e-3
     other = jax.tree.map(lambda x: x + 0.3 if jnp.issubdtype(x.dtype, jnp.floating) else x, source)
     assert np.abs(grads(made, state, TEXTS | {"source": TEXTS["prompt"]}, other)["rgb"]).min() > 1e-3
+
+
+@pytest.mark.parametrize("views", [1, 2, 4])
+def test_the_source_is_seen_on_the_background_of_its_view_in_groups_too(views):
+    """A group has one background, of which the object before must be told as well: else DDS pulls at the difference of two."""
+
+    def render(theta, aux, camera, keys, means2d_probe):
+        behind = jax.vmap(lambda key: jax.random.uniform(key, (1, 1, 3)))(keys)
+        shown = SCENE.render(theta, aux, camera, keys, means2d_probe)
+        return shown.replace(rgb=shown.rgb + behind)
+
+    made, state = step_of(dds(), SCENE._replace(render=render), PRIOR._replace(views=views))
+    alike = grads(made, state, TEXTS | {"source": TEXTS["prompt"]}, SCENE.init(jax.random.key(2)))
+    np.testing.assert_allclose(alike["rgb"], 0, atol=1e-6)
 
 
 def test_dds_moves_the_source_by_the_difference_of_the_texts():
