@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 from lods_jax.core.files import replacing
 
+CHECKPOINT = "checkpoint.safetensors"  # in the folder of what is trained
+
 
 class Recipe(NamedTuple):
     """How a network is trained.
@@ -245,3 +247,48 @@ def load_checkpoint(path: Path, like: dict[str, Fit]) -> tuple[dict[str, Fit], d
                 raise ValueError(f"{path}: expected {key} of shape {leaf.shape}, found {found}; train into another folder")
             values.append(value)
     return jax.tree_util.tree_unflatten(treedef, values), meta
+
+
+# --- sittings ---------------------------------------------------------------------------------------------------------------
+def check_sitting(out: Path, minutes: float, resume: bool) -> Path:
+    """Checks that a sitting may begin.
+
+    Args:
+        out: its folder.
+        minutes: its length.
+        resume: whether it continues from what `out` holds.
+
+    Returns:
+        The path of its checkpoint, which may not exist.
+
+    Raises:
+        ValueError: `minutes` is not positive, or `out` holds a checkpoint and `resume` is not given.
+    """
+    if not minutes > 0:
+        raise ValueError(f"minutes must be positive, got {minutes}")
+    file = out / CHECKPOINT
+    if file.exists() and not resume:
+        raise ValueError(f"{out} holds a checkpoint already; pass --resume to go on with it, or another --out")
+    return file
+
+
+def resume_part(
+    out: Path, part: str, tx: optax.GradientTransformation, new: Callable[[], Fit], averaged: Callable[[], Any]
+) -> tuple[Fit, dict]:
+    """The state that a former sitting left: its checkpoint, or the folder's averaged weights with a fresh optimizer.
+
+    Args:
+        out: the folder.
+        part: its name in the checkpoint.
+        tx: optimizer.
+        new: gives the state before the first step, for its shapes.
+        averaged: gives the parameters in the folder.
+
+    Returns:
+        The state and its meta.
+    """
+    if (file := out / CHECKPOINT).exists():
+        fits, meta = load_checkpoint(file, {part: jax.eval_shape(new)})
+        return fits[part], meta
+    meta = json.loads((out / "training.json").read_text())
+    return start(jax.tree.map(jnp.asarray, averaged()), tx, meta["samples"]), meta

@@ -7,7 +7,6 @@ Captions of groups name no view, since the camera says it. The autoencoder is th
 v-prediction, averaged weights, sittings, and a folder that is all that travels.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -30,7 +29,7 @@ from lods_jax.priors.multi_view import camera_vectors
 from lods_jax.tabletop.architectures import LATENT, LENGTH, Architecture, Networks, architecture, networks, of_views, size_of
 from lods_jax.tabletop.dataset import VIEWS as VIEW_WORDS
 from lods_jax.tabletop.dataset import WORDS, Renders
-from lods_jax.tabletop.fitting import Fit, Recipe, load_checkpoint, optimizer, save_checkpoint, start, train_for
+from lods_jax.tabletop.fitting import Fit, Recipe, check_sitting, optimizer, resume_part, save_checkpoint, start, train_for
 from lods_jax.tabletop.prior_batches import caption_ids, decode, draw_captions, encode, in_chunks
 from lods_jax.tabletop.streams import ahead, fresh_renders, pool_batches
 from lods_jax.tabletop.train_prior import sample_latents, unet_loss, velocity_error, write_folder
@@ -163,11 +162,7 @@ def train(
     Raises:
         ValueError: an argument is out of range, or `out` holds a checkpoint and `resume` is not given.
     """
-    if not minutes > 0:
-        raise ValueError(f"minutes must be positive, got {minutes}")
-    file, tx = out / "checkpoint.safetensors", optimizer(name)
-    if file.exists() and not resume:
-        raise ValueError(f"{out} holds a checkpoint already; pass --resume to go on with it, or another --out")
+    file, tx = check_sitting(out, minutes, resume), optimizer(name)
     arch = architecture(size_of(prior))
     recipe = recipe_of(networks(arch.size, VIEWS), batch)
     vae = convert.to_flax(convert.read_state(prior, "vae"), modules.shapes(networks(arch.size).vae))
@@ -206,7 +201,7 @@ def new_fit(tx: optax.GradientTransformation, prior: Path, seed: int) -> Fit:
 
 
 def resume_from(out: Path, tx: optax.GradientTransformation, prior: Path, seed: int) -> tuple[Fit, dict]:
-    """The state that a former sitting left: its checkpoint, or the folder's averaged weights with a fresh optimizer.
+    """The state that a former sitting left, see `fitting.resume_part`.
 
     Args:
         out: the folder.
@@ -217,13 +212,9 @@ def resume_from(out: Path, tx: optax.GradientTransformation, prior: Path, seed: 
     Returns:
         The state and its meta.
     """
-    file = out / "checkpoint.safetensors"
-    if file.exists():
-        fits, meta = load_checkpoint(file, {"multiview": jax.eval_shape(lambda: new_fit(tx, prior, seed))})
-        return fits["multiview"], meta
-    meta = json.loads((out / "training.json").read_text())
-    params = averaged(out, networks(size_of(out), VIEWS))
-    return start(jax.tree.map(jnp.asarray, params), tx, meta["samples"]), meta
+    return resume_part(
+        out, "multiview", tx, partial(new_fit, tx, prior, seed), lambda: averaged(out, networks(size_of(out), VIEWS))
+    )
 
 
 def averaged(folder: Path, nets: Networks) -> dict[str, Any]:

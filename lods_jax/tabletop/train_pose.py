@@ -29,7 +29,7 @@ from lods_jax.priors.zero123 import token
 from lods_jax.tabletop.architectures import Architecture, architecture, size_of
 from lods_jax.tabletop.classifier import classify, load_classifier
 from lods_jax.tabletop.dataset import Renders, sample_renders
-from lods_jax.tabletop.fitting import Fit, Recipe, load_checkpoint, optimizer, save_checkpoint, start, train_for
+from lods_jax.tabletop.fitting import Fit, Recipe, check_sitting, optimizer, resume_part, save_checkpoint, start, train_for
 from lods_jax.tabletop.objects import COMPOSITE, KINDS
 from lods_jax.tabletop.prior_batches import decode, encode, in_chunks
 from lods_jax.tabletop.streams import PER_KIND, pool_batches
@@ -184,11 +184,7 @@ def train(out: Path, minutes: float, prior: Path, *, resume: bool = False, name:
     Raises:
         ValueError: `minutes` is not positive, or `out` holds a checkpoint and `resume` is not given.
     """
-    if not minutes > 0:
-        raise ValueError(f"minutes must be positive, got {minutes}")
-    file, tx = out / "checkpoint.safetensors", optimizer(name)
-    if file.exists() and not resume:
-        raise ValueError(f"{out} holds a checkpoint already; pass --resume to go on with it, or another --out")
+    file, tx = check_sitting(out, minutes, resume), optimizer(name)
     arch = architecture(size_of(prior))
     vae = convert.to_flax(convert.read_state(prior, "vae"), modules.shapes(modules.vae(arch.vae)))
     fit, meta = resume_from(out, tx, prior, seed) if resume else (new_fit(tx, prior, seed), {"seconds": 0.0, "sittings": 0})
@@ -229,7 +225,7 @@ def new_fit(tx: optax.GradientTransformation, prior: Path, seed: int) -> Fit:
 
 
 def resume_from(out: Path, tx: optax.GradientTransformation, prior: Path, seed: int) -> tuple[Fit, dict]:
-    """The state that a former sitting left: its checkpoint, or the folder's averaged weights with a fresh optimizer.
+    """The state that a former sitting left, see `fitting.resume_part`.
 
     Args:
         out: the folder.
@@ -240,13 +236,7 @@ def resume_from(out: Path, tx: optax.GradientTransformation, prior: Path, seed: 
     Returns:
         The state and its meta.
     """
-    file = out / "checkpoint.safetensors"
-    if file.exists():
-        fits, meta = load_checkpoint(file, {"pose": jax.eval_shape(lambda: new_fit(tx, prior, seed))})
-        return fits["pose"], meta
-    params = averaged(out)
-    meta = json.loads((out / "training.json").read_text())
-    return start(jax.tree.map(jnp.asarray, params), tx, meta["samples"]), meta
+    return resume_part(out, "pose", tx, partial(new_fit, tx, prior, seed), partial(averaged, out))
 
 
 def averaged(folder: Path) -> dict[str, Any]:

@@ -31,7 +31,18 @@ from lods_jax.priors.multi_view import camera_vectors
 from lods_jax.priors.sampling import CLIP, group_cameras
 from lods_jax.tabletop.architectures import LATENT, LENGTH, Architecture, Networks, architecture, networks, size_of
 from lods_jax.tabletop.dataset import WORDS, captions
-from lods_jax.tabletop.fitting import Fit, Recipe, checkpoint_meta, load_checkpoint, optimizer, save_checkpoint, start, train_for
+from lods_jax.tabletop.fitting import (
+    CHECKPOINT,
+    Fit,
+    Recipe,
+    check_sitting,
+    checkpoint_meta,
+    load_checkpoint,
+    optimizer,
+    save_checkpoint,
+    start,
+    train_for,
+)
 from lods_jax.tabletop.prior_batches import decode, encode, in_chunks, unet_batches, vae_batches
 from lods_jax.tabletop.streams import fresh_renders
 
@@ -273,13 +284,10 @@ def train(
     Raises:
         ValueError: an argument is out of range, or does not fit what `out` holds.
     """
-    if not minutes > 0:
-        raise ValueError(f"minutes must be positive, got {minutes}")
     if part not in ("all", *PARTS):
         raise ValueError(f"part must be all, {' or '.join(PARTS)}, got {part!r}")
-    file, tx = out / "checkpoint.safetensors", optimizer(name)
-    if file.exists() and not resume:
-        raise ValueError(f"{out} holds a checkpoint already; pass --resume to go on with it, or another --out")
+    check_sitting(out, minutes, resume)
+    tx = optimizer(name)
     arch, fits, meta = architecture(size or 128), {}, {"seconds": dict.fromkeys(PARTS, 0.0), "sittings": 0, "optimizer": name}
     if resume:
         arch, fits, meta = resume_from(out, tx, seed)
@@ -330,7 +338,7 @@ def run_part(
     def save(fit):
         fits[part] = fit
         meta["seconds"][part] = before + time.monotonic() - begin
-        save_checkpoint(out / "checkpoint.safetensors", fits, meta)
+        save_checkpoint(out / CHECKPOINT, fits, meta)
         if "unet" in fits:
             counts = {"samples": {part: int(fit.samples) for part, fit in fits.items()}}
             write_folder(out, arch, {"vae": fits["vae"].ema, **fits["unet"].ema}, meta | counts)
@@ -360,7 +368,7 @@ def resume_from(out: Path, tx: optax.GradientTransformation, seed: int) -> tuple
     Returns:
         The architecture, {part: state} and the meta.
     """
-    file = out / "checkpoint.safetensors"
+    file = out / CHECKPOINT
     if file.exists():
         arch = architecture(checkpoint_meta(file).get("size", 64))  # 64 px before there was a choice
         nets = networks(arch.size)
