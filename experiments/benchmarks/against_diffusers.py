@@ -21,14 +21,13 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.against_gsplat import median_ms
+from experiments.benchmarks.against_gsplat import median_ms, run_apart
 from lods_jax.core.paths import WEIGHTS
 from lods_jax.runs.run_directory import append, truncate_log
 
@@ -211,9 +210,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     done = {(row["side"], row["what"]) for row in truncate_log(args.out)}
-    for side in args.sides:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # PyTorch and JAX each want the device for themselves
-            pool.submit(sides[side], args, done).result()
+    run_apart([sides[side] for side in args.sides], args, done)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ counts the turns of its loop, one after the other, if no tile ends early; `bins`
 import argparse
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
@@ -250,6 +250,13 @@ def gsplat(args: argparse.Namespace, done: set) -> None:
         tell(args.out, row | keep(args.images, "gsplat", pixels, arrays))
 
 
+def run_apart(sides: Sequence[Callable[[argparse.Namespace, set], None]], args: argparse.Namespace, done: set) -> None:
+    """Runs each side in a process of its own: PyTorch and JAX each want the device for themselves."""
+    for side in sides:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            pool.submit(side, args, done).result()
+
+
 def tell(path: Path, row: dict) -> None:
     """Appends a finished row, and prints its numbers."""
     append(path, row)
@@ -289,9 +296,7 @@ def main() -> None:
     for folder in (args.images, args.out.parent):
         folder.mkdir(parents=True, exist_ok=True)
     done = {(row["side"], row["settings"], row["pixels"]) for row in truncate_log(args.out)}
-    for side in args.sides:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # PyTorch and JAX each want the device for themselves
-            pool.submit(sides[side], args, done).result()
+    run_apart([sides[side] for side in args.sides], args, done)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,13 @@ calls that end when the device has finished, after one that compiles. A kernel t
 
 import argparse
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.benchmarks.against_gsplat import median_ms
+from experiments.benchmarks.against_gsplat import median_ms, run_apart
 from lods_jax.runs.run_directory import append, truncate_log
 
 
@@ -145,9 +143,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     done = {(row["kernel"], row["layer"]) for row in truncate_log(args.out)}
-    for side in args.sides:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # PyTorch and JAX each want the device for themselves
-            pool.submit(sides[side], args, done).result()
+    run_apart([sides[side] for side in args.sides], args, done)
 
 
 if __name__ == "__main__":
