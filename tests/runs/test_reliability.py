@@ -68,6 +68,7 @@ def flags_of(kind: list[str], steps: int, every: int) -> list[str]:
     return [*TINY, *kind, "--steps", str(steps), "--checkpoint.every", str(every), "--checkpoint.keep", "3"]
 
 
+@pytest.mark.slow
 def test_two_kills_end_in_the_same_bits(tmp_path):
     flags = flags_of([], 60, 15)
     assert killed_again_and_again(tmp_path / "killed", flags, 2, seed=0) == 2

@@ -139,6 +139,7 @@ def test_a_run_with_lora_on_a_stable_diffusion_folder_leaves_what_it_learned(tmp
     assert max(float(np.abs(factors["up"]).max()) for factors in lora.values()) > 0
 
 
+@pytest.mark.slow
 def test_a_run_on_two_devices_leaves_the_same_things(whole, tmp_path):
     code = f"{TOY}\nimport sys; sys.exit(cli.main(sys.argv[1:]))"
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}

@@ -79,6 +79,7 @@ def test_a_run_leaves_the_picture_what_was_fitted_to_it_and_a_page_with_both(run
     np.testing.assert_allclose(kept[32, 32], [0.8, 0.1, 0.1, 1], atol=0.01)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_own_copies(run, picture, tmp_path):
     """Bit for bit, and though the image that it began with is gone."""
     folder = tmp_path / "killed"

@@ -119,6 +119,7 @@ main(["bench", {suite!r}, "--out", {out!r}, "--anyway", "--shard", "2/2"])
 """
 
 
+@pytest.mark.slow
 def test_two_shards_of_which_one_is_killed_make_the_table_of_one_process(whole, suite, tmp_path, monkeypatch):
     """The second is killed in its first run, after a checkpoint, and goes on from there."""
     out = tmp_path / "out"
