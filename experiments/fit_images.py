@@ -53,6 +53,8 @@ class Args:
     count: int = 1024
     refinement: Literal["densify", "relocate"] = "densify"
     """Clone, split and prune, or MCMC-style relocation."""
+    statistic: Literal["mean-of-norms", "mean-of-absolute"] = "mean-of-norms"
+    """What clones and splits are chosen by (`gaussians.gaussians`)."""
     seed: int = 0
     lr: dict[str, float] = field(
         default_factory=lambda: (
@@ -86,7 +88,8 @@ def make_scene(args: Args, room: int, stratified: bool = True) -> Scene:
     options = {"height": args.size, "width": args.size, "background": lambda key: jnp.full(3, GREY)}
     if args.scene == "nerf":
         return nerf(room=room, field=FIELD, samples=args.size, stratified=stratified, **options)
-    return gaussians(intersections=room, capacity=args.capacity, count=args.count, size=0.05, **options)
+    options |= {"capacity": args.capacity, "count": args.count, "size": 0.05, "statistic": args.statistic}
+    return gaussians(intersections=room, **options)
 
 
 def fit(args: Args, truth: np.ndarray, camera: Camera) -> tuple[TrainState, Callable]:

@@ -218,9 +218,9 @@ class RefineConfig:
     stop: float = bounded(0.8, 0, 1)
     fraction: float = bounded(0.1, 0, 1)
     grow_grad2d: float = bounded(0.0, 0, 1e6)
-    statistic: Literal["mean-of-norms", "norm-of-sum"] = "mean-of-norms"
-    """What `grow_grad2d` and `fraction` compare: the mean length of a view's screen-space gradient; or the length of the sum over
-    a step's views, as in GaussianDreamer and the release of LODS."""
+    statistic: Literal["mean-of-norms", "norm-of-sum", "mean-of-absolute"] = "mean-of-norms"
+    """What `grow_grad2d` and `fraction` compare: the mean length of a view's screen-space gradient; the length of the sum over a
+    step's views, as in GaussianDreamer and the release of LODS; or the first of absolute values of pixels (AbsGS)."""
     grow_scale3d: float = bounded(0.02, 0, 1e3)
     prune_opacity: float = bounded(0.005, 0, 1)
     """Below it a Gaussian is pruned, or is dead and relocated."""

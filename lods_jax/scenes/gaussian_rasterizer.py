@@ -49,6 +49,7 @@ def rasterize(
     width: int,
     capacity: int,
     means2d_probe: Float[Array, "b n 2"] | None = None,
+    absolute_probe: Float[Array, "b n 2"] | None = None,
 ) -> Render:
     """Renders n Gaussians for b cameras, one camera after the other. Compile it with height, width and capacity static.
 
@@ -67,6 +68,9 @@ def rasterize(
         capacity: number of pairs of a tile and an ellipse that reaches it; about 4 n for 64 x 64 pixels, 11 n for 512 x 512.
         means2d_probe: zeros [b n 2] that are added to the projected means in pixels, so that their cotangent is the screen-space
             gradient.
+        absolute_probe: anything [b n 2], whose cotangent is the screen-space gradient with the absolute values of the pixels
+            summed (AbsGS; Ye et al. 2024): at the middle of a part that is too large, pixels pull to both sides and cancel
+            in the plain sum. None computes none.
 
     Returns:
         A render whose extras are "total" [b], the number of pairs (where it exceeds `capacity`, the farthest are missing from the
@@ -78,7 +82,8 @@ def rasterize(
     if min(height, width, capacity) < 1:
         raise ValueError(f"rasterize needs height, width and capacity >= 1, got {height}, {width} and {capacity}")
     n, b, own_pace = len(means), len(camera.fov_y), pace()
-    by_tiles = gaussian_segments.composite if platform() == "gpu" else partial(composite, pace=own_pace)
+    # The kernel of a GPU sums moments of pixels alone, from which absolute values cannot be had.
+    with_kernel = platform() == "gpu" and absolute_probe is None
 
     # Recomputed in the backward pass, where its residuals would be a hundred numbers per Gaussian and camera.
     @partial(jax.checkpoint, prevent_cse=False)
@@ -92,13 +97,19 @@ def rasterize(
         return ellipses, jnp.concatenate([shape, rgb, ellipses.depth[:, None]], 1)
 
     def view(inputs) -> Render:
-        c2w, fov_y, background, means2d_probe = inputs
+        c2w, fov_y, background, means2d_probe, absolute_probe = inputs
         ellipses, table = project_view(c2w, fov_y, means2d_probe)
         order, bins, reaches, total = bin_tiles(
             *lax.stop_gradient((ellipses, opacities)), height, width, capacity, own_pace.lockstep
         )
-        table = table.at[order].get(mode="promise_in_bounds", unique_indices=True)
-        rgb, depth, light = jnp.split(by_tiles(table, bins, height, width), (3, 4), -1)
+        table, absolute_probe = jax.tree.map(
+            lambda rows: rows.at[order].get(mode="promise_in_bounds", unique_indices=True), (table, absolute_probe)
+        )
+        if with_kernel:
+            pixels = gaussian_segments.composite(table, bins, height, width)
+        else:
+            pixels = composite(table, bins, height, width, own_pace, absolute_probe)
+        rgb, depth, light = jnp.split(pixels, (3, 4), -1)
         opacity = 1 - light
         seen = opacity > 0
         return Render(
@@ -109,7 +120,8 @@ def rasterize(
         )
 
     means2d_probe = jnp.zeros((b, n, 2)) if means2d_probe is None else means2d_probe
-    return lax.map(view, (camera.c2w, camera.fov_y, jnp.broadcast_to(background, (b, 3)), means2d_probe))
+    background = jnp.broadcast_to(background, (b, 3))
+    return lax.map(view, (camera.c2w, camera.fov_y, background, means2d_probe, absolute_probe))
 
 
 # --- color ------------------------------------------------------------------------------------------------------------
@@ -169,7 +181,12 @@ def spherical_harmonics(directions: Float[Array, "n 3"]) -> Float[Array, "n 16"]
 # --- from tiles to pixels ---------------------------------------------------------------------------------------------
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def composite(
-    table: Float[Array, "n c"], bins: Bins, height: int, width: int, pace: Pace
+    table: Float[Array, "n c"],
+    bins: Bins,
+    height: int,
+    width: int,
+    pace: Pace,
+    absolute_probe: Float[Array, "n 2"] | None = None,
 ) -> Float[Array, "{height} {width} c-5"]:
     """Sums of features over the ellipses of each pixel, weighted by the light they absorb; the last channel is the light left.
 
@@ -191,14 +208,15 @@ def composite(
         height: of the image, pixels.
         width: of the image, pixels.
         pace: how tiles advance.
+        absolute_probe: anything by rank [n 2]; its cotangent is sum_p |dlog alpha dlog alpha / d(x, y)| over the pixels p.
 
     Returns:
         [height width c-5].
     """
-    return _composite_forward(table, bins, height, width, pace)[0]
+    return _composite_forward(table, bins, height, width, pace, absolute_probe)[0]
 
 
-def _composite_forward(table, bins, height, width, pace):
+def _composite_forward(table, bins, height, width, pace, absolute_probe):
     f, G, K = table.shape[1] - 6, bins.tile.shape[1], pace.chunk
 
     def group(tiles):
@@ -220,12 +238,12 @@ def _composite_forward(table, bins, height, width, pace):
         return jnp.concatenate([sums, light[None]]), steps
 
     pixels, steps = lax.map(group, _groups(bins, width))
-    return from_tiles(pixels, bins.tile, height, width), (table, bins, pixels, steps)
+    return from_tiles(pixels, bins.tile, height, width), (table, bins, pixels, steps, absolute_probe)
 
 
 def _composite_backward(height, width, pace, residuals, cotangent):
-    table, bins, pixels, steps = residuals
-    G, K = bins.tile.shape[1], pace.chunk
+    table, bins, pixels, steps, absolute_probe = residuals
+    c, G, K = table.shape[1], bins.tile.shape[1], pace.chunk
     cotangent = to_tiles(cotangent, bins.tile)
 
     def group(gradient, inputs):
@@ -246,14 +264,19 @@ def _composite_backward(height, width, pace, residuals, cotangent):
 
             (light, behind), (weights, slopes) = lax.scan(pass_one, (light, behind), (alpha, features), unroll=pace.unrolled)
             d_features = jnp.einsum("kgp,gpf->kgf", weights, v_features, precision="highest")
-            rows = jnp.concatenate([pull(slopes), d_features], -1)
+            rows = [pull(slopes), d_features]
+            if absolute_probe is not None:
+                rows.append(_absolute_pull(table.at[rank].get(mode="promise_in_bounds"), tiles[2], slopes))
+            rows = jnp.concatenate(rows, -1)
             return step + 1, light, behind, gradient.at[rank].add(rows, mode="promise_in_bounds")
 
         carry = 0, jnp.ones((G, P)), behind, gradient
         return lax.while_loop(lambda carry: carry[0] < steps, advance, carry)[-1], None
 
     inputs = _groups(bins, width), cotangent, jnp.sum(cotangent * pixels, 1), steps
-    return lax.scan(group, jnp.zeros_like(table), inputs)[0], None
+    empty = jnp.zeros_like(table) if absolute_probe is None else jnp.zeros((len(table), c + 2))
+    gradient = lax.scan(group, empty, inputs)[0]
+    return gradient[:, :c], None, None if absolute_probe is None else gradient[:, c:]
 
 
 composite.defvjp(_composite_forward, _composite_backward)
@@ -284,6 +307,13 @@ def _chunk(table, ranks, tiles, step, K):
         return pull_polynomial(tuple(jnp.moveaxis(moments, -1, 0)))[0]
 
     return rank, alpha, jnp.split(rows[..., 6:], rows.shape[-1] - 6, -1), pull
+
+
+def _absolute_pull(rows: Float[Array, "K G c"], centre: Float[Array, "G 2"], slopes: Float[Array, "K G P"]) -> Array:
+    """sum_p |slopes dlog alpha / d(x, y)| for the means (x, y) of ellipses, [K G 2]."""
+    x, y, xx, xy, yy = jnp.moveaxis(rows[..., :5, None], 2, 0)
+    dx, dy = (MONOMIALS[i][None, None] + (centre[None, :, i - 1, None] - mean) for i, mean in ((1, x), (2, y)))
+    return jnp.stack([jnp.sum(jnp.abs(slopes * d), -1) for d in (xx * dx + xy * dy, xy * dx + yy * dy)], -1)
 
 
 def _groups(bins: Bins, width: int) -> tuple[Array, Array, Array]:

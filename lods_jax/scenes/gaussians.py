@@ -15,6 +15,9 @@ from lods_jax.scenes.gaussian_init import Start, ball
 from lods_jax.scenes.gaussian_rasterizer import rasterize
 
 
+STATISTICS = ("mean-of-norms", "norm-of-sum", "mean-of-absolute")
+
+
 def white_or_grey(key: Key[Array, ""]) -> Float[Array, "3"]:
     """A background colour [3] as in the tabletop data set, drawn with `key`: white or an even grey, with equal odds."""
     u = jax.random.uniform(key, (2,))
@@ -75,7 +78,8 @@ def gaussians(
         opacity: first opacity, in (0, 1).
         degree: of the spherical harmonics of colour, 0 to 3.
         statistic: the lengths that are summed. "mean-of-norms" are those of each view's gradient. "norm-of-sum" is one per step,
-            of the gradient of the mean over the views, in which views that disagree cancel.
+            of the gradient of the mean over the views, in which views that disagree cancel. "mean-of-absolute" are those of each
+            view, with the absolute values of its pixels (AbsGS; Ye et al. 2024): thin and striped parts get more Gaussians.
         filter_std: of the 3D filter that theta is seen through (`filtered`), world units.
         background: key -> rgb [3], drawn for every view.
 
@@ -90,8 +94,8 @@ def gaussians(
     """
     if not 1 <= count <= capacity:
         raise ValueError(f"count must be in 1..capacity, got {count} of {capacity}")
-    if statistic not in ("mean-of-norms", "norm-of-sum"):
-        raise ValueError(f"statistic must be mean-of-norms or norm-of-sum, got {statistic}")
+    if statistic not in STATISTICS:
+        raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}, got {statistic}")
     if not 0 <= degree <= 3:
         raise ValueError(f"degree must be in 0..3, got {degree}")
     if not (0 < opacity < 1 and size > 0):
@@ -127,17 +131,20 @@ def gaussians(
             width=width,
             capacity=intersections,
             means2d_probe=means2d_probe["means2d"],
+            absolute_probe=means2d_probe.get("absolute"),
         )
 
     def means2d_probe(aux, b: int):
-        return {"means2d": jnp.zeros((b, capacity, 2))}
+        zeros = jnp.zeros((b, capacity, 2))
+        return {"means2d": zeros, "absolute": zeros} if statistic == "mean-of-absolute" else {"means2d": zeros}
 
     def update_stats(aux, means2d_grad, rendered: Render):
         # The gradient is of the mean over views: b times it is the view's own. Pixels -> normalised device units: half the width.
         b, seen = len(means2d_grad["means2d"]), rendered.extras["radii"] > 0
         half = jnp.array([width / 2, height / 2])
-        if statistic == "mean-of-norms":
-            grad = jnp.linalg.norm(b * means2d_grad["means2d"] * half[None, None], axis=-1)
+        if statistic != "norm-of-sum":
+            pixels = means2d_grad["absolute" if statistic == "mean-of-absolute" else "means2d"]
+            grad = jnp.linalg.norm(b * pixels * half[None, None], axis=-1)
         else:
             grad = jnp.linalg.norm(jnp.sum(means2d_grad["means2d"], 0) * half[None], axis=-1)[None]
             seen = jnp.any(seen, 0, keepdims=True)

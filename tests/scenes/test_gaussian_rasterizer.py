@@ -259,6 +259,25 @@ def test_the_cotangent_of_the_probe_is_the_gradient_of_the_projected_means():
     np.testing.assert_allclose((uphill - downhill) / 2, np.vdot(gradient, step), rtol=2e-3)
 
 
+def test_the_cotangent_of_the_absolute_probe_sums_what_each_pixel_pulls():
+    def pixels(probe):
+        render = rasterize_reference(**{**SCENE, "means2d_probe": probe}, height=H, width=W)
+        return sum(jnp.sum(v * x, -1) for v, x in zip(noise(), (render.rgb, render.opacity, render.depth), strict=True))
+
+    def pulled(direction):
+        """Of a mean moved in every view at once: a view's pixels hang on its own means alone."""
+        tangent = jnp.broadcast_to(direction.reshape(1, N, 2), (B, N, 2))
+        return jnp.sum(jnp.abs(jax.jvp(pixels, (jnp.zeros((B, N, 2)),), (tangent,))[1]), (1, 2))
+
+    expected = jax.jit(lambda: jax.lax.map(pulled, jnp.eye(2 * N)))().T.reshape(B, N, 2)
+    values, gradient, _ = render({**SCENE, "absolute_probe": jnp.zeros((B, N, 2))})
+    assert_close(gradient["absolute_probe"], expected, 1e-4)
+    plain_values, plain, _ = render(SCENE)
+    assert_close(values, plain_values, 0)
+    assert_close({name: gradient[name] for name in plain}, plain, 0)
+    assert np.all(gradient["absolute_probe"] >= np.abs(plain["means2d_probe"]) * (1 - 1e-4))
+
+
 EYE = SCENE["camera"].c2w[0, :3, 3]
 HIDDEN = {
     "behind": {"means": SCENE["means"].at[:8].add(4 * EYE[None])},

@@ -49,6 +49,16 @@ def test_statistics_of_two_views_add_up():
     assert int(aux["total"]) == int(rendered.extras["total"].max())
 
 
+def test_pixels_that_pull_in_opposite_directions_do_not_cancel_in_absolute_values():
+    scene = gaussians(height=16, width=16, intersections=1024, capacity=64, count=48, statistic="mean-of-absolute")
+    probe = scene.means2d_probe(AUX, 2)
+    assert set(probe) == {"means2d", "absolute"}
+    rendered = render(THETA, AUX)
+    pull = {"means2d": jnp.zeros((2, 64, 2)), "absolute": jnp.ones((2, 64, 2)) / 2}
+    aux = scene.update_stats(AUX, pull, rendered)
+    np.testing.assert_allclose(aux["grad"], np.asarray(rendered.extras["radii"] > 0).sum(0) * 8 * 2**0.5, rtol=1e-6)
+
+
 def test_views_that_pull_in_opposite_directions_cancel_in_the_norm_of_the_sum():
     """One length for a step, of the gradient of the mean over its views: 3 pixels times 8, halved. The other statistic sees 3 and
     3."""
