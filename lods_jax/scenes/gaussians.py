@@ -14,7 +14,6 @@ from lods_jax.core.types import Camera, Render, Scene
 from lods_jax.scenes.gaussian_init import Start, ball
 from lods_jax.scenes.gaussian_rasterizer import rasterize
 
-
 STATISTICS = ("mean-of-norms", "norm-of-sum", "mean-of-absolute")
 
 
