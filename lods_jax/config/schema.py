@@ -79,8 +79,11 @@ class ObjectiveConfig:
     reward: Literal["none", "classifier"] = "none"
     """Several noises a view, weighed by how well the tabletop classifier reads the prompt in what each leads to (RewardSDS)."""
     noises: int = bounded(4, 2, 64)
-    noise_weights: Literal["softmax", "best", "best-worst"] = "softmax"
-    """best-worst: 0.9 of the noise with the highest reward minus 0.1 of that with the lowest."""
+    noise_weights: Literal["softmax", "best", "best-worst", "preference"] = "softmax"
+    """best-worst: 0.9 of the noise with the highest reward minus 0.1 of that with the lowest. preference: the highest, minus the
+    lowest without its guidance (DreamDPO)."""
+    reward_margin: float = bounded(0.0, 0, math.inf)
+    """Of `preference`: the worst is subtracted where its reward is apart from the best by more than this."""
     schedule: tuple[int, int] | None = bounded(None, 1, 10**6)
     """Steps of the scene alone, then of the learned branch alone, in turn; both count as steps. None: both in every step."""
     init_psi: Annotated[str, arg(aliases=["--init-psi"])] = ""

@@ -1,9 +1,9 @@
 """Rewards of score distillation: of several noises of a view, those count more whose denoised picture a judge likes more.
 
-RewardSDS (Chachy et al. 2025, arXiv 2503.09601). Each view is noised several times at one timestep; the picture that a noise
-leads to is the decoded estimate of the clean latents. The score of the view is the sum of the scores of its noises, weighed by
-their rewards. Any objective can be weighed so. A judge that is asked in training may be deceived by it: measure the result by
-what the judge does not see.
+RewardSDS (Chachy et al. 2025, arXiv 2503.09601) and DreamDPO (Zhou et al. 2025, arXiv 2502.04370). Each view is noised several
+times at one timestep; the picture that a noise leads to is the decoded estimate of the clean latents. The score of the view is
+the sum of the scores of its noises, weighed by their rewards. Any objective can be weighed so. A judge that is asked in training
+may be deceived by it: measure the result by what the judge does not see.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,27 +15,39 @@ from jaxtyping import Array, Float, Key
 
 from lods_jax.core.noise_schedule import eps_to_x0
 from lods_jax.core.types import Objective
-from lods_jax.distillation.scores import Denoiser, Latents, PredictNoise, Texts, draw, predict_noise, score_at
+from lods_jax.distillation.scores import Denoiser, Latents, PredictNoise, Texts, draw, predict_noise, predictions_at, score_of
 
 Weigh = Callable[[Array], Array]  # rewards of noises [n b] -> weights [n b]
 
 
-class Reward(NamedTuple):
-    """A judge of pictures, and how its rewards weigh the noises of a view.
+class Judge(NamedTuple):
+    """Rates pictures.
 
     Attributes:
-        params: of the judge, frozen.
+        params: frozen.
         embed: texts -> what the judge compares pictures with [k d].
         rate: (params, rgb [b h w 3] in [0, 1], embedded [b d]) -> rewards [b].
-        noises: number of noises of a view.
-        weigh: rewards [noises b] -> weights [noises b].
     """
 
     params: Any
     embed: Callable[[Sequence[str]], Array]
     rate: Callable[[Any, Array, Array], Array]
+
+
+class Reward(NamedTuple):
+    """A judge, and how its rewards weigh the noises of a view.
+
+    Attributes:
+        judge: rates the picture that each noise leads to.
+        noises: number of noises of a view.
+        weigh: rewards [noises b] -> weights of their scores [noises b].
+        weigh_unguided: the same for their scores without guidance; None leaves these out.
+    """
+
+    judge: Judge
     noises: int
     weigh: Weigh
+    weigh_unguided: Weigh | None = None
 
 
 def best(rewards: Float[Array, "n b"]) -> Float[Array, "n b"]:
@@ -55,6 +67,29 @@ WEIGHTS: Mapping[str, Weigh] = {
 }
 
 
+def preference(judge: Judge, noises: int = 2, margin: float = 0.0) -> Reward:
+    """DreamDPO (Zhou et al. 2025, section 3.2), as its code has it: towards the preferred noise, and away from the other.
+
+    The score is that of the noise with the highest reward. Where the lowest is apart from it by more than a margin, the score of
+    that noise without guidance is subtracted, which leaves the mean of the guidance alone. With it, nothing would be left of the
+    mean, and only the judge would move an object.
+
+    Args:
+        judge: rates the pictures.
+        noises: of a view; 2 in the paper.
+        margin: in units of the reward, at least 0. Rewards that are equal are never apart.
+
+    Returns:
+        The reward.
+    """
+
+    def away(rewards):
+        apart = jnp.max(rewards, 0) - jnp.min(rewards, 0) > margin
+        return -apart * best(-rewards)
+
+    return Reward(judge, noises, best, away)
+
+
 def rewarded_score(
     reward: Reward,
     params: Any,
@@ -72,17 +107,17 @@ def rewarded_score(
     """The score of the renders under an objective, summed over several noises of each view with the weights of their rewards.
 
     The timestep of a view is that of `score` with the same key. The clean latents are those that the objective's first query
-    implies.
+    implies. A score without guidance is that in which all queries answer as the first does.
 
     Args:
-        reward: the judge.
+        reward: the judge, and the weights that its rewards give.
         params: of the judge.
         decode: latents -> rgb [b h w 3] in [0, 1].
         objective: as of `score`.
         denoiser: as of `score`.
         psi: as of `score`.
         latents: as of `score`.
-        texts: as of `score`, and under "reward" what `reward.embed` gave for the prompt of each view [b 1 d].
+        texts: as of `score`, and under "reward" what `Judge.embed` gave for the prompt of each view [b 1 d].
         window: as of `score`.
         keys: as of `score`.
         pose: as of `score`.
@@ -96,9 +131,15 @@ def rewarded_score(
 
     def one(i):
         _, noise = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, i), z, window, denoiser.views)
-        scored, eps, z_t = score_at(objective, denoiser, psi, latents, texts, t, noise, pose, predict_noise_fn)
-        x0 = eps_to_x0(denoiser.noise_schedule, next(iter(eps.values())), z_t, t)
-        return scored, reward.rate(params, decode(x0), texts["reward"][:, 0])
+        eps, noised, noise = predictions_at(objective, denoiser, psi, latents, texts, t, noise, pose, predict_noise_fn)
+        first = next(iter(eps.values()))
+        guided, unguided = (score_of(objective, denoiser, e, z, noised, noise, t) for e in (eps, dict.fromkeys(eps, first)))
+        x0 = eps_to_x0(denoiser.noise_schedule, first, noised["render"], t)
+        return guided, unguided, reward.judge.rate(params, decode(x0), texts["reward"][:, 0])
 
-    scores, rewards = jax.lax.map(one, jnp.arange(reward.noises))  # one after the other: no more memory than one noise takes
-    return jnp.einsum("nb,nbhwc->bhwc", reward.weigh(rewards), scores)
+    # One after the other: no more memory than one noise takes.
+    guided, unguided, rewards = jax.lax.map(one, jnp.arange(reward.noises))
+    total = jnp.einsum("nb,nbhwc->bhwc", reward.weigh(rewards), guided)
+    if reward.weigh_unguided is None:
+        return total
+    return total + jnp.einsum("nb,nbhwc->bhwc", reward.weigh_unguided(rewards), unguided)

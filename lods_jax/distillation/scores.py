@@ -127,11 +127,13 @@ def score(
     Returns:
         w(t) residual [b h w c], float32.
     """
-    t, noise = draw(keys, latents["render"], window, denoiser.views)
-    return score_at(objective, denoiser, psi, latents, texts, t, noise, pose, predict_noise_fn)[0]
+    z = latents["render"]
+    t, noise = draw(keys, z, window, denoiser.views)
+    eps, noised, noise = predictions_at(objective, denoiser, psi, latents, texts, t, noise, pose, predict_noise_fn)
+    return score_of(objective, denoiser, eps, z, noised, noise, t)
 
 
-def score_at(
+def predictions_at(
     objective: Objective,
     denoiser: Denoiser,
     psi: Any,
@@ -141,8 +143,8 @@ def score_at(
     noise: Float[Array, "b h w c"],
     pose: Float[Array, "b 16"] | None = None,
     predict_noise_fn: PredictNoise = predict_noise,
-) -> tuple[Float[Array, "b h w c"], dict[str, Array], Float[Array, "b h w c"]]:
-    """The score at given timesteps and noise, and what it is made of.
+) -> tuple[dict[str, Array], Latents, Float[Array, "b h w c"]]:
+    """All that the score at given timesteps and noise is made of, for `score_of`.
 
     Args:
         objective: as of `score`.
@@ -156,18 +158,16 @@ def score_at(
         predict_noise_fn: as of `score`.
 
     Returns:
-        w(t) residual, the predictions of the queries by name, and z_t of the renders.
+        {name: prediction} of the queries; z_t of each of the latents; and what takes the place of the noise.
     """
-    z = latents["render"]
     noised = {name: add_noise(denoiser.noise_schedule, x, noise, t) for name, x in latents.items()}
     if objective.inversion:
 
         def eps_of(text, z_t, t):
             return predict_noise_fn(denoiser.predict, psi, {"": Query(text)}, {"render": z_t}, texts, t, pose)[""]
 
-        noised["render"], noise = objective.inversion(denoiser.noise_schedule, eps_of, z, t, noise)
-    eps = predict_noise_fn(denoiser.predict, psi, objective.queries, noised, texts, t, pose)
-    return score_of(objective, denoiser, eps, z, noised, noise, t), eps, noised["render"]
+        noised["render"], noise = objective.inversion(denoiser.noise_schedule, eps_of, latents["render"], t, noise)
+    return predict_noise_fn(denoiser.predict, psi, objective.queries, noised, texts, t, pose), noised, noise
 
 
 def score_of(

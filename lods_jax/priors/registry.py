@@ -26,7 +26,8 @@ class World(NamedTuple):
         true_renders: (prompt, n, size) -> rgb [n size size 3] of the true object at n equal azimuths; None for a prompt of
             another world.
         train: trains or measures the prior (`lods train-prior`).
-        reward: (noises, weigh) -> a judge of pictures (`distillation.rewards`); None without one.
+        judge: gives a judge of pictures (`distillation.rewards.Judge`), and is called late, since it reads weights; None without
+            one.
         edit_figures: {name: meaning} of the figures of `measure_edit`.
         measure_edit: (prompt before, prompt, cameras -> renders, cameras -> renders before) -> {figure: value}; it raises
             ValueError for a prompt of another world.
@@ -39,7 +40,7 @@ class World(NamedTuple):
     measured_size: int
     true_renders: Callable[..., Any]
     train: Callable[..., None]
-    reward: Callable[..., Any] | None = None
+    judge: Callable[[], Any] | None = None
     edit_figures: Mapping[str, str] = MappingProxyType({})
     measure_edit: Callable[..., dict[str, float]] = lambda *scenes: {}
 

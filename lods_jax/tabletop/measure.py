@@ -11,13 +11,14 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from lods_jax.core.cameras import TABLETOP, rays, turntable
+from lods_jax.core.cameras import TABLETOP, VIEWS, rays, turntable
 from lods_jax.core.types import Camera, Render
 from lods_jax.tabletop import metrics
 from lods_jax.tabletop.appearance import TrueViews, appearance, true_views
 from lods_jax.tabletop.classifier import SIZE, classify, load_classifier
 from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
+from lods_jax.tabletop.reward import log_probability, wanted
 
 AZIMUTHS, ELEVATIONS = 12, (10.0, 35.0)
 PROPORTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -29,6 +30,7 @@ FIGURES = {
     "pattern": "share of views in which it reads the asked pattern",
     "view": "share of views in which it reads the view that it is (kinds with a front)",
     "janus": "share of side and back views that it reads as a front (kinds with a front)",
+    "reward": "mean log-probability that it finds for what prompt and view say: the reward of `--objective.reward classifier`",
     "kid": "kernel inception distance to true renders, in the classifier's features",
     "chamfer": "mean distance between our visible surface and the true one, world units",
     "coverage": "share of the true visible surface that is within 0.04 of ours",
@@ -89,6 +91,7 @@ def measure(
         "pattern": float(np.mean(read.pattern == PATTERNS.index(caption.pattern))),
         "view": float(np.mean(read.view == camera.view)) if fronted else float("nan"),
         "janus": metrics.janus_index(read, camera.view) if fronted else float("nan"),
+        "reward": mean_reward(caption, camera, seen.rgb),
         # In units of the true features, so that the kernel is 8 between an image and itself, more or less.
         "kid": metrics.kid(read.features / rms, features / rms),
         "chamfer": metrics.chamfer(surface, caption.kind, camera) if len(surface) else float("nan"),
@@ -97,6 +100,21 @@ def measure(
         "saturation": metrics.saturation(seen.rgb, seen.opacity[..., 0]) - metrics.saturation(true[..., :3], true[..., 3]),
         **appearance(seen.rgb, seen.opacity[..., 0], true_appearance(caption._replace(view=None), seen.rgb.shape[1])),
     }
+
+
+def mean_reward(caption: Caption, camera: Camera, rgb: Float[np.ndarray, "b h w 3"]) -> float:
+    """The reward of `--objective.reward classifier`, mean over views.
+
+    Args:
+        caption: without view.
+        camera: b cameras; kinds with a front are asked for their views.
+        rgb: renders on white.
+
+    Returns:
+        At most 0.
+    """
+    asked = [str(caption._replace(view=VIEWS[view] if caption.kind in COMPOSITE else None)) for view in np.asarray(camera.view)]
+    return float(np.mean(_rate(_classifier(), np.asarray(rgb, np.float32), wanted(asked))))
 
 
 def measure_edit(
@@ -175,6 +193,9 @@ def true_appearance(caption: Caption, size: int) -> TrueViews:
         From `appearance.true_views`.
     """
     return true_views(caption, eyes(), size)
+
+
+_rate = jax.jit(log_probability)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The classifier of the tabletop world as a reward: how probable it finds what a prompt says."""
+"""The classifier of the tabletop world as a judge of pictures: how probable it finds what a prompt says."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lods_jax.core.cameras import VIEWS
-from lods_jax.distillation.rewards import Reward, Weigh
+from lods_jax.distillation.rewards import Judge
 from lods_jax.tabletop.classifier import HEADS, SIZE, Classifier, load_classifier
 from lods_jax.tabletop.dataset import parse_caption
 from lods_jax.tabletop.objects import COLORS, KINDS, PATTERNS
@@ -17,17 +17,13 @@ from lods_jax.tabletop.objects import COLORS, KINDS, PATTERNS
 NAMES = {"kind": KINDS, "color": tuple(COLORS), "pattern": PATTERNS, "view": VIEWS}
 
 
-def classifier_reward(noises: int, weigh: Weigh) -> Reward:
+def classifier_judge() -> Judge:
     """The classifier as a judge of pictures.
-
-    Args:
-        noises: number of noises of a view.
-        weigh: rewards [n b] -> weights [n b].
 
     Returns:
         The judge. Its reward is the log-probability of kind, colour, pattern and view, as far as the prompt names them.
     """
-    return Reward(load_classifier(), wanted, log_probability, noises, weigh)
+    return Judge(load_classifier(), wanted, log_probability)
 
 
 def wanted(texts: Sequence[str]) -> Float[np.ndarray, "k d"]:

@@ -15,7 +15,7 @@ from lods_jax.tabletop.classifier import NONE, SIZE, classify, load_classifier
 from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
 from lods_jax.tabletop.measure import EDIT_FIGURES, FIGURES, measure, measure_edit
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
-from lods_jax.tabletop.reward import classifier_reward
+from lods_jax.tabletop.reward import classifier_judge
 
 
 def names_views(prompt: str) -> bool:
@@ -113,4 +113,4 @@ def train(
         reports.get(part, evaluate.report)(measured, figures_folder(measured))
 
 
-WORLD = World(names_views, read_image, FIGURES, measure, SIZE, true_renders, train, classifier_reward, EDIT_FIGURES, measure_edit)
+WORLD = World(names_views, read_image, FIGURES, measure, SIZE, true_renders, train, classifier_judge, EDIT_FIGURES, measure_edit)

@@ -136,7 +136,7 @@ class Components(NamedTuple):
         given = self.image_inputs and self.image_inputs.reference
         if self.source and any(query.latents == "reference" for query in self.objective.queries.values()):
             given = (given or Reference()).replace(source=self.source)
-        return given if self.reward is None else (given or Reference()).replace(reward=self.reward.params)
+        return given if self.reward is None else (given or Reference()).replace(reward=self.reward.judge.params)
 
 
 def build(config: Config, folder: Path | None = None, once: Once | None = None) -> Components:
@@ -170,7 +170,7 @@ def build(config: Config, folder: Path | None = None, once: Once | None = None) 
     found = image_inputs(config, orbit, timeline, folder, prior, weights) if config.image.file else None
     adapters = once("adapters", lambda: list(adapter_notes(loras_of(config.prior), config.prior.embedding)))
     reward = reward_of(config.objective, name)
-    texts |= {"reward": jnp.asarray(reward.embed(table["prompt"]))[:, None]} if reward else {}
+    texts |= {"reward": jnp.asarray(reward.judge.embed(table["prompt"]))[:, None]} if reward else {}
     components = assemble(config, prior, sha256, without_text(weights), objective, texts, psi)
     components = components._replace(image_inputs=found, adapters=adapters, reward=reward)
     if not config.edit.run:

@@ -40,6 +40,7 @@ def test_the_true_object_gets_the_best_of_every_figure(car):
     assert true["kind"] == true["color"] == true["pattern"] == 1
     assert true["view"] > 0.9
     assert true["janus"] < 0.1
+    assert -0.5 < true["reward"] <= 0
     assert abs(true["kid"]) < 0.3
     assert true["chamfer"] < 0.01
     assert true["coverage"] > 0.98
@@ -52,6 +53,7 @@ def test_the_true_object_gets_the_best_of_every_figure(car):
 def test_a_wrong_colour_shows_in_colour_and_kid_alone(car):
     wrong, true = car["a blue car"], car["a yellow car"]
     assert wrong["color"] == 0
+    assert wrong["reward"] < true["reward"] - 1
     assert wrong["kid"] > true["kid"] + 0.5
     assert wrong["kind"] == 1
     assert wrong["chamfer"] == true["chamfer"]

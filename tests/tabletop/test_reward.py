@@ -9,9 +9,8 @@ import pytest
 from lods_jax.cli import main
 from lods_jax.config import load
 from lods_jax.core.cameras import TABLETOP, turntable
-from lods_jax.distillation.rewards import best
 from lods_jax.tabletop.dataset import render_caption
-from lods_jax.tabletop.reward import classifier_reward
+from lods_jax.tabletop.reward import classifier_judge
 from lods_jax.training.build import build
 
 TINY = [
@@ -31,7 +30,7 @@ def whole(tmp_path_factory):
 
 def test_the_reward_of_a_true_render_is_highest_under_its_own_caption():
     """Kind, colour and view: the front of a red car."""
-    judge = classifier_reward(2, best)
+    judge = classifier_judge()
     front = np.asarray(render_caption("a red car", turntable(4, orbit=TABLETOP), 128))[:1, ..., :3]
     captions = ["a red car, front view", "a red car", "a blue car", "a red mug", "a red car, back view"]
     rewards = [float(judge.rate(judge.params, jnp.asarray(front), jnp.asarray(judge.embed([text])))[0]) for text in captions]

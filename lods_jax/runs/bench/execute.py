@@ -162,15 +162,15 @@ def row_of(job: Job, out: Path, once: Once, measure: Measure) -> Row:
     return plain([row])[0]
 
 
-def look_back(figure: str, looks: int) -> Measure:
-    """Measures how a figure went in the course of a run, from its checkpoints.
+def look_back(figures: Sequence[str], looks: int) -> Measure:
+    """Measures how figures went in the course of a run, from its checkpoints.
 
     Args:
-        figure: of `lods evaluate`.
+        figures: of `lods evaluate`.
         looks: about as many steps of the run.
 
     Returns:
-        run -> {"curve": [{step, seconds, predictions, figure}, ...]}; nothing for no looks.
+        run -> {"curve": [{step, seconds, predictions, figures}, ...]}; nothing for no looks.
     """
 
     def curve(made: Run) -> dict[str, list[Row]]:
@@ -181,7 +181,7 @@ def look_back(figure: str, looks: int) -> Measure:
             row, before = evaluate(made, step), [line for line in made.metrics if line["step"] <= step]
             share = step / max(made.step, 1)
             costs = {"seconds": before[-1].get("seconds") if before else None, "predictions": row.get("predictions", 0) * share}
-            points.append({"step": step, **costs, figure: plain([row])[0].get(figure)})
+            points.append({"step": step, **costs} | {figure: plain([row])[0].get(figure) for figure in figures})
         return {"curve": points}
 
     return curve

@@ -14,7 +14,7 @@ from lods_jax.core.statistics import interquartile_means
 from lods_jax.runs.evaluate import cell, is_number
 
 Rows = Sequence[Mapping[str, Any]]
-HIGHER = {"kind", "color", "pattern", "view", "coverage", "part_recall", "attribute", "rest"}
+HIGHER = {"kind", "color", "pattern", "view", "coverage", "part_recall", "attribute", "rest", "reward"}
 HIGHER |= {"clip_score", "clip_r_precision", "fit_gain"}
 NEAREST = {"saturation": 0.0, "speckle": 1.0, "sharpness": 1.0}  # the true object's
 DRAWS = 2000

@@ -1,6 +1,7 @@
 """What a bench leaves beside its runs: table.md and index.html, which opens from disk, without a network."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,7 @@ def html_table(lines: list[list[str]], caption: str = "") -> str:
 
 
 def section_of(suite: Suite, block: Block, rows: Rows) -> str:
-    """The section of a block: its table, and quality over seconds and over predictions.
+    """The sections of a block: its table, quality over seconds and over predictions, and the course of figures over steps.
 
     Args:
         suite: the suite.
@@ -176,28 +177,44 @@ def section_of(suite: Suite, block: Block, rows: Rows) -> str:
     plots = "".join(
         f"<figure>{scatter(f'{suite.rank_by} over {label} ({meaning(suite.rank_by)})', label, curves)}</figure>"
         for cost, label in (("seconds", "seconds of optimisation"), ("predictions", "thousand noise predictions"))
-        if (curves := curves_of(suite, own, cost))
+        if (curves := curves_of(suite, own, cost, suite.rank_by))
     )
+    courses = "".join(
+        f"<figure>{scatter(f'{figure} ({meaning(figure)})', 'steps', curves)}</figure>"
+        for figure in suite.curves
+        if (curves := curves_of(suite, own, "step", figure))
+    )
+    head = f"<section><h2>{html.escape(name_of(block))}</h2>{html_table(table(suite, own))}{apart}</section>"
+    return head + plots_section(suite, "Quality over cost", plots) + plots_section(suite, "In the course of the runs", courses)
+
+
+def plots_section(suite: Suite, title: str, plots: str) -> str:
+    """Plots below the colours of their methods.
+
+    Args:
+        suite: names the methods.
+        title: of the section.
+        plots: HTML.
+
+    Returns:
+        HTML; "" without plots.
+    """
     key = "".join(
         f"<span><i style='background:{INK[i % len(INK)]}'></i>{html.escape(method)}</span>"
         for i, method in enumerate(suite.methods)
     )
-    plots = (
-        f"<section><h2>Quality over cost</h2><p class='key soft'>{key}</p><div class=plots>{plots}</div></section>"
-        if plots
-        else ""
-    )
-    return f"<section><h2>{html.escape(name_of(block))}</h2>{html_table(table(suite, own))}{apart}</section>{plots}"
+    return f"<section><h2>{title}</h2><p class='key soft'>{key}</p><div class=plots>{plots}</div></section>" if plots else ""
 
 
 # --- quality over cost -------------------------------------------------------------------------------------------------------
-def curves_of(suite: Suite, rows: Rows, cost: str) -> list[Curve]:
+def curves_of(suite: Suite, rows: Rows, cost: str, figure: str) -> list[Curve]:
     """The way of each method's figure over a cost: means over its runs, one point for each look and one for the end.
 
     Args:
-        suite: names the figure.
+        suite: names the methods.
         rows: of one block.
-        cost: "seconds" or "predictions".
+        cost: "seconds", "predictions" or "step".
+        figure: of the rows.
 
     Returns:
         A curve for each method that has the figure.
@@ -205,11 +222,11 @@ def curves_of(suite: Suite, rows: Rows, cost: str) -> list[Curve]:
     found: list[Curve] = []
     for i, method in enumerate(suite.methods):
         own = [row for row in rows if row["method"] == method]
-        looks: dict[int, list[tuple[float, float]]] = {}
+        looks: dict[float, list[tuple[float, float]]] = {}
         for row in own:
-            for point in [*row.get("curve", []), {**row, "step": 10**9}]:
-                if point.get(cost) is not None and point.get(suite.rank_by) is not None:
-                    looks.setdefault(point["step"], []).append((point[cost], point[suite.rank_by]))
+            for at, point in [*((point["step"], point) for point in row.get("curve", [])), (math.inf, row)]:
+                if point.get(cost) is not None and point.get(figure) is not None:
+                    looks.setdefault(at, []).append((float(point[cost]), float(point[figure])))
         points = [tuple(interquartile_mean(np.array(x)) for x in zip(*held, strict=True)) for _, held in sorted(looks.items())]
         if points:
             last = np.array([y for _, y in looks[max(looks)]])

@@ -66,6 +66,8 @@ class Suite:
     """The figure that ranks methods."""
     looks: int = bounded(0, 0, 100)
     """At how many steps of a run this figure is measured, for its curve over seconds and predictions; 0: at the end alone."""
+    curves: tuple[str, ...] = ()
+    """Figures whose course over the steps of a run the page shows, from the same looks."""
     clip: str = ""
     """Folder of a CLIP that judges every run too, as `lods evaluate --clip` does."""
     minutes: float | None = bounded(None, 0, 1e6)
@@ -252,6 +254,8 @@ def check_suite(suite: Suite, file: Path) -> None:
         raise UserError(f"{file} has no methods: say methods: {{SDS: {{objective: sds}}}}, for example")
     if suite.baseline not in suite.methods:
         raise UserError(f"{file}: the baseline {suite.baseline} is none of the methods {', '.join(suite.methods)}")
+    if suite.curves and not suite.looks:
+        raise UserError(f"{file}: curves are drawn from looks, and there are none: say looks: 4, for example")
     for key, names in (("methods", suite.methods), ("scenes", suite.scenes), ("priors", suite.priors)):
         folders = [slug(name) for name in names]
         for name in names:

@@ -103,6 +103,35 @@ def test_the_same_command_again_makes_nothing(whole, suite, monkeypatch):
     assert (whole[0] / "table.md").read_text() == before
 
 
+LOOKS = """
+looks: 3
+curves: [fit_gain, gaussians]
+seeds: [1]
+"""
+
+
+def test_the_page_draws_the_course_of_the_figures_that_the_suite_names(toy, suite, tmp_path):
+    """Six steps, three looks at every second step, each at the newest checkpoint before it."""
+    file = tmp_path / "looks.yaml"
+    file.write_text(f"base: {suite}\n{LOOKS}")
+    assert bench(file, tmp_path / "out") == 0
+    for row in rows_in(tmp_path / "out").values():
+        assert [point["step"] for point in row["curve"]] == [2, 4, 6]
+        assert row["curve"][-1]["gaussians"] == row["gaussians"]
+        assert all(set(point) >= {"psi_displacement", "fit_gain", "gaussians"} for point in row["curve"])
+    page = (tmp_path / "out" / "index.html").read_text()
+    course = page[page.index("In the course of the runs") :]
+    assert course.count("<circle") == 2 * 2  # two methods, two figures
+    assert "gaussians (lower is better)" in course
+
+
+def test_a_course_without_looks_is_refused(suite, tmp_path, capsys):
+    file = tmp_path / "curves.yaml"
+    file.write_text(f"base: {suite}\ncurves: [fit_gain]\n")
+    assert bench(file, tmp_path / "out") == 2
+    assert "curves are drawn from looks, and there are none: say looks: 4" in capsys.readouterr().err
+
+
 KILLED = """
 import os, signal
 from lods_jax.cli import main
