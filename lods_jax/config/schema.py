@@ -76,8 +76,9 @@ class ObjectiveConfig:
     """Score and fit share timestep and noise: a third fewer predictions, and no longer what the papers do."""
     adapter_text: str | None = None
     """What `lods-lora` says to its adapter, "<new1>" in the release of LODS. None: the negative prompt."""
-    reward: Literal["none", "classifier"] = "none"
-    """Several noises a view, weighed by how well the tabletop classifier reads the prompt in what each leads to (RewardSDS)."""
+    reward: str = "none"
+    """Several noises a view, weighed by how well a judge finds the prompt in what each leads to (RewardSDS): `classifier`, which
+    knows the tabletop world, or the folder of a CLIP as transformers saves it."""
     noises: int = bounded(4, 2, 64)
     noise_weights: Literal["softmax", "best", "best-worst", "preference"] = "softmax"
     """best-worst: 0.9 of the noise with the highest reward minus 0.1 of that with the lowest. preference: the highest, minus the

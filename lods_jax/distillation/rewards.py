@@ -27,11 +27,13 @@ class Judge(NamedTuple):
         params: frozen.
         embed: texts -> what the judge compares pictures with [k d].
         rate: (params, rgb [b h w 3] in [0, 1], embedded [b d]) -> rewards [b].
+        sha256: of its weights, if they are a file of the user's; None for a shipped judge.
     """
 
     params: Any
     embed: Callable[[Sequence[str]], Array]
     rate: Callable[[Any, Array, Array], Array]
+    sha256: str | None = None
 
 
 class Reward(NamedTuple):
@@ -85,7 +87,7 @@ def preference(judge: Judge, noises: int = 2, margin: float = 0.0) -> Reward:
 
     def away(rewards):
         apart = jnp.max(rewards, 0) - jnp.min(rewards, 0) > margin
-        return -apart * best(-rewards)
+        return jnp.where(apart, -best(-rewards), 0.0)
 
     return Reward(judge, noises, best, away)
 

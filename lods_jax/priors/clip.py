@@ -1,17 +1,19 @@
 """CLIP as a judge of any prompt: how near renders are to it, and whether they are nearer to it than to other prompts.
 
+`judge` gives figures of finished renders, `likeness` what a train step asks while it runs.
+
 A folder as transformers saves it: config.json, model.safetensors and the files of the tokenizer.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from lods_jax.priors import flax_networks
 from lods_jax.priors.diffusers_folder import read_config, refuse_pickles
@@ -33,11 +35,15 @@ class Clip(NamedTuple):
         size: edge of the images that it takes, pixels.
         embed_texts: texts -> unit vectors [k p].
         embed_images: rgb [n size size 3] in [0, 1] -> unit vectors [n p].
+        image_params: of the image encoder.
+        encode: (`image_params`, rgb [b size size 3] in [0, 1]) -> vectors [b p] of any length, within a jitted function.
     """
 
     size: int
     embed_texts: Callable[[Sequence[str]], np.ndarray]
     embed_images: Callable[[np.ndarray], np.ndarray]
+    image_params: Any = None
+    encode: Callable[[Any, jax.Array], jax.Array] | None = None
 
 
 def load_clip(folder: Path) -> Clip:
@@ -61,12 +67,15 @@ def load_clip(folder: Path) -> Clip:
     width = config.get("projection_dim", 512)  # of both towers; the value in a tower's own config is for the tower alone
     vision = flax_networks.image_encoder(clip_settings(config, "vision") | {"projection_dim": width})
     text = flax_networks.text_encoder(config)
-    state = weights_of(folder)
+    state: State = {}
+    for file in weight_files(folder):
+        state |= read_arrays(file)
     if "text_projection.weight" not in state:
         raise ValueError(f"{folder}: text_projection.weight is missing")
     of_image = to_flax(state, flax_networks.shapes(vision))
     of_text = to_flax(state, flax_networks.shapes(text))
-    see = jax.jit(partial(flax_networks.encode_image, vision))
+    encode = partial(flax_networks.encode_image, vision)
+    see = jax.jit(encode)
     read = jax.jit(partial(flax_networks.encode_text, text))
     project, tokenizer = state["text_projection.weight"].astype(np.float32).T, load_tokenizer(folder, "")
 
@@ -82,35 +91,50 @@ def load_clip(folder: Path) -> Clip:
             chunks.append(np.asarray(see(of_image, jnp.asarray(rgb[rows]))))
         return unit(np.concatenate(chunks)[: len(rgb)])
 
-    return Clip(vision.config.image_size, embed_texts, embed_images)
+    return Clip(vision.config.image_size, embed_texts, embed_images, of_image, encode)
 
 
-def weights_of(folder: Path) -> State:
-    """All arrays of a folder, from model.safetensors or its shards.
+def weight_files(folder: Path) -> list[Path]:
+    """The weights in a folder: model.safetensors, or its shards.
 
     Args:
         folder: as transformers saves it.
 
     Returns:
-        {name: array}.
+        Paths.
 
     Raises:
-        FileNotFoundError: there are none, or they are pickled.
+        FileNotFoundError: there are none.
+        ValueError: they are pickled.
     """
     whole = folder / "model.safetensors"
     files = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
     if not files:
         refuse_pickles(folder, "pytorch_model")
         raise FileNotFoundError(f"{whole} is missing")
-    state: State = {}
-    for file in files:
-        state |= read_arrays(file)
-    return state
+    return files
 
 
 def unit(x: Float[np.ndarray, "n p"]) -> Float[np.ndarray, "n p"]:
     """The rows of x at length 1."""
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def likeness(clip: Clip, image_params: Any, rgb: Float[Array, "b h w 3"], texts: Float[Array, "b p"]) -> Float[Array, "b"]:
+    """A hundred times the cosine of each picture and its text in CLIP: the mean over views is their CLIP score.
+
+    Args:
+        clip: from `load_clip`.
+        image_params: those of `clip`, as an argument of the function that is jitted.
+        rgb: pictures of any size in [0, 1]; what is beyond is cut.
+        texts: unit vectors, from `clip.embed_texts`.
+
+    Returns:
+        At most 100.
+    """
+    rgb = jax.image.resize(jnp.clip(rgb, 0, 1), (len(rgb), clip.size, clip.size, 3), "bicubic")
+    seen = clip.encode(image_params, rgb)
+    return 100 * jnp.sum(seen * texts, -1) / jnp.maximum(jnp.linalg.norm(seen, axis=-1), 1e-12)
 
 
 def judge(clip: Clip, rgb: Float[np.ndarray, "n h w 3"], prompt: str, others: Sequence[str] = ()) -> dict[str, float]:

@@ -32,7 +32,7 @@ from lods_jax.priors.registry import views_of, world_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.tokenizer import left_out
 from lods_jax.priors.user_adapters import adapter_notes
-from lods_jax.training.checks import check_groups, check_queries
+from lods_jax.training.checks import check_groups, check_precision, check_queries, check_reward
 from lods_jax.training.compilation import Once, memory
 from lods_jax.training.gaussian_setup import gaussian_setup
 from lods_jax.training.image_to_3d import ImageInputs, image_inputs
@@ -128,7 +128,8 @@ class Components(NamedTuple):
     @property
     def inputs(self) -> dict[str, str]:
         """The SHA-256 of each file that the run depends on, by its name for the user."""
-        return input_hashes(self.prior_sha256, self.image_inputs and self.image_inputs.zero123_sha256, self.adapters)
+        zero123, judge = self.image_inputs and self.image_inputs.zero123_sha256, self.reward and self.reward.judge.sha256
+        return input_hashes(self.prior_sha256, zero123, judge, self.adapters)
 
     @property
     def reference(self) -> Reference | None:
@@ -155,7 +156,7 @@ def build(config: Config, folder: Path | None = None, once: Once | None = None) 
         ValueError: the prior cannot be read, or does not know a text.
     """
     objective, _ = checked(config)
-    once, name = memory() if once is None else once, config.prior.name
+    once, name, orbit = memory() if once is None else once, config.prior.name, orbit_of(config.camera)
     prior = once("prior", lambda: load_prior(name, download=config.prior.download, **prior_options(config.prior)))
     table = prompt_table_of(config, prior.truncate)
     named = {"prompt": config.prompt, "negative prompt": config.negative_prompt, "source prompt": config.source_prompt}
@@ -166,17 +167,16 @@ def build(config: Config, folder: Path | None = None, once: Once | None = None) 
     psi, sha256 = first_psi(config, prior, objective, weights, texts["null"][0]), once("sha256", lambda: unet_hash(local(name)))
     if config.objective.init_psi:
         psi = initial_psi(config.objective.init_psi, folder, psi, sha256)
-    orbit, timeline = orbit_of(config.camera), timeline_of(config)
-    found = image_inputs(config, orbit, timeline, folder, prior, weights) if config.image.file else None
+    found = image_inputs(config, orbit, timeline_of(config), folder, prior, weights) if config.image.file else None
     adapters = once("adapters", lambda: list(adapter_notes(loras_of(config.prior), config.prior.embedding)))
-    reward = reward_of(config.objective, name)
+    reward = once("reward", lambda: reward_of(config.objective, name))
     texts |= {"reward": jnp.asarray(reward.judge.embed(table["prompt"]))[:, None]} if reward else {}
-    components = assemble(config, prior, sha256, without_text(weights), objective, texts, psi)
-    components = components._replace(image_inputs=found, adapters=adapters, reward=reward)
-    if not config.edit.run:
-        return components
-    like = state_of_scene(components.setup, config.resolution)
-    return components._replace(source=source_object(config.edit.run, folder, like))
+    made = assemble(config, prior, sha256, without_text(weights), objective, texts, psi)
+    components = made._replace(image_inputs=found, adapters=adapters, reward=reward)
+    if config.edit.run:
+        like = state_of_scene(components.setup, config.resolution)
+        components = components._replace(source=source_object(config.edit.run, folder, like))
+    return components
 
 
 def build_abstract(config: Config) -> Components:
@@ -213,10 +213,9 @@ def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
         UserError: settings do not fit each other.
     """
     objective, setup = objective_of(config), scene_setup(config)
-    if (objective.trained_query or config.image.invert) and config.prior.dtype == "float16":
-        learns = f"objective {config.objective.name} learns" if objective.trained_query else "image.invert fits an embedding"
-        raise UserError(f"{learns}, and float16 would round its gradients away: pass --prior.dtype bfloat16")
+    check_precision(config, objective)
     check_groups(config, views_of(config.prior.name))
+    check_reward(config.objective.reward)
     # Built here for its complaints alone, before weights are read.
     setup.scene(setup.choose_shapes(config.resolution, None))
     table = prompt_table_of(config)

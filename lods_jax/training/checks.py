@@ -1,11 +1,28 @@
 """Checks of a run that need its objective or its prior, before any weights are read."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lods_jax.config import Config
 from lods_jax.core.errors import UserError
 from lods_jax.core.types import Objective
+from lods_jax.training.rewards import CLASSIFIER, NONE
+
+
+def check_precision(config: Config, objective: Objective) -> None:
+    """Checks that what is learned of the prior has the precision to learn.
+
+    Args:
+        config: of the run.
+        objective: of the run.
+
+    Raises:
+        UserError: it has not.
+    """
+    if (objective.trained_query or config.image.invert) and config.prior.dtype == "float16":
+        learns = f"objective {config.objective.name} learns" if objective.trained_query else "image.invert fits an embedding"
+        raise UserError(f"{learns}, and float16 would round its gradients away: pass --prior.dtype bfloat16")
 
 
 def check_groups(config: Config, views: int) -> None:
@@ -24,6 +41,19 @@ def check_groups(config: Config, views: int) -> None:
         raise UserError(f"batch must be a multiple of {together}, got {config.batch}: pass --batch")
     if views > 1 and config.image.invert:
         raise UserError("image.invert fits an embedding to single images, and this prior takes groups of views: pass --prompt")
+
+
+def check_reward(reward: str) -> None:
+    """Checks that a reward is one.
+
+    Args:
+        reward: `objective.reward` of a run.
+
+    Raises:
+        UserError: it is no word that stands for one, and no folder.
+    """
+    if reward not in (NONE, CLASSIFIER) and not Path(reward).is_dir():
+        raise UserError(f"objective.reward must be {NONE}, {CLASSIFIER} or the folder of a CLIP, got {reward}")
 
 
 def check_queries(config: Config, objective: Objective, texts: Mapping[str, Any]) -> None:

@@ -19,22 +19,25 @@ SOURCE = "source"  # in the folder of an edit: the object that it started from, 
 PRIOR = "the U-Net of the prior"
 
 
-def input_hashes(prior: str | None, zero123: str | None, adapters: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def input_hashes(
+    prior: str | None, zero123: str | None, judge: str | None, adapters: Iterable[Mapping[str, Any]]
+) -> dict[str, str]:
     """The SHA-256 of each file that a run depends on beside its configuration.
 
     Args:
         prior: of the weights of its U-Net, or None.
         zero123: the same of a Zero-1-to-3 prior.
+        judge: of the CLIP that judges in training, or None.
         adapters: from `user_adapters.adapter_notes`.
 
     Returns:
         {name of the file for the user: hexadecimal digits}.
 
     Examples:
-        >>> input_hashes(None, None, [{"file": "toy.safetensors", "sha256": "ab"}])
+        >>> input_hashes(None, None, None, [{"file": "toy.safetensors", "sha256": "ab"}])
         {'toy.safetensors': 'ab'}
     """
-    networks = {PRIOR: prior, "the U-Net of the Zero-1-to-3 prior": zero123}
+    networks = {PRIOR: prior, "the U-Net of the Zero-1-to-3 prior": zero123, "the CLIP of the reward": judge}
     return {name: sha for name, sha in networks.items() if sha} | {note["file"]: note["sha256"] for note in adapters}
 
 

@@ -4,10 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.priors.clip import Clip, judge, load_clip, unit
+from lods_jax.priors.clip import Clip, judge, likeness, load_clip, unit
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "clip"
 
@@ -52,6 +54,24 @@ def test_r_precision_is_the_share_of_views_that_are_nearer_to_their_prompt_than_
     assert judge(clip, views, "a mug", ["a car", "a mug", "a chair"])["clip_r_precision"] == 0.75
     assert judge(clip, views, "a car", ["a mug"])["clip_r_precision"] == 0.25
     assert "clip_r_precision" not in judge(clip, views, "a mug", ["a mug"])
+
+
+def test_what_a_train_step_asks_is_the_score_of_pytorch(clip, torch, pixels):
+    """One text for each picture, within a jitted function whose argument the parameters are."""
+    asked = np.arange(len(pixels)) % len(torch["texts"])
+    texts = jnp.asarray(clip.embed_texts(torch["texts"].tolist()))[asked]
+    found = jax.jit(lambda params, rgb: likeness(clip, params, rgb, texts))(clip.image_params, jnp.asarray(pixels))
+    np.testing.assert_allclose(found, 100 * torch["cosine"][np.arange(len(pixels)), asked], atol=2e-3)
+
+
+def test_pictures_of_any_size_and_brightness_are_asked_about(clip, pixels):
+    """A smooth picture looks alike at twice the size; what is beyond white and black is cut."""
+    ramp = lambda n: jnp.broadcast_to(jnp.linspace(0, 1, n)[None, :, None, None], (1, n, n, 3))  # noqa: E731
+    text = jnp.asarray(clip.embed_texts(["a mug"]))
+    ask = lambda rgb: np.asarray(likeness(clip, clip.image_params, rgb, text))  # noqa: E731
+    np.testing.assert_allclose(ask(ramp(32)), ask(ramp(16)), atol=0.5)
+    bright = 3 * jnp.asarray(pixels[:1]) - 1
+    np.testing.assert_array_equal(ask(bright), ask(jnp.clip(bright, 0, 1)))
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def test_the_reward_is_of_the_prompt_and_of_the_view(whole):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
+        (["--objective.reward", "no/such"], "objective.reward must be none, classifier or the folder of a CLIP, got no/such"),
         (["--prior", "toy", "--anyway"], "objective.reward classifier judges objects of the tabletop world"),
         (["--objective", "lods-lora", "--objective.fit-shares-noise"], "a reward several: pass one of them alone"),
         (["--objective.noises", "1"], "objective.noises must lie in 2..64, got 1"),
