@@ -107,7 +107,7 @@ def moments(objective: Objective, learned: bool, g: Gaussians, z: Float[Array, "
             return lift(eps(g, text, mean, noised[query.latents], t))
 
         e = {name: answer(name, query) for name, query in objective.queries.items()}
-        return score_weight(STABLE_DIFFUSION, t[None])[0] * objective.residual(e, lift(noise), many)[:, 0, 0]
+        return objective.weight(STABLE_DIFFUSION, t[None])[0] * objective.residual(e, lift(noise), many)[:, 0, 0]
 
     mean = residual(z, jnp.zeros_like(z))
     first = jnp.broadcast_to(z[:1], (d, d))

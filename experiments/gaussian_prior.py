@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from lods_jax.core.cameras import sample_orbit
-from lods_jax.core.noise_schedule import STABLE_DIFFUSION, score_weight
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION
 from lods_jax.core.types import Cond, Objective, Reference
 from lods_jax.distillation.objectives import OBJECTIVES
 from lods_jax.distillation.parallel import compile_train_step
@@ -86,7 +86,7 @@ def expected_residual(objective: Objective, value: float) -> float:
         )
     mean = lambda name, query: value if name == objective.trained_query else MEANS[TEXTS[query.text]]  # noqa: E731
     e = {name: eps(mean(name, query), z_t[query.latents], t) for name, query in objective.queries.items()}
-    return float(jnp.mean(score_weight(STABLE_DIFFUSION, t)[:, None, None, None] * objective.residual(e, noise, t)))
+    return float(jnp.mean(objective.weight(STABLE_DIFFUSION, t)[:, None, None, None] * objective.residual(e, noise, t)))
 
 
 def fixed_point(objective: Objective) -> float:

@@ -36,8 +36,9 @@ class PriorConfig:
 
     name: Annotated[str, arg(aliases=["--prior"])] = "tabletop"
     """`tabletop` (the shipped prior, `tabletop-128`), `tabletop-views` (the same for four views together), `tabletop-64` (the one
-    before it), `exact` (posterior mean over renders of the tabletop world), `exact-gaussians` (one Gaussian per caption),
-    a Stable Diffusion folder in diffusers layout, or the id of a repository in the local Hugging Face cache."""
+    before it), `exact` (posterior mean over renders of the tabletop world), `exact-flow` (the same under flow matching),
+    `exact-gaussians` (one Gaussian per caption), a Stable Diffusion folder in diffusers layout, or the id of a repository in the
+    local Hugging Face cache."""
     download: bool = False
     """Fetch what the cache lacks of the repository of that id."""
     variant: str | None = None

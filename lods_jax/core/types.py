@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lods_jax.core.noise_schedule import NoiseSchedule
+from lods_jax.core.noise_schedule import NoiseSchedule, score_weight
 
 
 class Camera(struct.PyTreeNode):
@@ -198,6 +198,7 @@ class Objective(NamedTuple):
         later: (first step, residual) of a second stage, with the same queries; None for one stage.
         x0_residual: ({name: x0}, z, views of a group) -> the score itself, from the clean latents that the predictions mean; it
             takes the place of w(t) times `residual`. None for the latter.
+        weight: (noise_schedule, t [b]) -> w(t) [b].
     """
 
     queries: Mapping[str, Query]
@@ -207,6 +208,7 @@ class Objective(NamedTuple):
     inversion_predictions: int = 0
     later: tuple[float, Callable[..., jax.Array]] | None = None
     x0_residual: Callable[..., jax.Array] | None = None
+    weight: Callable[..., jax.Array] = score_weight
 
     def at(self, step: Any) -> "Objective":
         """The objective at a step: with the residual of its stage.

@@ -1,22 +1,26 @@
 """Every distillation objective: a few noise predictions and one formula.
 
-Notation: e[q] is the noise predicted for query q at z_t = sqrt(ab) z + sqrt(1 - ab) noise, s the guidance scale. What an
-objective calls `residual` is multiplied by w(t) = 1 - alpha_bar_t and pulled back through encoder and renderer: a score is a
-cotangent, not a loss. Equal, up to rounding, to the gradient of the surrogate 0.5 |z - sg(z - w residual)|^2 / b.
+Notation: e[q] is the noise predicted for query q at z_t, which the prior's own schedule mixes from z and noise, and s the
+guidance scale. What an objective calls `residual` is multiplied by w(t), the variance of the noise, and pulled back through
+encoder and renderer: a score is a cotangent, not a loss. Equal, up to rounding, to the gradient of the surrogate
+0.5 |z - sg(z - w residual)|^2 / b.
 
-Coefficients of the predictions and of the noise sum to zero, so a perfect denoiser exerts no force. Where the published
-residual grows with s it is multiplied by `scale`, 1/s by default, which puts it on the scale of LODS: one learning rate, one set
-of regularizer weights and one densification threshold serve all. scale = 1 is the published form.
+Coefficients of the predictions and of the noise sum to zero, so a perfect denoiser exerts no force, and the same formula holds of
+velocities: e = sqrt(alpha_bar_t) v + q z_t, and z_t cancels. Under flow matching a residual is therefore (1 - sigma) times itself
+with v[q] in place of e[q], and with noise - z in place of the noise. LODS, for one: v[y] - (1 - 1/s) v[a] - (noise - z) / s.
+
+Where the published residual grows with s it is multiplied by `scale`, 1/s by default, which puts it on the scale of LODS: one
+learning rate, one set of regularizer weights and one densification threshold serve all. scale = 1 is the published form.
 """
 
 import math
 from collections.abc import Callable, Mapping
 
-import jax
 import jax.numpy as jnp
 
-from lods_jax.core.noise_schedule import T, add_noise, eps_to_x0, per_example, signal_and_noise
+from lods_jax.core.noise_schedule import per_example, velocity_weight
 from lods_jax.core.types import Objective, Query
+from lods_jax.distillation.inversions import at_later, ddim_inversion, ddim_noise, own_prediction
 from lods_jax.distillation.reconstruction import guided_reconstruction
 
 
@@ -275,14 +279,7 @@ def asd(s: float = 7.5, scale: float | None = None, shift: float = 0.05) -> Obje
     Raises:
         ValueError: s is below 1 or NaN, or `shift` is not positive.
     """
-    if not shift > 0:
-        raise ValueError(f"shift must be positive, got {shift}")
-
-    def inversion(noise_schedule, eps_of, z, t, noise):
-        later = jnp.clip(t + jnp.maximum(1, (shift * (t - 20)).astype(t.dtype)), 1, T - 1)
-        return add_noise(noise_schedule, z, noise, t), eps_of("prompt", add_noise(noise_schedule, z, noise, later), later)
-
-    return sds(s, scale)._replace(inversion=inversion, inversion_predictions=1)
+    return sds(s, scale)._replace(inversion=at_later(shift), inversion_predictions=1)
 
 
 def ism(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> Objective:
@@ -323,44 +320,45 @@ def sdi(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> O
     Raises:
         ValueError: s is below 1 or NaN, or `steps` is below 1.
     """
-
-    def backwards(eps_of, z, t):
-        y, null = eps_of("prompt", z, t), eps_of("null", z, t)
-        return null - s * (y - null)
-
-    def inversion(noise_schedule, eps_of, z, t, noise):
-        z_t, _ = ddim_inversion(int(steps), backwards)(noise_schedule, eps_of, z, t, noise)
-        signal, sigma = signal_and_noise(noise_schedule, t, z)
-        return z_t, (z_t - signal * z) / sigma
-
-    return sds(s, scale)._replace(inversion=inversion, inversion_predictions=2 * int(steps))
+    return sds(s, scale)._replace(inversion=ddim_noise(int(steps), s), inversion_predictions=2 * int(steps))
 
 
-def ddim_inversion(steps: int, eps: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """An `inversion` that runs DDIM from z to z_t in equal steps (Song et al. 2021, eq. 13).
+def rfds(s: float = 50.0, scale: float | None = None) -> Objective:
+    """Rectified flow distillation sampling: scale (s v[y] + (1 - s) v[null] - (noise - z)), weighed alike at every t.
+
+    Yang et al. 2025, "Text-to-image rectified flow as plug-and-play priors" (arXiv 2406.03293), as its code has it. It is SDS
+    with the weight 1 / sqrt(alpha_bar_t) in place of w(t), for any prior; under flow matching that is the published force.
 
     Args:
-        steps: number of steps, at least 1.
-        eps: (eps_of, z_t, t) -> the noise to follow, as z_t.
+        s: guidance scale, at least 1. The paper's code has 50 with InstaFlow.
+        scale: factor of the residual; None for 1 / s.
 
     Returns:
-        A function (eps_of, z, t, noise) -> (z_t, prediction of the last step), both as z.
+        An objective that learns nothing.
 
     Raises:
-        ValueError: `steps` is below 1.
+        ValueError: s is below 1 or NaN.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    return sds(s, scale)._replace(weight=velocity_weight)
 
-    def inversion(noise_schedule, eps_of, z, t, noise):
-        def step(i, carry):
-            now, then = t * i // steps, t * (i + 1) // steps
-            guess = eps(eps_of, carry[0], now)
-            return add_noise(noise_schedule, eps_to_x0(noise_schedule, guess, carry[0], now), guess, then), guess
 
-        return jax.lax.fori_loop(0, steps, step, (z, noise))  # one copy of the network, whatever the number of steps
+def rfds_rev(s: float = 50.0, scale: float | None = None, steps: float | int = 1) -> Objective:
+    """RFDS whose noise is first brought to what the prompt predicts: RFDS-Rev of Yang et al. 2025.
 
-    return inversion
+    The flow is inverted to the noise that leads to z: `inversions.own_prediction`. The random noise is where it begins.
+
+    Args:
+        s: guidance scale, at least 1, of the score; the inversion is not guided.
+        scale: factor of the residual; None for 1 / s.
+        steps: of the inversion, at least 1, which the paper's code has.
+
+    Returns:
+        An objective that learns nothing and has an `inversion`.
+
+    Raises:
+        ValueError: s is below 1 or NaN, or `steps` is below 1.
+    """
+    return rfds(s, scale)._replace(inversion=own_prediction(int(steps)), inversion_predictions=int(steps))
 
 
 def at_least(s: float, least: float) -> float:
@@ -393,5 +391,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "asd": asd,
     "ism": ism,
     "sdi": sdi,
+    "rfds": rfds,
+    "rfds-rev": rfds_rev,
     "dds": dds,
 }

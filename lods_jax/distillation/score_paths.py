@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lods_jax.core.math import safe_norm
-from lods_jax.core.noise_schedule import NoiseSchedule, per_example, score_weight
+from lods_jax.core.noise_schedule import NoiseSchedule, divisor, per_example, score_weight
 from lods_jax.core.types import Prior
 
 Share = Callable[[Array], Array | float]  # step -> the decoder's share of the direction, in [0, 1]
@@ -172,18 +172,22 @@ def through_decoder(
     return reduce(jnp.add, parts)
 
 
-def score_to_step(schedule: NoiseSchedule, t: Int[Array, "b"]) -> Float[Array, "b"]:
+def score_to_step(
+    schedule: NoiseSchedule, t: Int[Array, "b"], weight: Callable[..., Float[Array, "b"]] = score_weight
+) -> Float[Array, "b"]:
     """sigma_t / (alpha_t w(t)): a score times this is z minus the estimate of the clean latents.
 
     Args:
         schedule: of the prior.
         t: timesteps of the score [b], 0 to 999.
+        weight: w(t) of the score.
 
     Returns:
-        Factors [b]. Where nothing is left of the signal, no estimate follows from the noise, and alpha counts as 0.01.
+        Factors [b]. Where nothing is left of the signal, no estimate follows from the noise, and alpha counts as 1; so does w(t)
+            where there is no noise.
     """
-    alpha = jnp.sqrt(jnp.asarray(schedule.alpha_bar)[t])
-    return jnp.sqrt(jnp.asarray(schedule.sigma2)[t]) / jnp.maximum(alpha, 0.01) / score_weight(schedule, t)
+    alpha, sigma = (jnp.sqrt(jnp.asarray(table)[t]) for table in (schedule.alpha_bar, schedule.sigma2))
+    return sigma / divisor(alpha) / divisor(weight(schedule, t))
 
 
 def by_view(f: Callable[..., Array], slicing: bool) -> Callable[..., Array]:

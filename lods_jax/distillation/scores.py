@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from lods_jax.core.noise_schedule import NoiseSchedule, T, add_noise, eps_to_x0, per_example, score_weight
+from lods_jax.core.noise_schedule import NoiseSchedule, T, add_noise, eps_to_x0, per_example
 from lods_jax.core.random import group_keys, split_named
 from lods_jax.core.types import Cond, Objective, Prior, Query
 from lods_jax.distillation.score_paths import score_to_step
@@ -195,7 +195,7 @@ def score_of(
     """
     schedule = denoiser.noise_schedule
     if objective.x0_residual is None:
-        return per_example(score_weight(schedule, t), z) * objective.residual(eps, noise, t)
+        return per_example(objective.weight(schedule, t), z) * objective.residual(eps, noise, t)
     x0 = {name: eps_to_x0(schedule, e, noised[objective.queries[name].latents], t) for name, e in eps.items()}
     return objective.x0_residual(x0, z, denoiser.views)
 
@@ -222,7 +222,7 @@ def scores_to_steps(
     if objective.x0_residual:
         return jnp.ones(len(z))
     t, _ = draw(keys, z, window, denoiser.views)
-    return score_to_step(denoiser.noise_schedule, t)
+    return score_to_step(denoiser.noise_schedule, t, objective.weight)
 
 
 def denoising_loss(
@@ -236,8 +236,8 @@ def denoising_loss(
 ) -> Float[Array, ""]:
     """Mean squared error of the trained query's noise prediction on the renders; 0 if the objective trains none.
 
-    This is the training loss of the prior itself: t is uniform over all timesteps, the noise fresh, nothing weighted, no text
-    dropped.
+    This is the training loss of a prior that predicts noise: t is uniform over all timesteps, the noise fresh, nothing weighted,
+    no text dropped. Of one that predicts a velocity it is alpha_bar_t times the squared error of the velocity.
 
     Args:
         psi: the learnable part of the prior. Differentiate in it.

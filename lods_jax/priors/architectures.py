@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from lods_jax.priors.diffusers_folder import MVDREAM, PARTS
-from lods_jax.priors.torch_weights import SCHEDULER, as_json, place
+from lods_jax.priors.scheduler_config import config_of
+from lods_jax.priors.torch_weights import as_json, place
 
 _VAE = {
     "block_out_channels": [128, 256, 512, 512],
@@ -71,5 +72,5 @@ def write_configs(folder: Path, name: str) -> Path:
         raise ValueError(f"there is no architecture {name!r}, only {', '.join(CONFIGS)}")
     for part, (directory, _) in PARTS.items():
         place(folder / directory / "config.json").write_text(as_json(CONFIGS[name][part]))
-    place(folder / "scheduler" / "scheduler_config.json").write_text(as_json(SCHEDULER | {"prediction_type": "epsilon"}))
+    place(folder / "scheduler" / "scheduler_config.json").write_text(as_json(config_of("epsilon")))
     return folder

@@ -21,15 +21,15 @@ from PIL import Image, ImageOps
 
 from lods_jax.core.images import read_rgba, to_uint8
 from lods_jax.core.math import clip_to_unit
-from lods_jax.core.noise_schedule import STABLE_DIFFUSION, NoiseSchedule, signal_and_noise, x0_to_eps
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, NoiseSchedule, divisor, signal_and_noise, x0_to_eps
 from lods_jax.core.types import Cond, Prior
 from lods_jax.priors.gaussian import adapter_shift, init_psi
 
-# Above any log-likelihood ratio of two images (3e7 at most, for 64 x 64 at t = 0); a power of two, so that float32
-# products and sums of it are exact, and the words of a caption cancel to 0.
-NAMED = 2.0**30
+# Above any log-likelihood ratio of two images (3e10 at most, for 64 x 64 at t = 0 of flow matching); a power of two, so that
+# float32 products and sums of it are exact, and the words of a caption cancel to 0.
+NAMED = 2.0**40
 IGNORED = ("a", "an", "the", "view")
-# Evidence is divided by 1 - alpha_bar = 8.5e-4 at t = 0, which makes TF32 or bfloat16 products useless.
+# Evidence is divided by sigma2, 8.5e-4 at t = 0 of Stable Diffusion, which makes TF32 or bfloat16 products useless.
 EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -135,7 +135,7 @@ def posterior(
     signal, noise_std = signal_and_noise(noise_schedule, t, x_t)
     # -|z_t - signal x_i|^2 / (2 noise_std^2) without |z_t|^2, which all images share.
     fit = signal * jnp.matmul(x_t, x.T, precision=EXACT) - signal**2 * weights["half_norm2"][None]
-    return jax.nn.softmax(fit / noise_std**2 + log_prior(weights["features"], psi, cond))
+    return jax.nn.softmax(fit / divisor(noise_std**2) + log_prior(weights["features"], psi, cond))
 
 
 def posterior_mean(
@@ -179,13 +179,19 @@ def posterior_mean(
     def decode(weights: dict, z: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         return clip_to_unit((z + 1) / 2)
 
-    def predict(
+    def predict_x0(
         weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
     ) -> Float[Array, "b h w c"]:
         x0 = jnp.matmul(posterior(weights, psi, z_t, t, cond, noise_schedule), weights["x"], precision=EXACT)
-        return x0_to_eps(noise_schedule, x0.reshape(z_t.shape), z_t, t)
+        return x0.reshape(z_t.shape)
 
-    return Prior(init, embed, init_psi, encode, decode, predict, noise_schedule)
+    def predict(
+        weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
+    ) -> Float[Array, "b h w c"]:
+        return x0_to_eps(noise_schedule, predict_x0(weights, psi, z_t, t, cond), z_t, t)
+
+    own_x0 = predict_x0 if noise_schedule.ends_in_noise else None
+    return Prior(init, embed, init_psi, encode, decode, predict, noise_schedule, own_x0)
 
 
 def caption_moments(weights: dict, psi: dict, cond: Cond) -> tuple[Float[Array, "b d"], Float[Array, "b d d"]]:
@@ -296,7 +302,17 @@ def caption_gaussians(
         eps = noise_std * jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(cov_t), offset)
         return eps.reshape(z_t.shape)
 
-    return Prior(init, embed, init_psi, encode, decode, predict, noise_schedule)
+    def predict_x0(
+        weights: dict, psi: dict, z_t: Float[Array, "b 1 1 d"], t: Int[Array, "b"], cond: Cond
+    ) -> Float[Array, "b 1 1 d"]:
+        mean, cov = caption_moments(weights, psi, cond)
+        signal, noise_std = signal_and_noise(noise_schedule, t, mean)
+        # Tweedie: mean + signal cov (signal^2 cov + noise_std^2)^-1 (z_t - signal mean), and eps holds all but signal cov.
+        pulled = predict(weights, psi, z_t, t, cond)[:, 0, 0] / divisor(noise_std)
+        return (mean + signal * jnp.einsum("bij,bj->bi", cov, pulled, precision=EXACT)).reshape(z_t.shape)
+
+    own_x0 = predict_x0 if noise_schedule.ends_in_noise else None
+    return Prior(init, embed, init_psi, encode, decode, predict, noise_schedule, own_x0)
 
 
 def check_captioned(images: np.ndarray, features: np.ndarray, words: Sequence[str]) -> None:

@@ -1,4 +1,8 @@
-"""DDIM (Song et al. 2021, eq. 12 with eta = 0) with classifier-free guidance (Ho and Salimans 2022)."""
+"""DDIM (Song et al. 2021, eq. 12 with eta = 0) with classifier-free guidance (Ho and Salimans 2022).
+
+Each step keeps the estimates of clean latents and noise, and mixes them anew for the next timestep. On the straight line of flow
+matching that is Euler's step along the velocity: z_t + (sigma' - sigma) v = (1 - sigma') x0 + sigma' eps.
+"""
 
 from collections.abc import Callable
 
@@ -6,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lods_jax.core.noise_schedule import NoiseSchedule, T, eps_to_x0
+from lods_jax.core.noise_schedule import NoiseSchedule, T, eps_to_x0, x0_to_eps
 from lods_jax.core.types import Cond
 
 
@@ -47,7 +51,7 @@ def ddim(
         raise ValueError(f"steps must be in 1..{T}, got {steps}")
     times = jnp.linspace(T - 1, 0, steps + 1).round().astype(jnp.int32)
     cond = Cond(jnp.concatenate([tokens, null]), camera=None if camera is None else jnp.tile(camera, (2, 1)))
-    alpha_bar, sigma2 = (jnp.asarray(table) for table in noise_schedule)
+    alpha_bar, sigma2 = jnp.asarray(noise_schedule.alpha_bar), jnp.asarray(noise_schedule.sigma2)
 
     def guided_x0(z, t):
         # Guidance is the same combination of two eps or of two x0: each is linear in the other at one t and z_t.
@@ -60,7 +64,7 @@ def ddim(
         x0 = guided_x0(z, now)
         if clip is not None:
             x0 = jnp.clip(x0, -clip, clip)
-        eps = (z - jnp.sqrt(alpha_bar[now]) * x0) / jnp.sqrt(sigma2[now])
+        eps = x0_to_eps(noise_schedule, x0, z, jnp.full(len(z), now))
         # The last step lands on signal alone: the clean latents themselves.
         last = i == steps - 1
         return jnp.sqrt(jnp.where(last, 1.0, alpha_bar[then])) * x0 + jnp.sqrt(jnp.where(last, 0.0, sigma2[then])) * eps

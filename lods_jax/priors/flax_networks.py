@@ -183,7 +183,7 @@ def predict_noise(
     module: nn.Module,
     params: Any,
     z_t: Float[Array, "b h w c"],
-    t: Int[Array, "b"],
+    t: Int[Array, "b"] | Float[Array, "b"],
     tokens: Float[Array, "b n d"],
     interceptors: Sequence[Callable] = (),
     views: int = 1,
@@ -195,7 +195,7 @@ def predict_noise(
         module: the U-Net.
         params: its parameters.
         z_t: [b h w c] with all channels of its input.
-        t: timesteps [b].
+        t: timesteps [b], of any kind of number.
         tokens: context [b n d].
         interceptors: of `nn.intercept_methods`, such as `lora.side_path`; they act beside the two patches.
         views: number of views that attend to each other; each so many examples in a row are one group.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from lods_jax.core.math import clip_to_unit
-from lods_jax.core.noise_schedule import STABLE_DIFFUSION, NoiseSchedule, per_example, signal_and_noise
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, NoiseSchedule, divisor, per_example, signal_and_noise
 from lods_jax.core.types import Cond, Prior, Query
 
 
@@ -95,6 +95,15 @@ def gaussian(means: Mapping[str, float], sigma: float = 0.5, noise_schedule: Noi
         signal, noise_std = signal_and_noise(noise_schedule, t, z_t)
         mean = (cond.tokens + adapter_shift(psi, cond))[..., None]
         # z_t is N(signal mu, signal^2 sigma^2 + noise_std^2), and eps = -noise_std times its score.
-        return noise_std * (z_t - signal * mean) / (signal**2 * sigma**2 + noise_std**2)
+        return noise_std * (z_t - signal * mean) / divisor(signal**2 * sigma**2 + noise_std**2)
 
-    return Prior(init, embed, init_psi, encode, decode, predict, noise_schedule)
+    def predict_x0(
+        weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
+    ) -> Float[Array, "b h w c"]:
+        signal, noise_std = signal_and_noise(noise_schedule, t, z_t)
+        mean = (cond.tokens + adapter_shift(psi, cond))[..., None]
+        gain = signal * sigma**2 / divisor(signal**2 * sigma**2 + noise_std**2)
+        return mean + gain * (z_t - signal * mean)
+
+    own_x0 = predict_x0 if noise_schedule.ends_in_noise else None
+    return Prior(init, embed, init_psi, encode, decode, predict, noise_schedule, own_x0)

@@ -15,8 +15,8 @@ def load_prior(name: str = "tabletop", *, download: bool = False, dtype: DTypeLi
     """The prior of a registered name, of a Stable Diffusion folder, or of a repository in the local Hugging Face cache.
 
     Args:
-        name: "tabletop" (shipped), "exact", "exact-gaussians", another registered name, a folder in diffusers layout, or the id
-            of a repository.
+        name: "tabletop" (shipped), "exact", "exact-flow", "exact-gaussians", another registered name, a folder in diffusers
+            layout, or the id of a repository.
         download: whether to fetch what the cache lacks of a repository.
         dtype: arithmetic of U-Net and VAE; predictions are float32 in any case.
         **options: of `stable_diffusion`: `rank`, `attention`, `remat`, `variant`, `loras`, `embeddings`, ...

@@ -77,6 +77,7 @@ PRIORS: dict[str, str | Callable[[], RegisteredPrior]] = {
     "tabletop-views": "lods_jax.tabletop.entry:tabletop_views",
     "tabletop-64": "lods_jax.tabletop.entry:tabletop_64",
     "exact": "lods_jax.tabletop.entry:exact",
+    "exact-flow": "lods_jax.tabletop.entry:exact_flow",
     "exact-gaussians": "lods_jax.tabletop.entry:exact_gaussians",
 }
 EMBEDDED = "tabletop"  # the prior whose world has a truth for every caption

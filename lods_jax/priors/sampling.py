@@ -160,13 +160,14 @@ def in_batches(prior: Prior, size: int) -> Prior:
         out = jax.lax.map(jax.checkpoint(f), jax.tree.map(lambda x: x[of], rows))
         return out.reshape(parts * size, *out.shape[2:])[:n]
 
-    def predict(weights, psi, z_t, t, cond):
-        return mapped(lambda rows: prior.predict(weights, psi, *rows), (z_t, t, cond))
+    def asked(f: Callable) -> Callable:
+        return lambda weights, psi, z_t, t, cond: mapped(lambda rows: f(weights, psi, *rows), (z_t, t, cond))
 
     def decode(weights, z):
         return mapped(lambda rows: prior.decode(weights, rows), z)
 
-    return prior._replace(predict=predict, decode=decode)
+    predict_x0 = prior.predict_x0 and asked(prior.predict_x0)
+    return prior._replace(predict=asked(prior.predict), predict_x0=predict_x0, decode=decode)
 
 
 def image_size(folder: Path) -> int:

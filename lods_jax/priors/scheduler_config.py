@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lods_jax.core.noise_schedule import NoiseSchedule, T, from_betas, linear_betas, scaled_linear_betas
+from lods_jax.core.noise_schedule import NoiseSchedule, T, flow_matching, from_betas, linear_betas, scaled_linear_betas
 from lods_jax.priors.diffusers_folder import is_number, read_config
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+FLOW = "flow_prediction"  # of the velocity noise - z
+PREDICTION_TYPES = ("epsilon", "v_prediction", FLOW)
+FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}
 # What the classes of diffusers 0.39 take where a config is silent: (beta_start, beta_end, beta_schedule).
 USUAL = (0.0001, 0.02, "linear")
@@ -31,13 +33,34 @@ DEFAULTS |= dict.fromkeys(
     (0.00085, 0.012, "linear"),
 )
 
+# What is written: Stable Diffusion's schedule, and flow matching.
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "_diffusers_version": "0.39.0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+}
+FLOW_SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "_diffusers_version": "0.39.0",
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+}
+
 
 class Scheduler(NamedTuple):
     """What a U-Net was trained on.
 
     Attributes:
         noise_schedule: what z_t is mixed by.
-        prediction_type: "epsilon" or "v_prediction", what the network predicts.
+        prediction_type: one of `PREDICTION_TYPES`, what the network predicts.
     """
 
     noise_schedule: NoiseSchedule
@@ -55,7 +78,7 @@ def read_scheduler(folder: Path) -> Scheduler:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is for flow matching, has no betas, or is malformed; the line names the file.
+        ValueError: it is of a kind that is not known, or malformed; the line names the file.
     """
     file = folder / "scheduler" / "scheduler_config.json"
     config = read_config(file)
@@ -75,21 +98,57 @@ def scheduler_of(config: Mapping[str, Any]) -> Scheduler:
         What the network was trained on.
 
     Raises:
-        ValueError: it is for flow matching, has no betas, or is malformed.
+        ValueError: it is of a kind that is not known, or malformed.
     """
     name, prediction = config.get("_class_name"), config.get("prediction_type", "epsilon")
-    if "Flow" in str(name) or config.get("use_flow_sigmas") or prediction == "flow_prediction":
-        raise ValueError(f"{name} is for flow matching, which is not supported: expected a network that predicts noise or v")
-    if prediction not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type must be {' or '.join(PREDICTION_TYPES)}, got {prediction!r:.100}")
+    if name not in FLOW_CLASSES and prediction not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type must be {', '.join(PREDICTION_TYPES[:-1])} or {FLOW}, got {prediction!r:.100}")
     if config.get("num_train_timesteps", T) != T:
         raise ValueError(f"num_train_timesteps must be {T}, got {config['num_train_timesteps']!r:.100}")
+    if name in FLOW_CLASSES or prediction == FLOW:
+        return Scheduler(flow_matching(shift_of(config)), FLOW)
+    if "Flow" in str(name) or config.get("use_flow_sigmas"):
+        raise ValueError(f"{name!r:.100} is for flow matching, but its prediction_type is {prediction}, not {FLOW}")
     zero_snr = config.get("rescale_betas_zero_snr", False)
     if not isinstance(zero_snr, bool):
         raise ValueError(f"rescale_betas_zero_snr must be true or false, got {zero_snr!r:.100}")
     if zero_snr and prediction == "epsilon":
         raise ValueError("rescale_betas_zero_snr needs the prediction_type v_prediction: without signal, noise says nothing")
     return Scheduler(from_betas(betas_of(config), zero_snr), prediction)
+
+
+def config_of(prediction_type: str) -> dict[str, Any]:
+    """The config of a network that was trained on Stable Diffusion's schedule, or by flow matching.
+
+    Args:
+        prediction_type: one of `PREDICTION_TYPES`.
+
+    Returns:
+        What `scheduler_of` reads.
+    """
+    return FLOW_SCHEDULER if prediction_type == FLOW else SCHEDULER | {"prediction_type": prediction_type}
+
+
+def shift_of(config: Mapping[str, Any]) -> float:
+    """The time shift of flow matching.
+
+    Args:
+        config: of a scheduler for flow matching. As in diffusers, a class of flow matching does not look at `prediction_type`.
+
+    Returns:
+        Its `shift`, or `flow_shift` of a class that diffusion has too; 1, as in diffusers, where sampling alone shifts the time,
+            by the size of the image.
+
+    Raises:
+        ValueError: it is no positive number, or noise and data have changed places.
+    """
+    if config.get("invert_sigmas"):
+        raise ValueError("invert_sigmas is not supported: expected a network that predicts noise minus data")
+    key = "shift" if config.get("_class_name") in FLOW_CLASSES else "flow_shift"
+    shift = config.get(key, 1.0)
+    if not is_number(shift) or not shift > 0:
+        raise ValueError(f"{key} must be a positive number, got {shift!r:.100}")
+    return 1.0 if config.get("use_dynamic_shifting") else float(shift)
 
 
 def betas_of(config: Mapping[str, Any]) -> np.ndarray:

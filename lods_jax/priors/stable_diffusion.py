@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from lods_jax.core.math import clip_to_unit
-from lods_jax.core.noise_schedule import NoiseSchedule, v_to_eps, v_to_x0
+from lods_jax.core.noise_schedule import NoiseSchedule, network_time, v_to_eps, v_to_x0
 from lods_jax.core.types import Cond, Prior, Query
 from lods_jax.priors import flax_networks, lora, multi_view, torch_weights
 from lods_jax.priors.adapter_files import LowRank, read_lora
@@ -237,7 +237,8 @@ def backbone(
         seen = jnp.concatenate([z_t, cond.image], -1) if pictured else z_t
         camera = None if cond.camera is None or views_trained == 1 else multi_view.camera_vectors(cond.camera).astype(dtype)
         tokens = cond.tokens.astype(dtype)
-        out = flax_networks.predict_noise(unet, weights["unet"], seen.astype(dtype), t, tokens, paths, views, camera)
+        told = network_time(noise_schedule, t)
+        out = flax_networks.predict_noise(unet, weights["unet"], seen.astype(dtype), told, tokens, paths, views, camera)
         if cond.lora is not None and (missed := sorted(psi["lora"].keys() - hit)):
             raise ValueError(f"the adapter has a layer that this U-Net does not have: {missed[0]}")
         return out.astype(jnp.float32)
@@ -253,8 +254,9 @@ def backbone(
     ) -> Float[Array, "b h w c"]:
         return v_to_x0(noise_schedule, predict_raw(weights, psi, z_t, t, cond), z_t, t)
 
-    silent = noise_schedule.alpha_bar[-1] == 0  # of v-predictions alone: `read_scheduler` refuses others
-    return Backbone(unet, vae, size, init, encode, decode, predict, noise_schedule, predict_x0 if silent else None, views)
+    # Of v-predictions alone: `read_scheduler` refuses others.
+    own_x0 = predict_x0 if noise_schedule.ends_in_noise else None
+    return Backbone(unet, vae, size, init, encode, decode, predict, noise_schedule, own_x0, views)
 
 
 def network(folder: Path, part: str, make: Callable[..., nn.Module], *args) -> nn.Module:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lods_jax.priors.diffusers_folder import MULTI_VIEW, PARTS, POSED_PARTS, weight_files
-from lods_jax.priors.scheduler_config import PREDICTION_TYPES
+from lods_jax.priors.scheduler_config import PREDICTION_TYPES, config_of
 
 State = dict[str, Shaped[np.ndarray, "..."]]
 
@@ -55,19 +55,6 @@ POSED_INDEX = {
     "scheduler": ["diffusers", "DDIMScheduler"],
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
-}
-SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "_diffusers_version": "0.39.0",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-    "trained_betas": None,
 }
 
 
@@ -338,7 +325,7 @@ def save_folder(
         configs: {part: config}, of `PARTS` or of `POSED_PARTS`.
         weights: {part: parameter tree}.
         files: {path in the folder: content} of further text files, such as `tokenizer.files` gives.
-        prediction_type: "epsilon" or "v_prediction", what the U-Net was trained to predict.
+        prediction_type: one of `PREDICTION_TYPES`, what the U-Net was trained to predict.
         dtype: precision on disk.
 
     Raises:
@@ -346,12 +333,14 @@ def save_folder(
     """
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type must be {' or '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+    scheduler = config_of(prediction_type)
     parts, index = (POSED_PARTS, POSED_INDEX) if "camera" in configs else (PARTS, MODEL_INDEX)
+    index = index | {"scheduler": ["diffusers", scheduler["_class_name"]]}
     if configs["unet"].get("_class_name") == MULTI_VIEW:  # diffusers has no such class, and must not drop its layers unasked
         index = index | {"unet": ["lods_jax", MULTI_VIEW]}
     texts = {
         "model_index.json": as_json(index),
-        "scheduler/scheduler_config.json": as_json(SCHEDULER | {"prediction_type": prediction_type}),
+        "scheduler/scheduler_config.json": as_json(scheduler),
         **{f"{directory}/config.json": as_json(configs[part]) for part, (directory, _) in parts.items()},
         **files,
     }

@@ -50,41 +50,50 @@ def exact() -> RegisteredPrior:
     return closed_form("posterior_mean", 64, "posterior mean over renders of the tabletop world")
 
 
+def exact_flow() -> RegisteredPrior:
+    """The same posterior mean, under the process of flow matching."""
+    return closed_form("posterior_mean", 64, "the same under flow matching", flow=True)
+
+
 def exact_gaussians() -> RegisteredPrior:
     """One Gaussian per caption over renders, a closed form."""
     return closed_form("caption_gaussians", 32, "one Gaussian per caption, over renders of the tabletop world")
 
 
-def closed_form(factory: str, size: int, about: str) -> RegisteredPrior:
+def closed_form(factory: str, size: int, about: str, flow: bool = False) -> RegisteredPrior:
     """A prior of `priors.captioned_images` over renders.
 
     Args:
         factory: its name there.
         size: edge of the renders, pixels.
         about: one line on it.
+        flow: whether noise is mixed by flow matching.
 
     Returns:
         The entry of the registry.
     """
-    return RegisteredPrior(partial(over_renders, factory, size), about, vocabulary=TABLETOP, world=world)
+    return RegisteredPrior(partial(over_renders, factory, size, flow), about, vocabulary=TABLETOP, world=world)
 
 
-def over_renders(factory: str, size: int, **options) -> Any:
+def over_renders(factory: str, size: int, flow: bool = False, **options) -> Any:
     """Makes a prior of `priors.captioned_images` over renders.
 
     Args:
         factory: its name there.
         size: edge of the renders, pixels.
+        flow: whether noise is mixed by flow matching, in place of Stable Diffusion's schedule.
         **options: ignored, since it has no network.
 
     Returns:
         The prior.
     """
     del options
+    from lods_jax.core.noise_schedule import STABLE_DIFFUSION, flow_matching
     from lods_jax.priors import captioned_images
     from lods_jax.tabletop.captioned import captioned_renders
 
-    return getattr(captioned_images, factory)(*captioned_renders(PARTS, size))
+    schedule = flow_matching() if flow else STABLE_DIFFUSION
+    return getattr(captioned_images, factory)(*captioned_renders(PARTS, size), noise_schedule=schedule)
 
 
 def world() -> World:

@@ -17,7 +17,7 @@ import numpy as np
 
 from lods_jax.core.cameras import VIEWS
 from lods_jax.core.images import grid, write_png
-from lods_jax.core.noise_schedule import add_noise, eps_to_v, velocity
+from lods_jax.core.noise_schedule import add_noise, eps_to_v, velocity, x0_to_v
 from lods_jax.core.types import Cond, Prior
 from lods_jax.priors import sampling as generate
 from lods_jax.priors.stable_diffusion import stable_diffusion
@@ -142,7 +142,9 @@ def denoising_losses(
     def loss(weights, z, tokens, camera, t, key):
         noise = jax.random.normal(key, z.shape)
         z_t = add_noise(prior.noise_schedule, z, noise, t)
-        v = eps_to_v(prior.noise_schedule, prior.predict(weights, {}, z_t, t, Cond(tokens, camera=camera)), z_t, t)
+        # Without signal, the velocity follows from the clean latents alone.
+        ask, convert = (prior.predict_x0, x0_to_v) if prior.predict_x0 else (prior.predict, eps_to_v)
+        v = convert(prior.noise_schedule, ask(weights, {}, z_t, t, Cond(tokens, camera=camera)), z_t, t)
         return jnp.mean((v - velocity(prior.noise_schedule, z, noise, t)) ** 2, (1, 2, 3))
 
     strata = np.arange(draws)[:, None] + rng.random((draws, len(rows) // prior.views))

@@ -1,6 +1,7 @@
 """Laws of the objectives. Those that hold for every objective run over the registry: a new row is tested as it is added."""
 
 import inspect
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from lods_jax.core.errors import UserError
-from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise, score_weight, signal_and_noise
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise, flow_matching, score_weight, signal_and_noise
 from lods_jax.core.types import Cond
 from lods_jax.distillation.objectives import (
     OBJECTIVES,
@@ -190,19 +191,20 @@ def test_the_bridge_is_csd_from_another_text():
 
 
 # --- inversions -------------------------------------------------------------------------------------------------------------
-def exact(text, z_t, t, sigma=0.5):
+def exact(text, z_t, t, sigma=0.5, schedule=STABLE_DIFFUSION):
     """eps of a Gaussian prior, as a function of (text, z_t, t)."""
-    prior = gaussian(SINGLE, sigma)
+    prior = gaussian(SINGLE, sigma, schedule)
     tokens = prior.embed({}, [one_pixel_texts()[text]] * len(z_t))
     return prior.predict({}, {}, z_t, t, Cond(tokens))
 
 
-def test_a_fine_inversion_follows_the_exact_flow():
+@pytest.mark.parametrize("schedule", [STABLE_DIFFUSION, flow_matching()], ids=["diffusion", "flow"])
+def test_a_fine_inversion_follows_the_exact_flow(schedule):
     """For a Gaussian the probability flow is affine: (z_t - signal mu) keeps its ratio to the marginal's standard deviation."""
     z, t = 0.2 + 0.5 * normal(0), jnp.array([300, 900])
-    z_t, _ = ism(steps=250).inversion(STABLE_DIFFUSION, exact, z, t, jnp.zeros_like(z))
+    z_t, _ = ism(steps=250).inversion(schedule, partial(exact, schedule=schedule), z, t, jnp.zeros_like(z))
 
-    signal, noise = signal_and_noise(STABLE_DIFFUSION, t, z)
+    signal, noise = signal_and_noise(schedule, t, z)
     expected = signal * 0.2 + jnp.sqrt(signal**2 * 0.25 + noise**2) * (z - 0.2) / 0.5
     np.testing.assert_allclose(z_t, expected, atol=0.05)
 

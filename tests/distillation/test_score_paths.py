@@ -8,7 +8,15 @@ import pytest
 
 from lods_jax.cli.command_line import parse
 from lods_jax.core.cameras import sample_orbit
-from lods_jax.core.noise_schedule import STABLE_DIFFUSION, T, add_noise
+from lods_jax.core.noise_schedule import (
+    STABLE_DIFFUSION,
+    T,
+    add_noise,
+    flow_matching,
+    score_weight,
+    velocity_weight,
+    x0_to_eps,
+)
 from lods_jax.core.types import Reference, Render, Scene
 from lods_jax.distillation.objectives import sds
 from lods_jax.distillation.score_paths import ENCODER, blend, clipped, mixed, push_forward, reconstruction, score_to_step, split
@@ -103,14 +111,15 @@ def test_a_scene_that_moves_against_a_reconstruction_meets_the_decoded_estimate(
     np.testing.assert_allclose(resized(rgb), prior.decode({}, z0), atol=1e-4)
 
 
-def test_a_score_times_its_step_leads_to_the_estimate_of_the_clean_latents():
+@pytest.mark.parametrize("weight", [score_weight, velocity_weight])
+@pytest.mark.parametrize("schedule", [STABLE_DIFFUSION, flow_matching(3.0)], ids=["diffusion", "flow"])
+def test_a_score_times_its_step_leads_to_the_estimate_of_the_clean_latents(schedule, weight):
     """Of a denoiser that knows the clean latents y: z_t minus its noise, over alpha, is y; and so is z minus the step."""
     t = jnp.array([10, 500, 979])
     z, y, noise = jax.random.normal(KEY, (3, 3, 2, 2, 4))
-    alpha, sigma = (jnp.sqrt(jnp.asarray(table)[t])[:, None, None, None] for table in STABLE_DIFFUSION)
-    eps = (add_noise(STABLE_DIFFUSION, z, noise, t) - alpha * y) / sigma
-    score = (sigma**2) * (eps - noise)
-    np.testing.assert_allclose(z - score_to_step(STABLE_DIFFUSION, t)[:, None, None, None] * score, y, atol=1e-3)
+    eps = x0_to_eps(schedule, y, add_noise(schedule, z, noise, t), t)
+    score = weight(schedule, t)[:, None, None, None] * (eps - noise)
+    np.testing.assert_allclose(z - score_to_step(schedule, t, weight)[:, None, None, None] * score, y, atol=1e-3)
 
 
 def test_a_score_of_pure_noise_has_a_finite_step():

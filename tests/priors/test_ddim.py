@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.core.noise_schedule import STABLE_DIFFUSION, from_betas, scaled_linear_betas, signal_and_noise
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, flow_matching, from_betas, scaled_linear_betas
 from lods_jax.priors.ddim import ddim
 from lods_jax.priors.gaussian import gaussian
 
@@ -43,18 +43,16 @@ def test_ddim_follows_the_probability_flow_and_its_error_falls_with_the_step():
     assert fine < 0.2 * coarse
 
 
-def test_without_terminal_signal_the_sampler_starts_where_the_process_ends():
+@pytest.mark.parametrize(
+    "schedule",
+    [from_betas(scaled_linear_betas(0.00085, 0.012), zero_terminal_snr=True), flow_matching(), flow_matching(3.0)],
+    ids=["zero snr", "flow", "flow, shift 3"],
+)
+def test_without_terminal_signal_the_sampler_starts_where_the_process_ends(schedule):
     """No error of the mean is left, as there is with Stable Diffusion's own schedule: N(0, 1) is what z_t is at t = 999."""
-    schedule = from_betas(scaled_linear_betas(0.00085, 0.012), zero_terminal_snr=True)
     prior = gaussian({"": -0.3, "y": 0.8}, SIGMA, schedule)
     rows = [jnp.broadcast_to(row[None], (len(Z), 1, 1)) for row in (Y, NULL)]
-
-    def predict_x0(z_t, t, cond):  # the mean of z given z_t = signal z + noise_std noise
-        signal, noise_std = signal_and_noise(schedule, t, z_t)
-        mean = cond.tokens[..., None]
-        return mean + signal * SIGMA**2 * (z_t - signal * mean) / (signal**2 * SIGMA**2 + noise_std**2)
-
-    predict = partial(prior.predict, {}, {})
+    predict, predict_x0 = (partial(f, {}, {}) for f in (prior.predict, prior.predict_x0))
     samples = jax.jit(lambda: ddim(predict, Z, *rows, schedule, s=1.0, steps=500, predict_x0=predict_x0))()
     np.testing.assert_allclose(samples, 0.8 + SIGMA * Z, atol=0.02)  # the probability flow; 0.02 as above in 500 steps
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.scipy.stats import norm
 
-from lods_jax.core.noise_schedule import STABLE_DIFFUSION
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, eps_to_x0, flow_matching, from_betas, scaled_linear_betas
 from lods_jax.core.types import Cond, Query
 from lods_jax.priors.gaussian import gaussian
 
@@ -61,3 +61,15 @@ def test_an_unknown_text_is_named():
 def test_a_negative_sigma_is_refused():
     with pytest.raises(ValueError, match="sigma must be at least 0, got -1"):
         gaussian({"": 0.0}, -1.0)
+
+
+@pytest.mark.parametrize(
+    "schedule", [flow_matching(3.0), from_betas(scaled_linear_betas(0.00085, 0.012), True)], ids=["flow", "zero snr"]
+)
+def test_where_the_process_ends_in_noise_the_mean_of_the_clean_latents_is_known_too(schedule):
+    """It is what the noise implies while there is signal, and the mean of the text where there is none."""
+    prior, asked = gaussian({"": 0.2, "y": 1.0}, SIGMA, schedule), ({}, {}, Z, T, Cond(Y))
+    x0, implied = jax.jit(prior.predict_x0)(*asked), eps_to_x0(schedule, jax.jit(prior.predict)(*asked), Z, T)
+    np.testing.assert_allclose(x0[:3], implied[:3], atol=2e-5)
+    np.testing.assert_array_equal(x0[3], 1.0)
+    assert PRIOR.predict_x0 is None

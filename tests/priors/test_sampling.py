@@ -23,7 +23,7 @@ def predict(weights, psi, z_t, t, cond):
     return jnp.tanh(z_t + row[:, None, None, None])
 
 
-prior = gaussian({"": 0.5}, 0.5)._replace(predict=predict, decode=lambda weights, z: jnp.tanh(z))
+prior = gaussian({"": 0.5}, 0.5)._replace(predict=predict, predict_x0=predict, decode=lambda weights, z: jnp.tanh(z))
 loss = lambda prior, psi: jnp.sum(prior.predict({}, psi, z, t, cond) ** 2)  # noqa: E731
 
 
@@ -31,12 +31,14 @@ loss = lambda prior, psi: jnp.sum(prior.predict({}, psi, z, t, cond) ** 2)  # no
 def test_batches_give_what_one_call_gives(size):
     psi, small = {"a": jnp.float32(0.3)}, in_batches(prior, size)
     np.testing.assert_allclose(small.predict({}, psi, z, t, cond), prior.predict({}, psi, z, t, cond), rtol=1e-6)
+    np.testing.assert_allclose(small.predict_x0({}, psi, z, t, cond), prior.predict({}, psi, z, t, cond), rtol=1e-6)
     np.testing.assert_allclose(small.decode({}, z), prior.decode({}, z), rtol=1e-6)
     slopes = [jax.grad(lambda psi, p=p: loss(p, psi))(psi)["a"] for p in (small, prior)]
     np.testing.assert_allclose(*slopes, rtol=1e-5)
 
 
 def test_no_batch_is_larger_than_was_asked_for():
-    seen.clear()
-    in_batches(prior, 2).predict({}, {"a": 1.0}, z, t, cond)
-    assert set(seen) == {2}
+    for asked in ("predict", "predict_x0"):
+        seen.clear()
+        getattr(in_batches(prior, 2), asked)({}, {"a": 1.0}, z, t, cond)
+        assert set(seen) == {2}

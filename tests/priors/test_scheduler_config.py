@@ -10,9 +10,8 @@ from lods_jax.core.noise_schedule import STABLE_DIFFUSION, from_betas, linear_be
 from lods_jax.core.types import Cond
 from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.priors.sampling import sample
-from lods_jax.priors.scheduler_config import read_scheduler, scheduler_of
+from lods_jax.priors.scheduler_config import SCHEDULER, read_scheduler, scheduler_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.priors.torch_weights import SCHEDULER
 
 V = {"prediction_type": "v_prediction"}
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -45,14 +44,8 @@ def test_a_config_gives_the_schedule_that_diffusers_makes_of_it(config, expected
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        (
-            {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
-            "FlowMatchEulerDiscreteScheduler is for flow",
-        ),
-        ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, "flow matching"),
-        (SD | {"prediction_type": "flow_prediction"}, "flow matching"),
         ({"_class_name": "EDMEulerScheduler", "sigma_data": 0.5}, "'EDMEulerScheduler' is not known, and without beta_start"),
-        (SD | {"prediction_type": "sample"}, "prediction_type must be epsilon or v_prediction, got 'sample'"),
+        (SD | {"prediction_type": "sample"}, "prediction_type must be epsilon, v_prediction or flow_prediction, got 'sample'"),
         (SD | {"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule must be linear or scaled_linear, got 'squaredcos_cap_v2'"),
         (SD | {"beta_schedule": ["linear"]}, "beta_schedule must be linear or scaled_linear"),
         (SD | {"beta_end": "0.012"}, "beta_start and beta_end must be between 0 and 1"),
