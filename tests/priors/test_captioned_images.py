@@ -10,7 +10,7 @@ import pytest
 from jax.scipy.stats import multivariate_normal
 from PIL import Image
 
-from lods_jax.core.noise_schedule import STABLE_DIFFUSION, eps_to_x0
+from lods_jax.core.noise_schedule import STABLE_DIFFUSION, eps_to_x0, flow_matching
 from lods_jax.core.types import Cond, Query
 from lods_jax.priors.captioned_images import (
     caption_gaussians,
@@ -47,7 +47,8 @@ BOTH = pytest.mark.parametrize(
 TIMESTEPS = jnp.array([0, 10, 100, 300, 500, 700, 999])
 CAPTIONS = ["", "a red mug, side view", "blue", "a car", "front view", "red car", "blue mug, front view"]
 Z = jax.random.normal(jax.random.key(1), (7, 4, 4, 3))
-X = jnp.asarray(2 * IMAGES[:7] - 1)
+X_ALL = jnp.asarray(2 * IMAGES - 1)
+X = X_ALL[:7]
 
 
 def matching(caption):
@@ -115,6 +116,33 @@ def test_ddim_samples_of_a_caption_have_its_mean_and_covariance():
     # Starting from N(0, 1) leaves 7 % of the mean behind, times the spread of the caption.
     np.testing.assert_allclose(samples.mean(0), mean[0], atol=0.1)
     np.testing.assert_allclose(np.cov(samples.T), cov[0], atol=0.1)
+
+
+FLOW = flow_matching()
+FLOWS = {
+    "pixels": posterior_mean(IMAGES, FEATURES, WORDS, noise_schedule=FLOW),
+    "gaussians": caption_gaussians(IMAGES, FEATURES, WORDS, dims=8, noise_schedule=FLOW),
+}
+
+
+@pytest.mark.parametrize(("kind", "weights"), [("pixels", PIXEL_WEIGHTS), ("gaussians", GAUSSIAN_WEIGHTS)])
+def test_under_flow_matching_the_clean_latents_are_known_at_any_signal(kind, weights):
+    """They are what the noise implies while there is signal, and of noise alone the mean of the caption."""
+    prior, tokens = FLOWS[kind], FLOWS[kind].embed(weights, ["a red mug"] * 7)
+    z_t = Z if kind == "pixels" else Z.reshape(7, 1, 1, -1)[..., :8]
+    x0, eps = (jax.jit(f)(weights, {}, z_t, TIMESTEPS, Cond(tokens)) for f in (prior.predict_x0, prior.predict))
+    np.testing.assert_allclose(eps_to_x0(FLOW, eps, z_t, TIMESTEPS)[:-1], x0[:-1], atol=1e-4)
+    mean = X_ALL[matching("red mug")].mean(0) if kind == "pixels" else caption_moments(weights, {}, Cond(tokens))[0][-1]
+    np.testing.assert_allclose(x0[-1].ravel(), mean.ravel(), atol=1e-5)
+
+
+def test_even_where_evidence_is_strongest_no_image_contradicts_the_caption():
+    """A white picture that is seen through noise of 0.001, under the caption of the black one: odds of e^(2.5e10) against it."""
+    prior = posterior_mean(np.stack([np.zeros((64, 64, 3)), np.ones((64, 64, 3))]), np.eye(2), ["black", "white"])
+    weights = prior.init(KEY)
+    tokens = prior.embed(weights, ["black"])
+    share = posterior(weights, {}, jnp.ones((1, 64, 64, 3)), jnp.zeros(1, jnp.int32), Cond(tokens), FLOW)
+    np.testing.assert_array_equal(share, [[1.0, 0.0]])
 
 
 @BOTH
