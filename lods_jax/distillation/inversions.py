@@ -114,6 +114,13 @@ def own_prediction(steps: int) -> Inversion:
 
 
 def check_steps(steps: int) -> None:
-    """Raises ValueError unless there is at least one step."""
+    """Refuses an inversion of no steps.
+
+    Args:
+        steps: number of steps.
+
+    Raises:
+        ValueError: it is below 1.
+    """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
