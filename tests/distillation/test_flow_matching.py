@@ -23,7 +23,7 @@ from lods_jax.core.noise_schedule import (
 )
 from lods_jax.core.types import Cond
 from lods_jax.distillation.objectives import OBJECTIVES, lods_embedding, lods_lora, rfds, rfds_rev, sds
-from lods_jax.distillation.scores import Denoiser, denoising_loss, score_at, scores_to_steps
+from lods_jax.distillation.scores import Denoiser, denoising_loss, predictions_at, score_of, scores_to_steps
 from lods_jax.priors.ddim import ddim
 from lods_jax.priors.gaussian import gaussian
 
@@ -67,6 +67,12 @@ def test_a_residual_of_noises_is_the_signal_times_that_of_velocities(schedule, n
     np.testing.assert_allclose(ours, signal * of_v, atol=1e-5)
 
 
+def score_at(objective, denoiser, psi, latents, texts, t, pose=None):
+    """The score at given timesteps and NOISE, the predictions, and z_t."""
+    eps, noised, noise = predictions_at(objective, denoiser, psi, latents, texts, t, NOISE, pose)
+    return score_of(objective, denoiser, eps, latents["render"], noised, noise, t), eps, noised["render"]
+
+
 def asked(objective, v, t, z=Z):
     """The score of an objective on a network of flow matching whose velocities are given by the text of the query."""
     answers = {"prompt": v["y"], "null": v["a"], "learned": v["a"]}
@@ -77,7 +83,7 @@ def asked(objective, v, t, z=Z):
         return v_to_eps(FLOW, of_text, z_t, t)
 
     psi = {"embedding": rows["learned"][0]}
-    return score_at(objective, Denoiser(predict, FLOW), psi, {"render": z}, rows, t, NOISE)
+    return score_at(objective, Denoiser(predict, FLOW), psi, {"render": z}, rows, t)
 
 
 @pytest.mark.parametrize("s", [1.0, 7.5, 1000.0, float("inf")])
@@ -193,7 +199,7 @@ def test_where_there_is_no_signal_or_no_noise_everything_is_finite(schedule, obj
     psi = prior.init_psi({}, jax.random.key(0), texts["null"][0], objective.trained_queries)
     denoiser = Denoiser(lambda psi, *asked: prior.predict({}, psi, *asked), schedule)
     latents, pose = {"render": Z, "reference": Z + 1}, jnp.ones((len(t), 16))
-    found, eps, z_t = score_at(objective, denoiser, psi, latents, texts, t, NOISE, pose)
+    found, eps, z_t = score_at(objective, denoiser, psi, latents, texts, t, pose)
     keys = jax.random.split(jax.random.key(0), len(t))
     steps = [scores_to_steps(objective, denoiser, Z, (end, end), keys) for end in (0, T - 1)]
     loss, slope = jax.value_and_grad(denoising_loss)(psi, objective, denoiser, latents, texts, keys, pose)
