@@ -43,6 +43,8 @@ class PriorConfig:
     """Fetch what the cache lacks of the repository of that id."""
     variant: str | None = None
     """Which weight files to read where a folder has several kinds, such as `fp16`; one kind alone needs no choice."""
+    image_size: int | None = bounded(None, 8, 4096)
+    """Edge of the square images that the prior sees, pixels. None: as its U-Net was trained, 512 or 768, and 1024 for SDXL."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of U-Net and VAE; their results are float32 in any case, and so is a VAE beside a float16 U-Net. float16 is for
     objectives that learn nothing of the prior."""

@@ -61,7 +61,7 @@ class Cond(struct.PyTreeNode):
     """Everything that a noise prediction may be conditioned on, per example.
 
     Attributes:
-        tokens: text-encoder output [b n w].
+        tokens: text-encoder output [b n w], as the prior's `embed` gives it.
         lora: scale of the adapter [b]; 0 is the frozen network. NumPy where it is known while tracing. None for no adapter.
         pose: camera-to-world matrices [b 16], row-major.
         pose_on: 1 where the pose is used, else 0 [b].
@@ -153,6 +153,7 @@ class Prior(NamedTuple):
         truncate: (text, ending) -> text, cut so that the ending fits behind it.
         views: number of views of one object that are denoised together. `predict` takes them in groups: every `views` examples in
             a row are one object under one timestep, and their `Cond.camera` says from where. 1 for a prior of single images.
+        pooled: width of the pooled vector that lies behind the tokens of a text, as in SDXL (`priors.sdxl`); 0 without one.
     """
 
     init: Callable[..., Any]
@@ -165,6 +166,7 @@ class Prior(NamedTuple):
     predict_x0: Callable[..., jax.Array] | None = None
     truncate: Callable[[str, str], str] = _whole
     views: int = 1
+    pooled: int = 0
 
 
 class Query(NamedTuple):

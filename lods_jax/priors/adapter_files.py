@@ -11,38 +11,18 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from lods_jax.core.files import replacing
+from lods_jax.priors.adapter_names import PREFIXES, check_kind, layer_finder, layers_of, site_and_part
 from lods_jax.priors.diffusers_folder import is_number, read_config
-from lods_jax.priors.hub import family_of
-from lods_jax.priors.lora import Lora, site_name
-from lods_jax.priors.torch_weights import as_matrix, read_arrays, torch_shape
+from lods_jax.priors.lora import Lora
+from lods_jax.priors.sdxl import pack, unpack
+from lods_jax.priors.torch_weights import as_matrix, read_arrays
 
-# How files name the two factors and alpha: diffusers, peft and kohya's scripts, diffusers in the days of the official release.
-KEYS = (
-    r"(?P<site>.+)\.lora(?:_linear_layer)?\.(?P<part>down|up)\.weight",
-    r"(?P<site>.+)\.lora_(?P<part>A|B|down|up)(?:\.\w+)?\.weight",
-    r"(?P<site>.+?)(?:\.processor)?\.(?P<layer>to_\w+)_lora\.(?P<part>down|up)\.weight",
-    r"(?P<site>.+?)(?:\.lora)?\.(?P<part>alpha)",
-)
-PREFIXES = {"unet": "unet.", "text": "text_encoder."}  # of diffusers, by the part of a prior
-KOHYA = {"unet": "lora_unet_", "text": "lora_te_"}  # of kohya's scripts, whose names have no dots
-FACTORS = {"A": "down", "B": "up"}  # of peft
-OTHER_KINDS = {  # adapters that are no products of two factors, by a part of their keys
-    r"\.hada_w": "a LoHa",
-    r"\.lokr_w": "a LoKr",
-    r"\.(dora_scale|lora_magnitude_vector)": "a DoRA",
-    r"\.lora_mid\.": "a LoRA with a Tucker core",
-    r"\.diff(_b)?$": "a difference of whole weights",
-}
-OTHER_BASES = {  # by a part of the keys
-    r"^(lora_te2_|text_encoder_2\.)|(input|output)_blocks_|[._]transformer_blocks[._][1-9]": "SDXL",
-    r"(double|single)_blocks|single_transformer_blocks|joint_blocks|^transformer\.": "a transformer, such as SD 3 or Flux",
-}
+NAMES = ("negative_prompt_embeds", "negative_pooled_prompt_embeds")  # of the file of a learned unconditional embedding
 
 
 class LowRank(NamedTuple):
@@ -129,7 +109,7 @@ def read_lora(file: str | Path, shapes: Mapping[str, Any]) -> dict[str, dict[str
 
     Args:
         file: safetensors file.
-        shapes: {part: parameters, or their ShapeDtypeStructs} of the parts that it may change, "unet" and "text".
+        shapes: {part: parameters, or their ShapeDtypeStructs} of the parts that it may change, "unet", "text" and "text_2".
 
     Returns:
         {part: {PyTorch's name of a layer: its factors}}, sorted by name.
@@ -152,23 +132,6 @@ def read_lora(file: str | Path, shapes: Mapping[str, Any]) -> dict[str, dict[str
     return adapter
 
 
-def layers_of(shapes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The layers that an adapter can change.
-
-    Args:
-        shapes: {part: parameters, or their ShapeDtypeStructs}.
-
-    Returns:
-        {name with the part's prefix: shape of the weight in PyTorch's layout}.
-    """
-    return {
-        PREFIXES[part] + site_name(path): torch_shape(path, leaf.shape)
-        for part, tree in shapes.items()
-        for path, leaf in flatten_dict(tree).items()
-        if path[-1] == "kernel"
-    }
-
-
 def collect_factors(file: Path, known: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, np.ndarray]]:
     """Reads the factors of an adapter by layer.
 
@@ -185,12 +148,11 @@ def collect_factors(file: Path, known: Mapping[str, tuple[int, ...]]) -> dict[st
     """
     state = read_arrays(file)
     check_kind(file, state, known)
-    flat = {name.replace(PREFIXES[part], KOHYA[part], 1).replace(".", "_"): name for part in PREFIXES for name in known}
+    find = layer_finder(known)
     found: dict[str, dict[str, np.ndarray]] = {}
     for key, value in state.items():
         site, part = site_and_part(file, key)
-        names = (flat.get(site), site, *(prefix + site for prefix in PREFIXES.values()))
-        if (name := next((name for name in names if name in known), None)) is None:
+        if (name := find(site)) is None:
             raise ValueError(f"{file}: this prior has no layer {site}: it is an adapter of another network")
         if part in found.setdefault(name, {}):
             raise ValueError(f"{file}: {key} gives {part} of {name} a second time")
@@ -200,53 +162,6 @@ def collect_factors(file: Path, known: Mapping[str, tuple[int, ...]]) -> dict[st
     if not found:
         raise ValueError(f"{file} holds no adapter: it is empty")
     return found
-
-
-def site_and_part(file: Path, key: str) -> tuple[str, str]:
-    """The layer and the part of its adapter that a key of a file names.
-
-    Args:
-        file: named in the error.
-        key: of an array.
-
-    Returns:
-        The layer's name, perhaps with a prefix, and "down", "up" or "alpha".
-
-    Raises:
-        ValueError: the key is of no adapter.
-
-    Examples:
-        >>> site_and_part(Path("a"), "unet.mid_block.attn1.processor.to_out_lora.up.weight")
-        ('unet.mid_block.attn1.to_out.0', 'up')
-    """
-    match = next((m for pattern in KEYS if (m := re.fullmatch(pattern, key.removeprefix("base_model.model.")))), None)
-    if match is None:
-        raise ValueError(f"{file}: {key} is no part of an adapter")
-    site = match["site"] + (f".{match['layer']}" if "layer" in match.groupdict() else "")
-    site = re.sub(r"self_attn\.to_(q|k|v|out)$", r"self_attn.\1_proj", site)
-    return re.sub(r"to_out$", "to_out.0", site), FACTORS.get(match["part"], match["part"])
-
-
-def check_kind(file: Path, state: Mapping[str, np.ndarray], known: Mapping[str, tuple[int, ...]]) -> None:
-    """Checks that a file is a LoRA for the base model at hand.
-
-    Args:
-        file: named in the error.
-        state: its arrays.
-        known: from `layers_of`.
-
-    Raises:
-        ValueError: it is an adapter of another kind, or of another base model.
-    """
-    find = lambda kinds: next((kind for pattern, kind in kinds.items() if any(re.search(pattern, key) for key in state)), None)  # noqa: E731
-    if kind := find(OTHER_KINDS):
-        raise ValueError(f"{file} is {kind}: expected a LoRA, whose layers have two factors each")
-    widths = {shape[1] for name, shape in known.items() if name.endswith("attn2.to_k")}
-    of_file = {x.shape[1] for key, x in state.items() if re.search(r"attn2[._](to_k\.|processor\.to_k).*(down|_A)\b", key)}
-    base = find(OTHER_BASES) or next((family_of(width) for width in of_file - widths if widths), None)
-    if base is not None:
-        own = family_of(min(widths)) if widths else "another network"
-        raise ValueError(f"{file} was trained on {base}, and this prior is {own}: use an adapter of the same base model")
 
 
 def check_factors(
@@ -347,15 +262,34 @@ def is_simple_pattern(key: str) -> bool:
     return True
 
 
-def save_embedding(file: str | Path, embedding: Float[Array, "n w"]) -> None:
+def save_embedding(file: str | Path, embedding: Float[Array, "n w"], pooled: int = 0) -> None:
     """Writes a learned unconditional embedding as `negative_prompt_embeds` [1 n w], as PyTorch pipelines call it.
+
+    That of an SDXL has `negative_pooled_prompt_embeds` [1 p] beside it.
 
     Args:
         file: safetensors file to write.
         embedding: [n w].
+        pooled: width of the pooled vector in it, `Prior.pooled`.
     """
     with replacing(file) as partial:
-        save_file({"negative_prompt_embeds": np.asarray(embedding)[None]}, partial, {"format": "pt"})
+        save_file(pipeline_arrays(np.asarray(embedding)[None], pooled, "negative_"), partial, {"format": "pt"})
+
+
+def pipeline_arrays(tokens: Float[np.ndarray, "k n w"], pooled: int, prefix: str = "") -> dict[str, Float[np.ndarray, "k ..."]]:
+    """Embedded texts under the names of PyTorch pipelines.
+
+    Args:
+        tokens: [k n w], as a prior's `embed` gives them.
+        pooled: width of the pooled vector in each, `Prior.pooled`.
+        prefix: of the names.
+
+    Returns:
+        prompt_embeds, and pooled_prompt_embeds where there is a pooled vector.
+    """
+    names = (f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds")
+    arrays = unpack(jnp.asarray(tokens), pooled) if pooled else (tokens,)
+    return {name: np.ascontiguousarray(array) for name, array in zip(names, arrays, strict=False)}
 
 
 def load_embedding(file: str | Path) -> Float[Array, "n w"]:
@@ -371,6 +305,9 @@ def load_embedding(file: str | Path) -> Float[Array, "n w"]:
         ValueError: the file holds anything else.
     """
     flat = read_arrays(Path(file))
-    if set(flat) != {"negative_prompt_embeds"} or flat["negative_prompt_embeds"].ndim != 3:
-        raise ValueError(f"{file} must hold negative_prompt_embeds [1 n w] and nothing else, got {sorted(flat)}")
-    return jnp.asarray(flat["negative_prompt_embeds"][0], jnp.float32)
+    ndims = [flat[name].ndim for name in NAMES if name in flat]
+    if set(flat) - set(NAMES) or ndims not in ([3], [3, 2]) or any(len(array) < 1 for array in flat.values()):
+        wanted = "negative_prompt_embeds [1 n w], perhaps with negative_pooled_prompt_embeds [1 p],"
+        raise ValueError(f"{file} must hold {wanted} and nothing else, got {sorted(flat)}")
+    tokens, *pooled = (jnp.asarray(flat[name][0], jnp.float32) for name in NAMES if name in flat)
+    return pack(tokens, *pooled) if pooled else tokens

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lods_jax.priors.diffusers_folder import MVDREAM, PARTS
+from lods_jax.priors.diffusers_folder import ALL_PARTS, MVDREAM
 from lods_jax.priors.scheduler_config import config_of
 from lods_jax.priors.torch_weights import as_json, place
 
@@ -26,6 +26,10 @@ _UNET = {
     "sample_size": 64,
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
 }
+_TEXT_1 = {
+    "hidden_act": "quick_gelu", "hidden_size": 768, "intermediate_size": 3072, "max_position_embeddings": 77,
+    "num_attention_heads": 12, "num_hidden_layers": 12, "projection_dim": 768, "vocab_size": 49408,
+}  # fmt: skip
 _TEXT_2 = {
     "hidden_act": "gelu", "hidden_size": 1024, "intermediate_size": 4096, "max_position_embeddings": 77,
     "num_attention_heads": 16, "num_hidden_layers": 23, "projection_dim": 512, "vocab_size": 49408,
@@ -40,8 +44,23 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
     "stable-diffusion-v1-5": {
         "unet": _UNET | {"attention_head_dim": 8, "cross_attention_dim": 768},
         "vae": _VAE,
-        "text": {"hidden_act": "quick_gelu", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
-        | {"max_position_embeddings": 77, "num_attention_heads": 12, "projection_dim": 768, "vocab_size": 49408},
+        "text": _TEXT_1,
+    },
+    "stable-diffusion-xl-base-1.0": {
+        "unet": {
+            "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
+            "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048,
+            "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2, "in_channels": 4, "layers_per_block": 2,
+            "out_channels": 4, "projection_class_embeddings_input_dim": 2816, "sample_size": 128,
+            "transformer_layers_per_block": [1, 2, 10], "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+            "use_linear_projection": True,
+        },
+        "vae": _VAE | {"scaling_factor": 0.13025},
+        "text": _TEXT_1,
+        "text_2": _TEXT_2 | {
+            "hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "num_hidden_layers": 32,
+            "projection_dim": 1280,
+        },
     },
     "mvdream-sd2.1-diffusers": {
         "unet": {
@@ -70,7 +89,7 @@ def write_configs(folder: Path, name: str) -> Path:
     """
     if name not in CONFIGS:
         raise ValueError(f"there is no architecture {name!r}, only {', '.join(CONFIGS)}")
-    for part, (directory, _) in PARTS.items():
-        place(folder / directory / "config.json").write_text(as_json(CONFIGS[name][part]))
+    for part, config in CONFIGS[name].items():
+        place(folder / ALL_PARTS[part][0] / "config.json").write_text(as_json(config))
     place(folder / "scheduler" / "scheduler_config.json").write_text(as_json(config_of("epsilon")))
     return folder

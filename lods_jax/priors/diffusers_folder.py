@@ -22,6 +22,10 @@ POSED_PARTS = {
     "image": ("image_encoder", "model"),
     "camera": ("cc_projection", "diffusion_pytorch_model"),
 }
+# The second text encoder of SDXL (`sdxl`).
+TEXT_2 = {"text_2": ("text_encoder_2", "model")}
+ALL_PARTS = PARTS | TEXT_2 | POSED_PARTS
+TEXT_PARTS = ("text", "text_2")
 # The class of MVDream's U-Net (Shi et al. 2024) in its config, and how many views it was trained on: no config says that.
 MVDREAM, MVDREAM_VIEWS = "MultiViewUNetModel", 4
 # The class of such a U-Net in diffusers' names, whose config says the number of its `views`: what `lods train-prior` writes.
@@ -117,7 +121,7 @@ def weight_files(folder: Path, part: str, variant: str | None = None) -> list[Pa
 
     Args:
         folder: in diffusers layout.
-        part: "unet", "vae", "text", "image" or "camera".
+        part: a key of `ALL_PARTS`.
         variant: such as "fp16", of which a folder may have files beside the default ones. A part without the variant uses its
             default file, as in diffusers: "non_ema" is a variant of the U-Net alone. With None, a part that has files of one
             variant only uses these.
@@ -129,7 +133,7 @@ def weight_files(folder: Path, part: str, variant: str | None = None) -> list[Pa
         FileNotFoundError: there are no such weights; the message names those there are.
         ValueError: there are only pickled weights, several variants to choose from, or a malformed index of shards.
     """
-    directory, stem = folder / (PARTS | POSED_PARTS)[part][0], (PARTS | POSED_PARTS)[part][1]
+    directory, stem = folder / ALL_PARTS[part][0], ALL_PARTS[part][1]
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is missing: expected {stem}.safetensors in it")
     there = variants(directory, stem)
@@ -177,7 +181,7 @@ def check_variant(folder: Path, parts: Sequence[str], variant: str | None) -> No
     Raises:
         FileNotFoundError: no part has it; the message names the variants there are.
     """
-    directories = [(folder / directory, stem) for directory, stem in ((PARTS | POSED_PARTS)[part] for part in parts)]
+    directories = [(folder / directory, stem) for directory, stem in (ALL_PARTS[part] for part in parts)]
     there = set().union(*(variants(*where) for where in directories if where[0].is_dir()))
     if variant is not None and variant not in there:
         names = ", ".join(sorted(filter(None, there))) or "none"

@@ -29,6 +29,7 @@ from lods_jax.priors.attention import Attention, attention_by, plain
 from lods_jax.priors.diffusers_folder import MULTI_VIEW, MVDREAM
 from lods_jax.priors.multi_view import CAMERA, joined_views, unet_class
 from lods_jax.priors.network_configs import clip_settings, join_settings, unet_settings, vae_settings
+from lods_jax.priors.sdxl import TIME_IDS, pooled_width
 
 DEPRECATION = "Flax classes are deprecated and will be removed in Diffusers v0.40.0."
 
@@ -70,21 +71,23 @@ def vae(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
     return FlaxAutoencoderKL(**vae_settings(config, _kinds(FlaxAutoencoderKL)), dtype=dtype)
 
 
-def text_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
+def text_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32, projection: bool = False) -> nn.Module:
     """The CLIP text encoder of a transformers `text_encoder/config.json`, without parameters.
 
     Args:
         config: the JSON object.
         dtype: of the computation.
+        projection: whether the layer that projects the state of the end token is part of it, as in SDXL's second one.
 
     Returns:
         The network.
     """
+    from transformers.models.clip import modeling_flax_clip as clip
     from transformers.models.clip.configuration_clip import CLIPTextConfig
-    from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule
 
     # The bare module: FlaxCLIPTextModel would draw random weights, and holds them as state.
-    return FlaxCLIPTextModule(CLIPTextConfig(**clip_settings(config, "text")), dtype=dtype)
+    module = clip.FlaxCLIPTextModelWithProjectionModule if projection else clip.FlaxCLIPTextModule
+    return module(CLIPTextConfig(**clip_settings(config, "text")), dtype=dtype)
 
 
 def image_encoder(config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
@@ -187,7 +190,7 @@ def predict_noise(
     tokens: Float[Array, "b n d"],
     interceptors: Sequence[Callable] = (),
     views: int = 1,
-    camera: Float[Array, "b 16"] | None = None,
+    added: Any = None,
 ) -> Float[Array, "b h w _"]:
     """The output of the U-Net at z_t and t: eps or v, whichever it was trained for.
 
@@ -199,7 +202,8 @@ def predict_noise(
         tokens: context [b n d].
         interceptors: of `nn.intercept_methods`, such as `lora.side_path`; they act beside the two patches.
         views: number of views that attend to each other; each so many examples in a row are one group.
-        camera: what a U-Net of several views sees of the cameras [b 16], from `multi_view.camera_vectors`; None for nothing.
+        added: what else it sees: a U-Net of several views cameras [b 16], from `multi_view.camera_vectors`, or None for nothing;
+            SDXL's the entries of `sdxl.added_conditions`.
 
     Returns:
         [b h w channels].
@@ -209,7 +213,7 @@ def predict_noise(
     """
     if len(z_t) % views:
         raise ValueError(f"this prior takes groups of {views} views, got {len(z_t)} examples")
-    given = () if camera is None else (camera,)
+    given = () if added is None else (added,)
     with ExitStack() as stack:
         for interceptor in (_patch, joined_views(views), *interceptors):
             stack.enter_context(nn.intercept_methods(interceptor))
@@ -276,6 +280,28 @@ def encode_text(module: nn.Module, params: Any, ids: Int[Array, "k n"]) -> Float
     return module.apply({"params": params}, *_text_inputs(ids)).last_hidden_state
 
 
+def encode_penultimate(
+    module: nn.Module, params: Any, ids: Int[Array, "k n"], end: int
+) -> tuple[Float[Array, "k n d"], Float[Array, "k p"] | None]:
+    """What SDXL sees of a text encoder: the states before its last layer, and of an encoder with a projection a pooled vector.
+
+    Args:
+        module: the text encoder.
+        params: its parameters.
+        ids: token ids [k n].
+        end: id of the end token, whose first place in a text is pooled. transformers looks for the largest id where a config says
+            2, as SDXL's does, and so misses the end of a text with added tokens.
+
+    Returns:
+        States [k n d] without the final norm, and the projected last state of the end token [k p], or None.
+    """
+    out = module.apply({"params": params}, *_text_inputs(ids), output_hidden_states=True)
+    if "text_projection" not in params:
+        return out.hidden_states[-2], None
+    last = out.last_hidden_state[jnp.arange(len(ids)), jnp.argmax(ids == end, -1)]
+    return out.hidden_states[-2], last @ params["text_projection"]["kernel"]
+
+
 def encode_image(module: nn.Module, params: Any, rgb: Float[Array, "b H W 3"]) -> Float[Array, "b p"]:
     """The projected CLIP embedding of images.
 
@@ -333,7 +359,7 @@ def remat() -> Callable:
 def _example(module: nn.Module) -> tuple:
     """The smallest inputs that touch every parameter."""
     kind = type(module).__name__
-    if kind == "FlaxCLIPTextModule":
+    if kind in ("FlaxCLIPTextModule", "FlaxCLIPTextModelWithProjectionModule"):
         return _text_inputs(jnp.zeros((1, 1), jnp.int32))
     if kind == "ImageEncoder":
         return (jnp.zeros((1, module.config.image_size, module.config.image_size, 3)),)
@@ -343,6 +369,8 @@ def _example(module: nn.Module) -> tuple:
     if kind == "FlaxAutoencoderKL":
         return (image,)
     asked = image, jnp.zeros((1,), jnp.int32), jnp.zeros((1, 1, module.cross_attention_dim))
+    if width := pooled_width(module):
+        return *asked, {"text_embeds": jnp.zeros((1, width)), "time_ids": jnp.zeros((1, TIME_IDS))}
     return (*asked, jnp.zeros((1, CAMERA))) if kind == "MultiViewUNet" else asked
 
 

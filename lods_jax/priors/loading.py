@@ -32,6 +32,8 @@ def load_prior(name: str = "tabletop", *, download: bool = False, dtype: DTypeLi
         >>> prior = load_prior("tabletop", rank=8)
     """
     entry, options = registered(name), {"dtype": jnp.dtype(dtype)} | options
-    if entry is not None and entry.folder is None and (options.get("loras") or options.get("embeddings")):
-        raise ValueError(f"the prior {name} has no networks that --prior.lora or --prior.embedding could change: leave them out")
+    of_networks = {"--prior.lora": "loras", "--prior.embedding": "embeddings", "--prior.image-size": "image_size"}
+    if entry is not None and entry.folder is None and any(options.get(option) for option in of_networks.values()):
+        flags = " or ".join(flag for flag, option in of_networks.items() if options.get(option))
+        raise ValueError(f"the prior {name} has no networks that {flags} could change: leave them out")
     return stable_diffusion(local(name, download), strict=False, **options) if entry is None else entry.make(**options)

@@ -186,7 +186,9 @@ def pose_path(pose_net: dict[str, Array], pose: Float[Array, "b 16"], on: Float[
 
     def intercept(next_fun, args, kwargs, context):
         out = next_fun(*args, **kwargs)
-        return out + added.astype(out.dtype) if type(context.module).__name__ == "FlaxTimestepEmbedding" else out
+        # By its name: other conditions than the timestep are embedded by the same class.
+        embeds = context.module.name == "time_embedding" and context.method_name == "__call__"
+        return out + added.astype(out.dtype) if embeds else out
 
     return intercept
 

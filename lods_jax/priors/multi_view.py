@@ -39,6 +39,7 @@ RESNET = {
 OTHERS = {
     "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
     "camera_embed.0": "camera_embedding.linear_1", "camera_embed.2": "camera_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2",  # SDXL's
     "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out", "middle_block.0": "mid_block.resnets.0",
     "middle_block.1": "mid_block.attentions.0", "middle_block.2": "mid_block.resnets.1",
 }  # fmt: skip

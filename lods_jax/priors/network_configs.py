@@ -7,11 +7,11 @@ from typing import Any
 
 from lods_jax.priors import multi_view
 from lods_jax.priors.diffusers_folder import MULTI_VIEW, MVDREAM, is_number
+from lods_jax.priors.sdxl import TEXT_TIME, TIME_IDS
 
 # What the Flax classes compute whatever the config says: another value would be ignored in silence.
 UNET_FIXED = {
     "act_fn": "silu",
-    "addition_embed_type": None,
     "attention_type": "default",
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
@@ -33,8 +33,8 @@ VAE_FIXED = {
     "use_post_quant_conv": True,
     "use_quant_conv": True,
 }
-# Said by the config, and without effect on these networks: details of an addition_embed_type that is None, and the
-# upcast of a float16 VAE.
+# Said by the config, and without effect on these networks: details of an addition_embed_type of another kind, and the upcast of a
+# float16 VAE.
 IDLE = {"addition_embed_type_num_heads", "force_upcast"}
 BLOCKS = {
     "down_block_types": {"CrossAttnDownBlock2D", "DownBlock2D", "DownEncoderBlock2D"},
@@ -87,7 +87,29 @@ def unet_settings(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[s
         config = {**config, "sample_size": size[0]}
     if not isinstance(config.get("upcast_attention"), bool | None):
         raise ValueError(f"upcast_attention must be true or false, got {config['upcast_attention']!r:.100}")
+    if config.get("addition_embed_type") is not None:
+        check_text_time(config)
     return settings(config, kinds, UNET_FIXED, IDLE | {"upcast_attention"})
+
+
+def check_text_time(config: Mapping[str, Any]) -> None:
+    """Checks what a U-Net sees beside its tokens: SDXL's pooled text and sizes of the picture.
+
+    Args:
+        config: of the U-Net.
+
+    Raises:
+        ValueError: it sees something else, or the widths do not add up.
+    """
+    kind, name = config["addition_embed_type"], config.get("_class_name")
+    if kind != TEXT_TIME or name in (MVDREAM, MULTI_VIEW):
+        raise ValueError(f"addition_embed_type must be null, or {TEXT_TIME!r} as in SDXL, got {kind!r:.100} of a {name!r:.100}")
+    each, joined = (config.get(key) for key in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"))
+    if not fits(each, int, MOST) or each < 2 or each % 2:
+        raise ValueError(f"addition_time_embed_dim must be an even whole number from 2 on, got {each!r:.100}")
+    if not fits(joined, int, MOST) or joined <= TIME_IDS * each:
+        more = f"more than the {TIME_IDS} x {each} of the picture's sizes"
+        raise ValueError(f"projection_class_embeddings_input_dim must be {more}, got {joined!r:.100}")
 
 
 def vae_settings(config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:

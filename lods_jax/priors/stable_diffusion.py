@@ -1,6 +1,6 @@
-"""Stable Diffusion 1.x and 2.x, and MVDream, from a folder in diffusers layout, as a `Prior`.
+"""Stable Diffusion 1.x and 2.x, SDXL and MVDream, from a folder in diffusers layout, as a `Prior`.
 
-weights = {"unet", "vae", "text"}; latents are scaled, so that they have about unit variance.
+weights = {"unet", "vae", "text"}, and "text_2" of SDXL; latents are scaled, so that they have about unit variance.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,10 +19,10 @@ from jaxtyping import Array, Float, Int, Key
 from lods_jax.core.math import clip_to_unit
 from lods_jax.core.noise_schedule import NoiseSchedule, network_time, v_to_eps, v_to_x0
 from lods_jax.core.types import Cond, Prior, Query
-from lods_jax.priors import flax_networks, lora, multi_view, torch_weights
+from lods_jax.priors import flax_networks, lora, multi_view, sdxl, torch_weights
 from lods_jax.priors.adapter_files import LowRank, read_lora
 from lods_jax.priors.attention import attention_by, fused, plain
-from lods_jax.priors.diffusers_folder import MVDREAM, PARTS, POSED_PARTS, check_variant, read_config, views_of_folder
+from lods_jax.priors.diffusers_folder import ALL_PARTS, MVDREAM, TEXT_PARTS, check_variant, read_config, views_of_folder
 from lods_jax.priors.prompt_encoder import prompt_encoder
 from lods_jax.priors.scheduler_config import read_scheduler
 from lods_jax.priors.user_adapters import ScaledFile, check_adapter_file, merge
@@ -63,7 +63,7 @@ def stable_diffusion(
         embeddings: files of textual inversions; their tokens are words of texts, see `user_adapters.read_token_embedding`.
 
     Returns:
-        The prior. Its weights are {"unet", "vae", "text"}.
+        The prior. Its weights are {"unet", "vae", "text"}, and "text_2" of SDXL.
 
     Raises:
         FileNotFoundError: a file of the folder is missing.
@@ -74,32 +74,34 @@ def stable_diffusion(
         >>> prior = stable_diffusion(TABLETOP)
     """
     folder = Path(folder)
-    text = network(folder, "text", flax_networks.text_encoder)
-    base = backbone(folder, {"text": text}, dtype, image_size, variant, attention, remat, untrained, views, loras)
+    make = lambda part: network(folder, part, flax_networks.text_encoder, jnp.float32, part == "text_2")  # noqa: E731
+    texts = {part: make(part) for part in sdxl.text_parts(folder)}
+    base = backbone(folder, texts, dtype, image_size, variant, attention, remat, untrained, views, loras)
     if base.unet.in_channels != base.vae.latent_channels:
         raise ValueError(f"{folder}: {describe_input(base.unet.in_channels, base.vae.latent_channels)}")
-    if base.unet.cross_attention_dim != text.config.hidden_size:
-        sizes = f"{base.unet.cross_attention_dim} and {text.config.hidden_size}"
-        raise ValueError(f"{folder}: the U-Net's cross_attention_dim and the text encoder's hidden_size differ: {sizes}")
-    prompts = prompt_encoder(folder, text, strict, embeddings)
+    sdxl.check_texts(folder, base.unet, [one.config for one in texts.values()])
+    prompts, pooled = prompt_encoder(folder, texts, strict, embeddings), sdxl.pooled_width(base.unet)
 
     def init(key: Key[Array, ""]) -> dict:
         weights = base.init(key)
-        return weights if untrained else weights | {"text": prompts.extend(weights["text"])}
+        return weights if untrained else prompts.extend(weights)
 
     def init_psi(weights: dict, key: Key[Array, ""], tokens: Float[Array, "n w"], queries: Iterable[Query]) -> dict[str, Any]:
         """What the fitted `queries` can learn: "embedding" starts as `tokens`, "lora" and "pose" change nothing at the start."""
         queries, psi = list(queries), {}
         k_lora, k_pose = jax.random.split(key)
         if any(query.text == "learned" for query in queries):
-            psi["embedding"] = tokens
+            # Rows of zeros, as SDXL's empty text has, would get equal gradients and stay one token for ever.
+            apart = 0.01 * jax.random.normal(jax.random.fold_in(key, 1), tokens.shape)
+            psi["embedding"] = jnp.where(jnp.any(tokens), tokens, apart) if pooled else tokens
         if any(query.lora for query in queries):
             psi["lora"] = lora.init(k_lora, weights["unet"], rank, targets)
         if any(query.pose for query in queries):
             psi["pose"] = lora.init_pose(k_pose, 4 * base.unet.block_out_channels[0])
         return psi
 
-    own = {name: getattr(base, name) for name in ("noise_schedule", "predict_x0", "views")} | {"truncate": prompts.truncate}
+    own = {name: getattr(base, name) for name in ("noise_schedule", "predict_x0", "views")}
+    own |= {"truncate": prompts.truncate, "pooled": pooled}
     return Prior(init, prompts.embed, init_psi, base.encode, base.decode, base.predict, **own)
 
 
@@ -182,7 +184,7 @@ def backbone(
     if unet.out_channels != vae.latent_channels:
         channels = f"{unet.out_channels} and {vae.latent_channels}"
         raise ValueError(f"{folder}: the U-Net's out_channels and the autoencoder's latent_channels differ: {channels}")
-    pictured = unet.in_channels != vae.latent_channels
+    pictured, pooled = unet.in_channels != vae.latent_channels, sdxl.pooled_width(unet)
     factor = 2 ** (len(vae.block_out_channels) - 1)
     half = jnp.dtype(dtype) != jnp.float32
     upcast = bool(read_config(folder / "unet" / "config.json").get("upcast_attention"))
@@ -201,7 +203,7 @@ def backbone(
             return {part: cast(flax_networks.init(module, key), to) for part, (module, to) in networks.items()}
         # Every network is built before any file is read, which takes longer.
         shapes = {part: shapes_of(folder, part, module) for part, (module, _) in networks.items()}
-        adapted = {part: own for part, own in shapes.items() if part in ("unet", "text")}
+        adapted = {part: own for part, own in shapes.items() if part in ("unet", *TEXT_PARTS)}
         found = [(read_lora(file, adapted), scale) for file, scale in loras]
         merged = lambda part: [(adapter.get(part, {}), scale) for adapter, scale in found]  # noqa: E731
         return {part: load(folder, part, shapes[part], to, variant, merged(part)) for part, (_, to) in networks.items()}
@@ -235,10 +237,14 @@ def backbone(
         paths += [lora.side_path(psi["lora"], cond.lora, hit)] if cond.lora is not None else []
         paths += [lora.pose_path(psi["pose"], cond.pose, cond.pose_on)] if cond.pose is not None else []
         seen = jnp.concatenate([z_t, cond.image], -1) if pictured else z_t
-        camera = None if cond.camera is None or views_trained == 1 else multi_view.camera_vectors(cond.camera).astype(dtype)
-        tokens = cond.tokens.astype(dtype)
         told = network_time(noise_schedule, t)
-        out = flax_networks.predict_noise(unet, weights["unet"], seen.astype(dtype), told, tokens, paths, views, camera)
+        tokens, added = cond.tokens.astype(dtype), None
+        if cond.camera is not None and views_trained > 1:
+            added = multi_view.camera_vectors(cond.camera).astype(dtype)
+        if pooled:
+            tokens, vectors = sdxl.unpack(tokens, pooled)
+            added = sdxl.added_conditions(vectors, factor * z_t.shape[1], factor * z_t.shape[2])
+        out = flax_networks.predict_noise(unet, weights["unet"], seen.astype(dtype), told, tokens, paths, views, added)
         if cond.lora is not None and (missed := sorted(psi["lora"].keys() - hit)):
             raise ValueError(f"the adapter has a layer that this U-Net does not have: {missed[0]}")
         return out.astype(jnp.float32)
@@ -264,7 +270,7 @@ def network(folder: Path, part: str, make: Callable[..., nn.Module], *args) -> n
 
     Args:
         folder: in diffusers layout.
-        part: a key of `PARTS` or `POSED_PARTS`.
+        part: a key of `ALL_PARTS`.
         make: (config, *args) -> network.
         *args: passed on.
 
@@ -275,7 +281,7 @@ def network(folder: Path, part: str, make: Callable[..., nn.Module], *args) -> n
         FileNotFoundError: the config is missing.
         ValueError: a setting is malformed; the message names the file.
     """
-    file = folder / (PARTS | POSED_PARTS)[part][0] / "config.json"
+    file = folder / ALL_PARTS[part][0] / "config.json"
     config = read_config(file)
     try:
         return make(config, *args)
@@ -300,7 +306,7 @@ def shapes_of(folder: Path, part: str, module: nn.Module) -> Any:
     try:
         return flax_networks.shapes(module)
     except Exception as error:  # Flax has no check of its own: IndexError, ZeroDivisionError, ScopeParamShapeError, ...
-        file = folder / (PARTS | POSED_PARTS)[part][0] / "config.json"
+        file = folder / ALL_PARTS[part][0] / "config.json"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(f"{file} describes no network that can be built: {reason}") from error
 
@@ -317,7 +323,7 @@ def load(
 
     Args:
         folder: in diffusers layout.
-        part: a key of `PARTS` or `POSED_PARTS`.
+        part: a key of `ALL_PARTS`.
         shapes: from `shapes_of`.
         dtype: of the parameters.
         variant: of the weight files.
@@ -329,7 +335,7 @@ def load(
     Raises:
         ValueError: an array is missing, left over, of another shape, or too large for dtype.
     """
-    state, where = torch_weights.read_state(folder, part, variant), folder / (PARTS | POSED_PARTS)[part][0]
+    state, where = torch_weights.read_state(folder, part, variant), folder / ALL_PARTS[part][0]
     if part == "unet" and (config := read_config(where / "config.json")).get("_class_name") == MVDREAM:
         state = multi_view.diffusers_state(state, config["num_res_blocks"])
     try:

@@ -63,7 +63,7 @@ def read_state(folder: Path, part: str, variant: str | None = None) -> State:
 
     Args:
         folder: in diffusers layout.
-        part: a key of `PARTS` or `POSED_PARTS`.
+        part: a key of `ALL_PARTS`.
         variant: of the weight files.
 
     Returns:

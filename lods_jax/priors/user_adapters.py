@@ -20,6 +20,7 @@ from lods_jax.priors.torch_weights import channels_last, read_arrays, torch_shap
 
 ScaledFile = tuple[str | Path, float]  # a LoRA and its scale
 FILE_AS_TOKEN = ("emb_params", "*")  # keys of the web UI of A1111, where the name of the file is the token
+SDXL_KEYS = ("clip_l", "clip_g")  # vectors for SDXL's first and second text encoder; the name of the file is the token
 
 
 class TokenEmbedding(NamedTuple):
@@ -27,12 +28,12 @@ class TokenEmbedding(NamedTuple):
 
     Attributes:
         token: how prompts write it, in any case.
-        vectors: inputs of the text encoder, one for each token that it stands for [n w].
+        vectors: inputs of each text encoder, one for each token that it stands for there [n w].
         file: that it is from.
     """
 
     token: str
-    vectors: Float[np.ndarray, "n w"]
+    vectors: tuple[Float[np.ndarray, "_ _"], ...]
     file: Path
 
 
@@ -78,25 +79,28 @@ def merge(params: Any, adapter: Mapping[str, LowRank], scale: float) -> Any:
     return unflatten_dict(flat)
 
 
-def read_token_embeddings(files: Sequence[str | Path], width: int) -> list[TokenEmbedding]:
+def read_token_embeddings(files: Sequence[str | Path], widths: Sequence[int]) -> list[TokenEmbedding]:
     """Reads textual inversions, as diffusers or the web UI of A1111 save them.
 
     Args:
         files: safetensors files.
-        width: of the token embeddings of the text encoder.
+        widths: of the token embeddings of each text encoder.
 
     Returns:
         One for each file.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file holds anything else or is for another text encoder, or two stand for the same token.
+        ValueError: a file holds anything else or is for other text encoders, or two stand for the same token.
     """
     found: list[TokenEmbedding] = []
     for file in map(check_adapter_file, files):
         one = read_token_embedding(file)
-        if one.vectors.shape[1] != width:
-            base, own = family_of(one.vectors.shape[1]), family_of(width)
+        if len(one.vectors) != len(widths):
+            of, has = ("two text encoders, as SDXL has", "one") if len(widths) == 1 else ("one text encoder", "two, as SDXL")
+            raise ValueError(f"{file} is a textual inversion for {of}: this prior has {has}")
+        if (found_widths := [own.shape[1] for own in one.vectors]) != list(widths):
+            base, own = family_of(sum(found_widths)), family_of(sum(widths))
             raise ValueError(
                 f"{file} was trained on {base}, and this prior is {own}: use a textual inversion of the same base model"
             )
@@ -115,22 +119,21 @@ def read_token_embedding(file: Path) -> TokenEmbedding:
         file: safetensors file.
 
     Returns:
-        Its token is the key of diffusers, and the name of a file of A1111.
+        Its token is the key of diffusers, and the name of a file of A1111 or of one for SDXL's two text encoders.
 
     Raises:
         ValueError: it holds anything else.
     """
     state = read_arrays(file)
-    if {"clip_l", "clip_g"} & state.keys():
-        raise ValueError(f"{file} is a textual inversion for two text encoders, as SDXL has: this prior has one")
-    key, vectors = next(iter(state.items()), ("", np.zeros(0)))
-    vectors = vectors[None] if vectors.ndim == 1 else vectors
-    if len(state) != 1 or vectors.ndim != 2 or not vectors.size:
-        raise ValueError(f"{file} must hold one array, the vectors of a textual inversion [n width], got {sorted(state)[:5]}")
-    token = (file.stem if key in FILE_AS_TOKEN else key).strip()
+    keys = SDXL_KEYS if set(state) == set(SDXL_KEYS) else tuple(state)[:1]
+    vectors = [np.atleast_2d(state[key]).astype(np.float32) for key in keys]
+    if len(state) != len(keys) or not keys or any(own.ndim != 2 or not own.size for own in vectors):
+        wanted = f"one array, the vectors of a textual inversion [n width], or SDXL's {' and '.join(SDXL_KEYS)}"
+        raise ValueError(f"{file} must hold {wanted}, got {sorted(state)[:5]}")
+    token = (file.stem if keys == SDXL_KEYS or keys[0] in FILE_AS_TOKEN else keys[0]).strip()
     if not token or len(token) > 100:
-        raise ValueError(f"{file}: the key of its vectors must be their word in prompts, got {key!r:.100}")
-    return TokenEmbedding(token, vectors.astype(np.float32), file)
+        raise ValueError(f"{file}: the key of its vectors must be their word in prompts, got {keys[0]!r:.100}")
+    return TokenEmbedding(token, tuple(vectors), file)
 
 
 def adapter_notes(loras: Sequence[ScaledFile], embeddings: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
@@ -147,7 +150,7 @@ def adapter_notes(loras: Sequence[ScaledFile], embeddings: Sequence[str | Path])
         yield {"file": str(file), "sha256": file_hash(Path(file)), "scale": scale}
     for file in embeddings:
         one = read_token_embedding(Path(file))
-        yield {"file": str(file), "sha256": file_hash(Path(file)), "token": one.token, "vectors": len(one.vectors)}
+        yield {"file": str(file), "sha256": file_hash(Path(file)), "token": one.token, "vectors": len(one.vectors[-1])}
 
 
 def note_line(note: Mapping[str, Any]) -> str:

@@ -225,7 +225,7 @@ def write_learned(components: Components, folder: Path, psi: Any) -> list[str]:
     """
     written = []
     if components.prior_sha256 and "embedding" in psi:
-        save_embedding(folder / "negative_prompt_embeds.safetensors", psi["embedding"])
+        save_embedding(folder / "negative_prompt_embeds.safetensors", psi["embedding"], components.prior.pooled)
         written.append("negative_prompt_embeds.safetensors")
     if components.prior_sha256 and "lora" in psi:
         save_lora(

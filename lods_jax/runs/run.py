@@ -220,7 +220,7 @@ def with_picture(config: Config, components: Components, folder: Path) -> Compon
                 config, components.prior, components.weights, components.texts["prompt"], components.image_inputs.reference.image
             )
             with tolerate_io_errors("the fitted embedding", "stop"):
-                textual_inversion.save_textual_inversion(folder, config, by, components.texts)
+                textual_inversion.save_textual_inversion(folder, config, by, components.texts, components.prior.pooled)
     agreed(0)
     by = textual_inversion.load_textual_inversion(folder, config) if config.image.invert else None
     if by is None:

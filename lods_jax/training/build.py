@@ -25,9 +25,9 @@ from lods_jax.distillation.rewards import Reward
 from lods_jax.distillation.score_paths import ENCODER, ScorePath
 from lods_jax.distillation.train_step import ReferenceView, select_view_prompts
 from lods_jax.priors.architectures import write_configs
-from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.priors.hub import local, unet_hash
 from lods_jax.priors.loading import load_prior
+from lods_jax.priors.prompt_encoder import context_shape
 from lods_jax.priors.registry import views_of, world_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.tokenizer import left_out
@@ -197,10 +197,9 @@ def build_abstract(config: Config) -> Components:
     objective, table = checked(config)
     with tempfile.TemporaryDirectory() as folder:
         root = write_configs(Path(folder), config.prior.name)
-        text = read_config(root / "text_encoder" / "config.json")
-        prior = stable_diffusion(root, strict=False, untrained=True, **prior_options(config.prior))
+        prior, shape = stable_diffusion(root, strict=False, untrained=True, **prior_options(config.prior)), context_shape(root)
     weights = jax.eval_shape(prior.init, jax.random.key(0))
-    row = jax.ShapeDtypeStruct((text["max_position_embeddings"], text["hidden_size"]), jnp.float32)
+    row = jax.ShapeDtypeStruct(shape, jnp.float32)
     texts = {name: jax.ShapeDtypeStruct((len(rows), *row.shape), row.dtype) for name, rows in table.items()}
     psi = jax.eval_shape(lambda weights, tokens: first_psi(config, prior, objective, weights, tokens), weights, row)
     return assemble(config, prior, None, without_text(weights), objective, texts, psi)

@@ -6,13 +6,15 @@ from typing import Any
 import jax
 
 from lods_jax.config import PriorConfig
+from lods_jax.priors.diffusers_folder import TEXT_PARTS
 
 
 def prior_options(p: PriorConfig) -> dict[str, Any]:
     """The options of `load_prior` that the settings p of a prior hold."""
     options = {name: getattr(p, name) for name in ("dtype", "rank", "attention", "remat", "variant")}
-    # A prior that somebody registered need not know of adapters, unless they are asked for.
-    return options | ({"loras": loras_of(p)} if p.lora else {}) | ({"embeddings": p.embedding} if p.embedding else {})
+    # A prior that somebody registered need not know of these, unless they are asked for.
+    asked = {"image_size": p.image_size, "loras": p.lora and loras_of(p), "embeddings": p.embedding}
+    return options | {name: value for name, value in asked.items() if value}
 
 
 def loras_of(p: PriorConfig) -> list[tuple[str, float]]:
@@ -21,11 +23,12 @@ def loras_of(p: PriorConfig) -> list[tuple[str, float]]:
 
 
 def text_on_host(weights: Any) -> Any:
-    """The weights with those of the text encoder as NumPy arrays, which wait for the next prompt without room on a device."""
-    own = weights.get("text") if isinstance(weights, Mapping) else None
-    return weights if own is None else dict(weights) | {"text": jax.device_get(own)}
+    """The weights with those of the text encoders as NumPy arrays, which wait for the next prompt without room on a device."""
+    if not isinstance(weights, Mapping):
+        return weights
+    return dict(weights) | {part: jax.device_get(weights[part]) for part in TEXT_PARTS if part in weights}
 
 
 def without_text(weights: Any) -> Any:
-    """The weights without the text encoder, which is not needed once prompts are embedded; Stable Diffusion 2's takes 1.3 GiB."""
-    return {part: own for part, own in weights.items() if part != "text"} if isinstance(weights, Mapping) else weights
+    """The weights without the text encoders, which are not needed once prompts are embedded; SDXL's take 3.0 GiB."""
+    return {part: own for part, own in weights.items() if part not in TEXT_PARTS} if isinstance(weights, Mapping) else weights

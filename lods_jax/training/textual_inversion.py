@@ -20,6 +20,7 @@ from lods_jax.core.images import read_rgba
 from lods_jax.core.random import run_key
 from lods_jax.core.types import Prior, ReferenceImage
 from lods_jax.distillation.objectives import lods_embedding
+from lods_jax.priors.adapter_files import pipeline_arrays
 from lods_jax.scenes.gaussians import white_or_grey
 from lods_jax.training.checkpoint import digest
 from lods_jax.training.distill_2d import fit_on
@@ -77,16 +78,21 @@ def shift_embeddings(texts: Mapping[str, Array], by: Float[Array, "k d"]) -> dic
     return dict(texts) | {name: texts[name] + by[None] for name in ("prompt", "plain")}
 
 
-def save_textual_inversion(folder: Path, config: Config, by: Float[Array, "k d"], texts: Mapping[str, Array]) -> None:
+def save_textual_inversion(
+    folder: Path, config: Config, by: Float[Array, "k d"], texts: Mapping[str, Array], pooled: int = 0
+) -> None:
     """Writes the shifted prompt table as `prompt_embeds` [views k d], and the shift with all that it depends on.
+
+    That of an SDXL has `pooled_prompt_embeds` [views p] beside it.
 
     Args:
         folder: of the run.
         config: of the run.
         by: shift [k d].
         texts: {name: tokens [views k d]}, not shifted.
+        pooled: width of the pooled vector in each, `Prior.pooled`.
     """
-    arrays = {"shift": np.asarray(by), "prompt_embeds": np.asarray(shift_embeddings(texts, by)["prompt"])}
+    arrays = {"shift": np.asarray(by)} | pipeline_arrays(np.asarray(shift_embeddings(texts, by)["prompt"]), pooled)
     about = {"format": "pt", "made_with": made_with(folder, config), "sha256": digest(arrays["shift"])}
     with replacing(folder / EMBEDDING) as partial_file:
         save_file(arrays, partial_file, about)
