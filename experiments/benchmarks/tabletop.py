@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lods_jax.core.paths import TABLETOP
-from lods_jax.tabletop import prior_batches, train_prior
+from lods_jax.tabletop import denoising, prior_batches, train_prior
 from lods_jax.tabletop.architectures import networks
 from lods_jax.tabletop.fitting import make_step, optimizer
 from lods_jax.tabletop.streams import fresh_renders
@@ -54,7 +54,7 @@ def main() -> None:
         return fit
 
     print(f"{'U-Net training samples, batch 64':44} {per_second(train, 64):8.1f}")
-    sample = partial(train_prior.sample_latents, size, s=4.0, shape=(16, 16, 4), steps=30)
+    sample = partial(denoising.sample_latents, size, s=4.0, shape=(16, 16, 4), steps=30)
     eight = jnp.asarray(ids[:8])
     rate = per_second(lambda i: prior_batches.decode(size, vae, sample(unet, eight, eight, jax.random.key(i))), 8)
     print(f"{'images, 30 DDIM steps with guidance, batch 8':44} {rate:8.1f}")

@@ -285,9 +285,10 @@ class TrainPrior:
     """Edge of its images in pixels; by default 128, or what --out holds with --resume."""
     batch: int | None = bounded(None, 1, 4096)
     """Images of a step; by default 16 for the autoencoder and 64 else, which suits a CPU. 256 suits a GPU."""
-    part: Literal["all", "vae", "unet", "multiview", "pose", "classifier"] = "all"
-    """The prior's autoencoder, its U-Net, or both; the prior of four views or the Zero-1-to-3 prior for image-to-3d, which begin
-    as the prior (the shipped one if OUT holds none) and lie in OUT/multiview and OUT/pose; or the classifier."""
+    part: Literal["all", "vae", "unet", "multiview", "flow", "pose", "classifier"] = "all"
+    """The prior's autoencoder, its U-Net, or both; the prior of four views, that of flow matching or the Zero-1-to-3 prior for
+    image-to-3d, which begin as the prior (the shipped one if OUT holds none) and lie in OUT/multiview, OUT/flow and OUT/pose; or
+    the classifier."""
     optimizer: Literal["muon", "adamw"] = "muon"
     seed: int = bounded(0, 0, 2**32 - 1)
     evaluate: bool = False

@@ -7,7 +7,6 @@ Captions of groups name no view, since the camera says it. The autoencoder is th
 v-prediction, averaged weights, sittings, and a folder that is all that travels.
 """
 
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float
 
 from lods_jax.core.cameras import orbit_camera
@@ -24,19 +22,18 @@ from lods_jax.core.images import grid, write_png
 from lods_jax.core.noise_schedule import draw_timesteps
 from lods_jax.priors import flax_networks as modules
 from lods_jax.priors import tokenizer
-from lods_jax.priors import torch_weights as convert
 from lods_jax.priors.multi_view import camera_vectors
 from lods_jax.tabletop.architectures import LATENT, LENGTH, Architecture, Networks, architecture, networks, of_views, size_of
 from lods_jax.tabletop.dataset import VIEWS as VIEW_WORDS
 from lods_jax.tabletop.dataset import WORDS, Renders
-from lods_jax.tabletop.fitting import Fit, Recipe, check_sitting, optimizer, resume_part, save_checkpoint, start, train_for
+from lods_jax.tabletop.denoising import sample_latents, unet_loss, velocity_error
+from lods_jax.tabletop.fine_tuning import Task, fine_tune
+from lods_jax.tabletop.fitting import Fit, Recipe
 from lods_jax.tabletop.prior_batches import caption_ids, decode, draw_captions, encode, in_chunks
 from lods_jax.tabletop.streams import ahead, fresh_renders, pool_batches
-from lods_jax.tabletop.train_prior import sample_latents, unet_loss, velocity_error, write_folder
 
 VIEWS = 4  # of a group
 JOINED = 0.7  # share of the images of a batch that are denoised in groups, as in MVDream
-SAVE_EVERY = 120.0  # seconds; a sitting on an accelerator is short
 PREVIEW = ("a red mug", "a blue car", "a green house", "a yellow robot", "a purple chair", "an orange rocket")
 
 
@@ -162,74 +159,40 @@ def train(
     Raises:
         ValueError: an argument is out of range, or `out` holds a checkpoint and `resume` is not given.
     """
-    file, tx = check_sitting(out, minutes, resume), optimizer(name)
+    fine_tune(task_of(prior, batch, seed), out, minutes, prior, resume=resume, name=name, seed=seed)
+
+
+def task_of(prior: Path, batch: int | None = None, seed: int = 0) -> Task:
+    """What is trained.
+
+    Args:
+        prior: folder of the tabletop prior, for its size.
+        batch: images per step; None for 64.
+        seed: of the parameters.
+
+    Returns:
+        The task.
+    """
     arch = architecture(size_of(prior))
-    recipe = recipe_of(networks(arch.size, VIEWS), batch)
-    vae = convert.to_flax(convert.read_state(prior, "vae"), modules.shapes(networks(arch.size).vae))
-    fit, meta = resume_from(out, tx, prior, seed) if resume else (new_fit(tx, prior, seed), {"seconds": 0.0, "sittings": 0})
-    meta["sittings"] += 1
-    begin, before = time.monotonic(), meta["seconds"]
-
-    def save(fit):
-        meta["seconds"] = before + time.monotonic() - begin
-        save_checkpoint(file, {"multiview": fit}, meta)
-        counts = {"samples": int(fit.samples), "optimizer": name, "size": arch.size}
-        write_folder(out, of_views(arch, VIEWS), {"vae": vae, **fit.ema}, meta | counts)
-        preview(out, arch, fit, vae)
-
-    stream = batches(arch, seed + 1000 * meta["sittings"], recipe, vae)
-    train_for("multiview", recipe, fit, stream, 60 * minutes, seed, tx, save, SAVE_EVERY)
+    nets = networks(arch.size, VIEWS)
+    begin = partial(with_camera, nets, seed)
+    return Task("multiview", arch, of_views(arch, VIEWS), nets, recipe_of(nets, batch), batches, preview, begin)
 
 
-def new_fit(tx: optax.GradientTransformation, prior: Path, seed: int) -> Fit:
-    """U-Net and text tower of the prior; the camera's first layer is random, and the second zero, so that it adds nothing.
+def with_camera(nets: Networks, seed: int, params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a prior with the layers of the camera: the first is random, and the second zero, so that it adds nothing.
 
     Args:
-        tx: optimizer.
-        prior: folder of the tabletop prior.
-        seed: of the parameters.
-
-    Returns:
-        The state before the first step.
-    """
-    size = size_of(prior)
-    params = averaged(prior, networks(size))
-    camera = modules.init(networks(size, VIEWS).unet, jax.random.key(seed))["camera_embedding"]
-    camera["linear_2"] = jax.tree.map(jnp.zeros_like, camera["linear_2"])
-    params["unet"] = params["unet"] | {"camera_embedding": camera}
-    return start(jax.tree.map(jnp.asarray, params), tx)
-
-
-def resume_from(out: Path, tx: optax.GradientTransformation, prior: Path, seed: int) -> tuple[Fit, dict]:
-    """The state that a former sitting left, see `fitting.resume_part`.
-
-    Args:
-        out: the folder.
-        tx: optimizer.
-        prior: folder of the tabletop prior.
-        seed: of the parameters.
-
-    Returns:
-        The state and its meta.
-    """
-    return resume_part(
-        out, "multiview", tx, partial(new_fit, tx, prior, seed), lambda: averaged(out, networks(size_of(out), VIEWS))
-    )
-
-
-def averaged(folder: Path, nets: Networks) -> dict[str, Any]:
-    """The parameters of U-Net and text tower in a folder.
-
-    Args:
-        folder: of a prior.
-        nets: its modules.
+        nets: the modules of the prior of four views.
+        seed: of the first layer.
+        params: {"unet", "text"} of the prior of single images.
 
     Returns:
         {"unet", "text"}.
     """
-    return {
-        name: convert.to_flax(convert.read_state(folder, name), modules.shapes(getattr(nets, name))) for name in ("unet", "text")
-    }
+    camera = modules.init(nets.unet, jax.random.key(seed))["camera_embedding"]
+    camera["linear_2"] = jax.tree.map(jnp.zeros_like, camera["linear_2"])
+    return params | {"unet": params["unet"] | {"camera_embedding": camera}}
 
 
 def preview(out: Path, arch: Architecture, fit: Fit, vae: Any) -> None:

@@ -22,15 +22,12 @@ import numpy as np
 import optax
 
 from lods_jax.core.images import grid, write_png
-from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise, draw_timesteps, v_to_eps, velocity
 from lods_jax.priors import flax_networks as modules
 from lods_jax.priors import tokenizer
 from lods_jax.priors import torch_weights as convert
-from lods_jax.priors.ddim import ddim
-from lods_jax.priors.multi_view import camera_vectors
-from lods_jax.priors.sampling import CLIP, group_cameras
 from lods_jax.tabletop.architectures import LATENT, LENGTH, Architecture, Networks, architecture, networks, size_of
 from lods_jax.tabletop.dataset import WORDS, captions
+from lods_jax.tabletop.denoising import sample_latents, unet_loss
 from lods_jax.tabletop.fitting import (
     CHECKPOINT,
     Fit,
@@ -75,64 +72,6 @@ def vae_loss(nets: Networks, params, batch, key):
     # Differences of neighbours: +0.2 dB at 128 px, and sharper edges, at no cost in the encoder.
     edges = jnp.mean(jnp.abs(jnp.diff(error, axis=1))) + jnp.mean(jnp.abs(jnp.diff(error, axis=2)))
     return mse + 0.3 * (jnp.mean(jnp.abs(error)) + edges) + 1e-4 * kl, {"psnr": 10 * jnp.log10(4 / mse), "kl": kl}
-
-
-def predict_v(nets: Networks, params, z_t, t, ids, views=1, camera=None):
-    """The velocity that U-Net and text tower predict.
-
-    Args:
-        nets: the modules.
-        params: of both.
-        z_t: noised latents [b h w c].
-        t: timesteps [b].
-        ids: token ids [b n].
-        views: number of views that are denoised together.
-        camera: of each view, from `multi_view.camera_vectors` [b 16]; None for none.
-
-    Returns:
-        [b h w c].
-    """
-    tokens = modules.encode_text(nets.text, params["text"], ids)
-    return modules.predict_noise(nets.unet, params["unet"], z_t, t, tokens, (), views, camera)
-
-
-def velocity_error(nets: Networks, params, z, t, ids, key, views=1, camera=None):
-    """Mean squared error of the velocity.
-
-    Args:
-        nets: the modules.
-        params: of U-Net and text tower.
-        z: clean latents [b h w c].
-        t: timesteps [b].
-        ids: token ids [b n].
-        key: of the noise, which differs from view to view.
-        views: as for `predict_v`.
-        camera: as for `predict_v`.
-
-    Returns:
-        A number.
-    """
-    noise = jax.random.normal(key, z.shape)
-    z_t = add_noise(STABLE_DIFFUSION, z, noise, t)
-    return jnp.mean((predict_v(nets, params, z_t, t, ids, views, camera) - velocity(STABLE_DIFFUSION, z, noise, t)) ** 2)
-
-
-def unet_loss(nets: Networks, params, batch, key):
-    """Mean squared error of the velocity at `draw_timesteps`.
-
-    Args:
-        nets: the modules.
-        params: of U-Net and text tower.
-        batch: latents and token ids.
-        key: of timesteps and noise.
-
-    Returns:
-        The loss, and metrics.
-    """
-    z, ids = batch
-    k_t, k_noise = jax.random.split(key)
-    mse = velocity_error(nets, params, z, draw_timesteps(k_t, len(z)), ids, k_noise)
-    return mse, {"loss": mse}
 
 
 # --- training -----------------------------------------------------------------------------------------------------------
@@ -193,53 +132,12 @@ def normalize_latents(size: int, vae: Any, rgb: np.ndarray) -> Any:
     return vae | {"quant_conv": quant, "post_quant_conv": post}
 
 
-@partial(jax.jit, static_argnames=("size", "shape", "steps", "views"))
-def sample_latents(
-    size: int,
-    params: Any,
-    ids: jax.Array,
-    null: jax.Array,
-    key: jax.Array,
-    s: jax.Array | float,
-    shape: tuple[int, ...],
-    steps: int,
-    views: int = 1,
-) -> jax.Array:
-    """DDIM samples of token ids, with classifier-free guidance.
-
-    Args:
-        size: edge of the images, pixels.
-        params: of U-Net and text tower.
-        ids: of the captions [b n].
-        null: of no text [b n].
-        key: of the noise.
-        s: guidance scale.
-        shape: of one latent.
-        steps: of DDIM.
-        views: number of views of each sample, one after the other.
-
-    Returns:
-        Latents [b*views h w c].
-    """
-    nets = networks(size, views)
-
-    def predict(z_t, t, cond):
-        camera = None if views == 1 else camera_vectors(cond.camera)
-        v = modules.predict_noise(nets.unet, params["unet"], z_t, t, cond.tokens, (), views, camera)
-        return v_to_eps(STABLE_DIFFUSION, v, z_t, t)
-
-    tokens, nothing = (jnp.repeat(modules.encode_text(nets.text, params["text"], x), views, 0) for x in (ids, null))
-    z_T = jax.random.normal(key, (len(tokens), *shape))
-    camera = None if views == 1 else group_cameras(views, len(ids))
-    return ddim(predict, z_T, tokens, nothing, STABLE_DIFFUSION, s=s, steps=steps, clip=CLIP, camera=camera)
-
-
 def preview(out: Path, part: str, arch: Architecture, fit: Fit, vae: Any) -> None:
     """Writes a picture of where training is: true and decoded renders, or samples of fixed prompts and seeds at s = 3.
 
     Args:
         out: folder of the prior.
-        part: "vae" or "unet".
+        part: "vae" or "unet", or "flow" of a U-Net of flow matching.
         arch: the architecture.
         fit: the state of the part.
         vae: parameters of the VAE.
@@ -253,7 +151,8 @@ def preview(out: Path, part: str, arch: Architecture, fit: Fit, vae: Any) -> Non
         ids = tokenizer.tokenize(tokenizer.from_words(WORDS), [*PREVIEW, ""], LENGTH)
         null = np.repeat(ids[-1:], len(PREVIEW), 0)
         shape = (LATENT, LATENT, arch.unet["in_channels"])
-        rows = [sample_latents(size, fit.ema, ids[:-1], null, jax.random.key(k), 3.0, shape, 25) for k in range(3)]
+        draw = partial(sample_latents, size, fit.ema, ids[:-1], null, s=3.0, shape=shape, steps=25, flow=part == "flow")
+        rows = [draw(jax.random.key(k)) for k in range(3)]
         picture = grid(np.concatenate([np.asarray(decode(size, vae, z)) for z in rows]), len(PREVIEW))
     write_png(out / "samples" / f"{part}-{int(fit.samples):08d}.png", picture, scale=128 // size)
 
@@ -385,7 +284,9 @@ def resume_from(out: Path, tx: optax.GradientTransformation, seed: int) -> tuple
     return arch, fits, meta
 
 
-def write_folder(out: Path, arch: Architecture, weights: dict[str, Any], meta: dict) -> None:
+def write_folder(
+    out: Path, arch: Architecture, weights: dict[str, Any], meta: dict, prediction_type: str = "v_prediction"
+) -> None:
     """Writes averaged weights as a Stable Diffusion folder in float16, with `training.json` on how they came about.
 
     Args:
@@ -393,6 +294,7 @@ def write_folder(out: Path, arch: Architecture, weights: dict[str, Any], meta: d
         arch: the architecture.
         weights: {"vae", "unet", "text"}.
         meta: for `training.json`.
+        prediction_type: of the U-Net.
     """
     configs = {"vae": arch.vae, "unet": arch.unet, "text": arch.text}
     # The prompts are what a refused prompt is answered with.
@@ -401,4 +303,4 @@ def write_folder(out: Path, arch: Architecture, weights: dict[str, Any], meta: d
         "vocabulary.json": json.dumps(vocabulary, indent=2) + "\n",
         "training.json": json.dumps(meta, indent=2) + "\n",
     }
-    convert.save_folder(out, configs, weights, files, prediction_type="v_prediction")
+    convert.save_folder(out, configs, weights, files, prediction_type)

@@ -10,7 +10,15 @@ from lods_jax.core.cameras import VIEWS, turntable
 from lods_jax.core.cutouts import framed, over
 from lods_jax.core.paths import TABLETOP, TABLETOP_VIEWS, figures_folder
 from lods_jax.priors.registry import World
-from lods_jax.tabletop import evaluate, evaluate_multi_view, train_classifier, train_multi_view, train_pose, train_prior
+from lods_jax.tabletop import (
+    evaluate,
+    evaluate_multi_view,
+    train_classifier,
+    train_flow,
+    train_multi_view,
+    train_pose,
+    train_prior,
+)
 from lods_jax.tabletop.classifier import NONE, SIZE, classify, load_classifier
 from lods_jax.tabletop.dataset import Caption, parse_caption, render_caption
 from lods_jax.tabletop.measure import EDIT_FIGURES, FIGURES, measure, measure_edit
@@ -85,7 +93,7 @@ def train(
     Args:
         out: folder of the prior.
         minutes: length of this sitting; 0 trains nothing.
-        part: "all", "vae", "unet", "multiview", "pose" or "classifier".
+        part: "all", "vae", "unet", "multiview", "flow", "pose" or "classifier".
         size: edge of the images, pixels; None for the default.
         batch: images per step; None for the default.
         resume: whether to continue from what `out` holds.
@@ -97,17 +105,18 @@ def train(
         if part == "classifier":
             path = out / "classifier.safetensors"
             train_classifier.train_classifier(path, minutes, resume=resume, batch=batch or 64, seed=seed)
-        elif part in ("multiview", "pose"):
+        elif part in ("multiview", "flow", "pose"):
             prior = out if (out / "model_index.json").is_file() else TABLETOP
             options = {"resume": resume, "name": optimizer, "seed": seed}
             if part == "pose":
                 train_pose.train(out / "pose", minutes, prior, **options)
             else:
-                train_multi_view.train(out / "multiview", minutes, prior, batch=batch, **options)
+                train_it = {"multiview": train_multi_view.train, "flow": train_flow.train}[part]
+                train_it(out / part, minutes, prior, batch=batch, **options)
         else:
             train_prior.train(out, minutes, size=size, resume=resume, part=part, name=optimizer, batch=batch, seed=seed)
     if measure_gates:
-        reports = {"pose": train_pose.report, "multiview": evaluate_multi_view.report}
+        reports = {"pose": train_pose.report, "multiview": evaluate_multi_view.report, "flow": evaluate.report}
         shipped = part == "multiview" and out == TABLETOP  # it lies beside the prior that it is a difference to
         measured = TABLETOP_VIEWS if shipped else out / part if part in reports else out
         reports.get(part, evaluate.report)(measured, figures_folder(measured))

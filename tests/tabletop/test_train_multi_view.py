@@ -15,7 +15,7 @@ from lods_jax.priors import flax_networks, hub, sampling
 from lods_jax.priors.multi_view import camera_vectors
 from lods_jax.priors.registry import views_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.tabletop import architectures, train_multi_view, train_prior
+from lods_jax.tabletop import architectures, fine_tuning, train_multi_view, train_prior
 from lods_jax.tabletop.architectures import ARCHITECTURES, Architecture, architecture, networks, of_views
 from lods_jax.tabletop.dataset import Renders, sample_renders
 from lods_jax.tabletop.fitting import make_step, optimizer
@@ -43,17 +43,17 @@ def small():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A prior of single images with random weights."""
-    nets = networks(SIZE)
+    nets, out = networks(SIZE), tmp_path_factory.mktemp("prior") / "prior"
     weights = {part: flax_networks.init(getattr(nets, part), jax.random.key(i)) for i, part in enumerate(("vae", "unet", "text"))}
-    train_prior.write_folder(tmp_path_factory.mktemp("prior"), architecture(SIZE), weights, {"samples": {"vae": 0, "unet": 0}})
-    return tmp_path_factory.getbasetemp() / "prior0"
+    train_prior.write_folder(out, architecture(SIZE), weights, {"samples": {"vae": 0, "unet": 0}})
+    return out
 
 
 @pytest.fixture(scope="module")
 def begun(folder, tmp_path_factory):
     """The folder of four views before the first step."""
     out = tmp_path_factory.mktemp("multiview")
-    fit = train_multi_view.new_fit(TX, folder, 0)
+    fit = fine_tuning.first_fit(train_multi_view.task_of(folder), TX, folder)
     vae = flax_networks.init(networks(SIZE).vae, jax.random.key(0))
     train_prior.write_folder(out, of_views(architecture(SIZE), VIEWS), {"vae": vae, **fit.ema}, {"samples": 7})
     return out
@@ -86,14 +86,14 @@ def test_at_first_a_camera_adds_nothing_and_the_views_see_each_other(folder, beg
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------------
-def test_the_folder_says_how_many_views_it_takes_and_goes_on_alone(begun, tmp_path):
+def test_the_folder_says_how_many_views_it_takes_and_goes_on_alone(folder, begun):
     """Float16 on disk; diffusers must not load it as a U-Net of its own, which would drop the layers of the camera."""
     assert (views_of(str(begun)), stable_diffusion(begun).views) == (VIEWS, VIEWS)
     assert hub.family(begun).endswith("4 views together")
     assert json.loads((begun / "model_index.json").read_text())["unet"] == ["lods_jax", "MultiViewUNet"]
-    fit, meta = train_multi_view.resume_from(begun, TX, begun, 0)
+    fit, meta = fine_tuning.former_fit(train_multi_view.task_of(folder), TX, folder, begun)
     assert (int(fit.samples), int(fit.step), meta["samples"]) == (7, 0, 7)
-    saved = train_multi_view.averaged(begun, networks(SIZE, VIEWS))
+    saved = fine_tuning.averaged(begun, networks(SIZE, VIEWS))
     jax.tree.map(np.testing.assert_array_equal, fit.params, saved)
 
 
@@ -172,12 +172,13 @@ def test_seven_tenths_of_a_batch_are_groups():
 
 # --- training ---------------------------------------------------------------------------------------------------------------
 def test_steps_on_one_batch_lower_both_losses_and_wake_the_camera(folder):
-    fit, recipe = train_multi_view.new_fit(TX, folder, 0), train_multi_view.recipe_of(networks(SIZE, VIEWS), BATCH)
+    task = train_multi_view.task_of(folder, BATCH)
+    fit = fine_tuning.first_fit(task, TX, folder)
     z = jnp.repeat(jax.random.normal(KEY, (BATCH // VIEWS, 8, 8, 4)), VIEWS, 0)  # each group one image: easily told
     table, _ = caption_ids()
     ids = jnp.asarray(table[0, 0, 0, -1])[None].repeat(BATCH, 0)
     batch = z, ids, jax.random.normal(jax.random.key(1), (BATCH, 16))
-    step, metrics = make_step(recipe, TX), []
+    step, metrics = make_step(task.recipe, TX), []
     for _ in range(12):
         fit, found = step(fit, batch, KEY, 3e-3)
         metrics.append(found)
@@ -196,7 +197,7 @@ def test_a_second_sitting_goes_on_where_the_first_one_ended(folder, tmp_path, mo
         moved = jax.tree.map(lambda x: x + 1, (fit.params, fit.ema))
         save(fit._replace(params=moved[0], ema=moved[1], samples=fit.samples + recipe.batch))
 
-    monkeypatch.setattr(train_multi_view, "train_for", sitting)
+    monkeypatch.setattr(fine_tuning, "train_for", sitting)
     monkeypatch.setattr(train_multi_view, "PREVIEW", train_multi_view.PREVIEW[:1])
     out = tmp_path / "multiview"
     sit = partial(train_multi_view.train, out, 1.0, folder, name="adamw", batch=BATCH)

@@ -1,0 +1,124 @@
+"""From the prior of single images to another one, with the same autoencoder and text tower: the sittings of every such part."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lods_jax.priors import flax_networks as modules
+from lods_jax.priors import torch_weights as convert
+from lods_jax.tabletop.architectures import Architecture, Networks, networks
+from lods_jax.tabletop.fitting import Fit, Recipe, check_sitting, optimizer, resume_part, save_checkpoint, start, train_for
+from lods_jax.tabletop.train_prior import write_folder
+
+SAVE_EVERY = 120.0  # seconds; a sitting on an accelerator is short
+
+
+class Task(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        part: its name, of the checkpoint and of its previews.
+        arch: the architecture of the prior that it begins from, which its data has.
+        becomes: the architecture of its own folder.
+        nets: its modules.
+        recipe: how it is trained.
+        batches: (arch, seed, recipe, parameters of the autoencoder) -> training data.
+        preview: (out, arch, fit, parameters of the autoencoder) -> None, writes a picture of where training is.
+        begin: {"unet", "text"} of the prior -> those before the first step.
+        prediction_type: of its U-Net.
+    """
+
+    part: str
+    arch: Architecture
+    becomes: Architecture
+    nets: Networks
+    recipe: Recipe
+    batches: Callable[..., Iterator]
+    preview: Callable[..., None]
+    begin: Callable[[dict[str, Any]], dict[str, Any]] = lambda params: params
+    prediction_type: str = "v_prediction"
+
+
+def fine_tune(task: Task, out: Path, minutes: float, prior: Path, *, resume: bool, name: str, seed: int) -> None:
+    """One sitting.
+
+    Args:
+        task: what is trained.
+        out: folder of the result.
+        minutes: length of this sitting, compilation included.
+        prior: folder of the tabletop prior, whose autoencoder it shares and whose U-Net it starts from.
+        resume: whether to continue from what `out` holds.
+        name: of the optimizer, "muon" or "adamw".
+        seed: of renders and noise.
+
+    Raises:
+        ValueError: an argument is out of range, or `out` holds a checkpoint and `resume` is not given.
+    """
+    file, tx = check_sitting(out, minutes, resume), optimizer(name)
+    vae = convert.to_flax(convert.read_state(prior, "vae"), modules.shapes(networks(task.arch.size).vae))
+    if resume:
+        fit, meta = former_fit(task, tx, prior, out)
+    else:
+        fit, meta = first_fit(task, tx, prior), {"seconds": 0.0, "sittings": 0}
+    meta["sittings"] += 1
+    begin, before = time.monotonic(), meta["seconds"]
+
+    def save(fit: Fit) -> None:
+        meta["seconds"] = before + time.monotonic() - begin
+        save_checkpoint(file, {task.part: fit}, meta)
+        counts = {"samples": int(fit.samples), "optimizer": name, "size": task.arch.size}
+        write_folder(out, task.becomes, {"vae": vae, **fit.ema}, meta | counts, task.prediction_type)
+        task.preview(out, task.arch, fit, vae)
+
+    stream = task.batches(task.arch, seed + 1000 * meta["sittings"], task.recipe, vae)
+    train_for(task.part, task.recipe, fit, stream, 60 * minutes, seed, tx, save, SAVE_EVERY)
+
+
+def first_fit(task: Task, tx: optax.GradientTransformation, prior: Path) -> Fit:
+    """The state before the first step.
+
+    Args:
+        task: what is trained.
+        tx: optimizer.
+        prior: folder of the tabletop prior.
+
+    Returns:
+        The state.
+    """
+    return start(jax.tree.map(jnp.asarray, task.begin(averaged(prior, networks(task.arch.size)))), tx)
+
+
+def former_fit(task: Task, tx: optax.GradientTransformation, prior: Path, out: Path) -> tuple[Fit, dict]:
+    """The state that a former sitting left, see `fitting.resume_part`.
+
+    Args:
+        task: what is trained.
+        tx: optimizer.
+        prior: folder of the tabletop prior.
+        out: folder of the result.
+
+    Returns:
+        The state and its meta.
+    """
+    return resume_part(out, task.part, tx, partial(first_fit, task, tx, prior), lambda: averaged(out, task.nets))
+
+
+def averaged(folder: Path, nets: Networks) -> dict[str, Any]:
+    """The parameters of U-Net and text tower in a folder.
+
+    Args:
+        folder: of a prior.
+        nets: its modules.
+
+    Returns:
+        {"unet", "text"}.
+    """
+    return {
+        name: convert.to_flax(convert.read_state(folder, name), modules.shapes(getattr(nets, name))) for name in ("unet", "text")
+    }

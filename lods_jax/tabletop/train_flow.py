@@ -1,0 +1,73 @@
+"""Fine-tunes the tabletop prior to flow matching (Lipman et al. 2023; Liu et al. 2023): a prior of another family, in miniature.
+
+U-Net and text tower begin as those of the tabletop prior, which predict the velocity on diffusion's arc, and learn that of the
+straight line, noise - z; the U-Net is told 1000 sigma. Data, autoencoder, timesteps and gates are those of the prior.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from lods_jax.priors.scheduler_config import FLOW
+from lods_jax.tabletop.architectures import Networks, architecture, networks, size_of
+from lods_jax.tabletop.denoising import FLOW_MATCHING, unet_loss
+from lods_jax.tabletop.fine_tuning import Task, fine_tune
+from lods_jax.tabletop.fitting import Recipe
+from lods_jax.tabletop.prior_batches import unet_batches
+from lods_jax.tabletop.train_prior import preview
+
+
+def recipe_of(nets: Networks, batch: int | None = None) -> Recipe:
+    """How the prior is trained, at half the learning rate of its first training.
+
+    Args:
+        nets: the modules.
+        batch: images per step; None for 64, which suits a CPU.
+
+    Returns:
+        The recipe.
+    """
+    batch, loss = batch or 64, partial(unet_loss, nets, noise_schedule=FLOW_MATCHING)
+    return Recipe(loss, peak=1e-3, batch=batch, ema=0.998, reuse=6.0 * max(1.0, batch / 64))
+
+
+def task_of(prior: Path, batch: int | None = None) -> Task:
+    """What is trained.
+
+    Args:
+        prior: folder of the tabletop prior, for its size.
+        batch: images per step; None for 64.
+
+    Returns:
+        The task.
+    """
+    arch = architecture(size_of(prior))
+    nets = networks(arch.size)
+    picture = lambda out, arch, fit, vae: preview(out, "flow", arch, fit, vae)  # noqa: E731
+    return Task("flow", arch, arch, nets, recipe_of(nets, batch), unet_batches, picture, prediction_type=FLOW)
+
+
+def train(
+    out: Path,
+    minutes: float,
+    prior: Path,
+    *,
+    resume: bool = False,
+    name: str = "muon",
+    batch: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Trains the prior of flow matching into a folder.
+
+    Args:
+        out: the folder.
+        minutes: length of this sitting, compilation included.
+        prior: folder of the tabletop prior, whose autoencoder it shares and whose U-Net it starts from.
+        resume: whether to continue from what `out` holds.
+        name: of the optimizer, "muon" or "adamw".
+        batch: images per step; None for 64.
+        seed: of renders and noise.
+
+    Raises:
+        ValueError: an argument is out of range, or `out` holds a checkpoint and `resume` is not given.
+    """
+    fine_tune(task_of(prior, batch), out, minutes, prior, resume=resume, name=name, seed=seed)

@@ -1,0 +1,116 @@
+"""Laws of the trainer of the prior of flow matching, on networks of one small block: what it begins as, learns, and leaves."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lods_jax.core.noise_schedule import add_noise
+from lods_jax.core.types import Cond
+from lods_jax.priors import flax_networks
+from lods_jax.priors.stable_diffusion import stable_diffusion
+from lods_jax.tabletop import architectures, denoising, fine_tuning, train_flow, train_prior
+from lods_jax.tabletop.architectures import ARCHITECTURES, Architecture, architecture, networks
+from lods_jax.tabletop.fitting import make_step, optimizer
+from lods_jax.tabletop.prior_batches import caption_ids
+
+KEY, SIZE, BATCH = jax.random.key(0), 16, 4
+T = jnp.full(BATCH, 799)
+BLOCK = {"block_out_channels": [64], "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
+TX = optimizer("adamw")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """A size of its own, with latents of 8 x 8."""
+    of = architecture(64)
+    unet, text = of.unet | BLOCK | {"sample_size": 8}, of.text | {"num_hidden_layers": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, SIZE, Architecture(SIZE, 8, architectures._vae(SIZE, (8, 8)), unet, text))
+        patch.setattr(train_prior, "LATENT", 8)
+        patch.setattr(train_prior, "PREVIEW", train_prior.PREVIEW[:1])
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A prior of single images with random weights."""
+    nets, out = networks(SIZE), tmp_path_factory.mktemp("prior") / "prior"
+    weights = {part: flax_networks.init(getattr(nets, part), jax.random.key(i)) for i, part in enumerate(("vae", "unet", "text"))}
+    train_prior.write_folder(out, architecture(SIZE), weights, {"samples": {"vae": 0, "unet": 0}})
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """The state after steps on one image, its losses, and the image and its caption."""
+    task = train_flow.task_of(folder, BATCH)
+    fit, step, losses = fine_tuning.first_fit(task, TX, folder), make_step(task.recipe, TX), []
+    table, _ = caption_ids()
+    batch = jax.random.normal(KEY, (1, 8, 8, 4)).repeat(BATCH, 0), jnp.asarray(table[0, 0, 0, -1])[None].repeat(BATCH, 0)
+    for _ in range(16):
+        fit, metrics = step(fit, batch, KEY, 3e-3)
+        losses.append(float(metrics["loss"]))
+    return fit, losses, batch
+
+
+@pytest.fixture(scope="module")
+def out(folder, trained, tmp_path_factory):
+    """The folder that a sitting leaves which ends in that state."""
+    out, sampled = tmp_path_factory.mktemp("prior") / "flow", []
+
+    def samples(*asked, flow, shape, **options):
+        sampled.append(flow)
+        return jnp.zeros((1, *shape))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fine_tuning, "train_for", lambda *asked: asked[-2](trained[0]))  # `save` is the last but one
+        patch.setattr(train_prior, "sample_latents", samples)
+        train_flow.train(out, 1.0, folder, name="adamw", batch=BATCH)
+    assert sampled == [True] * 3
+    return out
+
+
+@pytest.fixture(scope="module")
+def told(out):
+    """(parameters, z_t, t, token ids) -> the clean latents that the prior of the folder tells with them."""
+    prior = stable_diffusion(out)
+    weights = prior.init(KEY)
+
+    @jax.jit
+    def told(params, z_t, t, ids):
+        tokens = flax_networks.encode_text(networks(SIZE).text, params["text"], ids)
+        return prior.predict_x0(weights | {"unet": params["unet"]}, {}, z_t, t, Cond(tokens))
+
+    return told
+
+
+def test_steps_on_one_image_lower_the_loss(trained):
+    _, losses, _ = trained
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+
+
+def test_a_sitting_leaves_a_prior_of_flow_matching_its_checkpoint_and_a_picture(out):
+    assert json.loads((out / "model_index.json").read_text())["scheduler"][1] == "FlowMatchEulerDiscreteScheduler"
+    assert stable_diffusion(out).noise_schedule.straight
+    assert (out / "checkpoint.safetensors").exists()
+    assert [file.name for file in (out / "samples").iterdir()] == [f"flow-{16 * BATCH:08d}.png"]
+
+
+def test_what_is_learned_is_what_the_folder_is_asked(folder, trained, told):
+    """At sigma = 0.8 the clean latents are nearer to the one image than with the weights that it began as."""
+    fit, _, (z, ids) = trained
+    z_t = add_noise(denoising.FLOW_MATCHING, z, jax.random.normal(jax.random.key(1), z.shape), T)
+    before = fine_tuning.averaged(folder, networks(SIZE))
+    first, last = (jnp.mean((told(params, z_t, T, ids) - z) ** 2) for params in (before, fit.params))
+    assert last < 0.8 * first
+
+
+def test_samples_of_training_are_those_of_the_folder(trained, told):
+    """Of one step, from noise alone: the schedule, the time that the network is told, and the velocity to clean latents."""
+    fit, _, (_, ids) = trained
+    samples = denoising.sample_latents(SIZE, fit.params, ids, ids, KEY, 1.0, (8, 8, 4), 1, flow=True)
+    noise = jax.random.normal(KEY, (BATCH, 8, 8, 4))
+    np.testing.assert_allclose(samples, jnp.clip(told(fit.params, noise, 0 * T + 999, ids), -4, 4), atol=1e-4)
