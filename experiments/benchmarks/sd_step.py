@@ -4,9 +4,10 @@
     python -m experiments.benchmarks.sd_step --batches 1 --rounds 1 --dtype float32 --objectives SDS   # a CPU: 9 GiB
     python -m experiments.benchmarks.sd_step --prior tabletop --resolution 64 --dtype float32        # what it prints, in minutes
 
-The step of `sd21-gaussians-lods-lora` whole: Gaussians, encoder, predictions, both updates; Perp-Neg is off. The weights are
-random, so that no folder is needed. The floor is the time that the step's operations, as XLA counts them, would take at the rate
-of a large matrix product, measured in the same call; recomputation counts, and of a loop one turn. Medians are printed.
+The step of `sd21-gaussians-lods-lora` whole, rematerialised: Gaussians, encoder, predictions, both updates; Perp-Neg is off. The
+weights are random, so that no folder is needed. The floor is the time that the step's operations, as XLA counts them, would take
+at the rate of a large matrix product, measured in the same call; recomputation counts, and of a loop one turn. Medians are
+printed.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     start_jax()
     base = configs.load("sd21-gaussians-lods-lora")
-    prior = replace(base.prior, name=args.prior, dtype=args.dtype)
+    prior = replace(base.prior, name=args.prior, dtype=args.dtype, memory="manual", remat=True)
     base = replace(base, prompt="a red mug", perp_neg=False, prior=prior, resolution=args.resolution, parallel="jit")
     peak, weights = rate(args.dtype), None
     print(f"{jax.devices()[0].device_kind}: {peak / 1e12:.1f} TFLOP a second in a matrix product of {args.dtype}")

@@ -27,18 +27,19 @@ LORA, EMBEDDING, NERF = "sd21-gaussians-lods-lora", "sd21-gaussians-lods-embeddi
 
 
 def preset(name: str, prior: dict | None = None, **changes) -> Callable[[], Config]:
-    """A preset without Perp-Neg, and with `changes` of its own and of its prior."""
+    """A preset without Perp-Neg, rematerialised and at one resolution, with `changes` of its own and of its prior."""
 
     def made():
         config = replace(configs.load(name), **({"prompt": "a red mug", "perp_neg": False} | changes))
-        return replace(config, prior=replace(config.prior, **(prior or {})))
+        flags = {"memory": "manual", "remat": True} | (prior or {})
+        return replace(config, resolution_after=config.resolution, prior=replace(config.prior, **flags))
 
     return made
 
 
 # batch is of all eight chips.
 ROWS: dict[str, Callable[[], Config]] = {
-    "tabletop, Gaussians 64 px, LODS-embedding": preset("gaussians-lods-embedding", batch=8),
+    "tabletop, Gaussians 64 px, LODS-embedding": preset("gaussians-lods-embedding", {"remat": False}, batch=8),
     "Gaussians 512 px, SDS": preset(EMBEDDING, objective=ObjectiveConfig("sds", 100.0)),
     "Gaussians 512 px, LODS-embedding": preset(EMBEDDING),
     "Gaussians 512 px, LODS-LoRA": preset(LORA),

@@ -12,6 +12,7 @@ from pathlib import Path
 from lods_jax import config as configs
 from lods_jax.cli import flags
 from lods_jax.cli.checks import check_prompt, prior_folder, some
+from lods_jax.cli.dry_run import check_dry_run, device_memory, dry_run, tell_cost
 from lods_jax.cli.edit_commands import edit_3d, edit_image
 from lods_jax.cli.image_commands import text_to_image
 from lods_jax.config import Config
@@ -42,12 +43,11 @@ def text_to_3d(args: flags.TextTo3D) -> int:
     if args.print_config:
         print(configs.dump(config), end="")
         return 0
-    if args.topology and not args.dry_run:
-        raise UserError("--topology needs --dry-run: nothing can run on a slice that is not there")
+    check_dry_run(args.dry_run, args.topology, args.device_memory)
     if args.shard and not args.prompts:
         raise UserError("--shard needs --prompts: it is a share of them")
     if args.dry_run:
-        dry_run(config, args.topology)
+        dry_run(config, args.topology, device_memory(args.device_memory))
         return 0
     entry = registered(config.prior.name)
     folder = entry.vocabulary if entry else prior_folder(config.prior.name, config.prior.download)
@@ -80,6 +80,7 @@ def image_to_3d(args: flags.ImageTo3D) -> int:
     Raises:
         UserError: there is no image, or an argument is invalid.
     """
+    check_dry_run(args.dry_run, None, args.device_memory)
     config = Config(**vars(args.settings))
     files = {f"{name}_file": getattr(config.image, f"{name}_file") for name in ("depth", "normal")}
     files = {name: str(Path(file).absolute()) for name, file in files.items() if file} | {"file": str(args.image.absolute())}
@@ -95,7 +96,7 @@ def image_to_3d(args: flags.ImageTo3D) -> int:
         check_prompt(config.prompt, folder, args.anyway, embeddings=config.prior.embedding)
     start_run(config, args.distributed)
     from lods_jax.runs import run
-    from lods_jax.training import build, cost, image_to_3d
+    from lods_jax.training import build, image_to_3d
 
     config, said = image_to_3d.resolve_image_config(config)
     configs.check(config)
@@ -108,35 +109,10 @@ def image_to_3d(args: flags.ImageTo3D) -> int:
     for note in image_to_3d.notes_on_image(config):
         run.log("picture", note)
     if args.dry_run:
-        found = cost.estimate(config, build.build(config))
-        print(cost.describe(found))
-        cost.check_fits(config, found)
+        tell_cost(config, build.build(config), device_memory(args.device_memory))
         return 0
     out = args.out or Path("outputs/image-to-3d", batch.slug(args.image.stem), datetime.now().strftime("%Y%m%d-%H%M%S"))
     return run.start(config, out)
-
-
-def dry_run(config: Config, topology: str | None) -> None:
-    """Prints what a step would take: with a folder, the tabletop prior, or the name of a published architecture.
-
-    Args:
-        config: of the run.
-        topology: a TPU slice, or None for the devices here.
-    """
-    from lods_jax.priors.architectures import CONFIGS
-
-    sketched = config.prior.name in CONFIGS and not Path(config.prior.name).is_dir()
-    if not sketched and not registered(config.prior.name):
-        prior_folder(config.prior.name)
-    from lods_jax.training.distributed import start_jax
-
-    start_jax(None if config.parallel == "jit" or topology else config.batch)
-    from lods_jax.training import build, cost
-
-    devices = cost.slice_of(topology) if topology else None
-    found = cost.estimate(config, build.build_abstract(config) if sketched else build.build(config), devices)
-    print(cost.describe(found))
-    cost.check_fits(config, found)
 
 
 def resume(args: flags.Resume) -> int:

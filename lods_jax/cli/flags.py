@@ -33,6 +33,9 @@ class TextTo3D:
     topology: str | None = None
     """With --dry-run: a TPU slice that need not be there, v5e:2x4 (extra `tpu`). It is compiled with little effort: a run may
     need less memory, or more."""
+    device_memory: str | None = None
+    """With --dry-run: 24GiB, the memory of a GPU that need not be here. Without a GPU the step is compiled for this CPU, which
+    tells its memory roughly."""
     distributed: bool = False
     """This process is one of several with the same command line, which split the views of each step: see the README."""
     anyway: bool = False
@@ -61,6 +64,8 @@ class ImageTo3D:
     """Print the resolved configuration as YAML, and run nothing."""
     dry_run: bool = False
     """Compile the step and tell parameters, memory and operations, and run nothing."""
+    device_memory: str | None = None
+    """As for text-to-3d."""
     distributed: bool = False
     """This process is one of several with the same command line, as for text-to-3d."""
     anyway: bool = False

@@ -60,11 +60,15 @@ def images_folder(prior: PriorConfig, out: Path, last_seed: int) -> Path:
         The folder.
 
     Raises:
-        UserError: the seed is too large, the suffix of the file is unknown, or scales do not fit the LoRA files.
+        UserError: the seed is too large, the suffix of the file is unknown, scales do not fit the LoRA files, or a setting is of
+            steps in 3D.
     """
     from lods_jax.core.images import WRITTEN_FORMATS
 
     check_prior(prior)
+    of_steps = {"memory auto": prior.memory == "auto", "view-chunk": prior.view_chunk, "vae-slicing": prior.vae_slicing}
+    if given := next((name for name, on in of_steps.items() if on), None):
+        raise UserError(f"--prior.{given} is of runs in 3D: for images pass --batch")
     if last_seed >= 2**32:
         raise UserError(f"the last of the seeds must lie below 2^32, got {last_seed}: pass a smaller --seed")
     check_suffix(out, tuple(WRITTEN_FORMATS))

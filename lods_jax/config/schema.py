@@ -51,8 +51,14 @@ class PriorConfig:
     attention: Literal["plain", "fused"] = "plain"
     """fused takes for each layer the kernel that the device has, flash on a TPU or cuDNN on a GPU, and elsewhere the formula, as
     plain does. Both give the same values."""
+    memory: Literal["manual", "auto"] = "manual"
+    """auto adds to the next four what a step needs to fit into the memory of the device, and says what. manual adds nothing."""
+    view_chunk: int = bounded(0, 0, 4096)
+    """Views of a step that a device computes at a time, at most; 0 is all of them. Fewer take less memory and more time."""
     remat: bool = False
     """Compute transformer blocks again in the backward pass: less memory, more time."""
+    remat_resnets: bool = False
+    """Compute the ResNet blocks of the U-Net again in the backward pass: less memory, more time."""
     vae_slicing: bool = False
     """Encode one view after the other: less memory, more time."""
     rank: int = bounded(4, 1, 1024)

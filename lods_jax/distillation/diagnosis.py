@@ -19,6 +19,7 @@ def make_diagnosis(
     cameras: Callable[[Key[Array, "b"], Int[Array, "b"]], Camera],
     batch: int,
     vae_slicing: bool = False,
+    at_once: int | None = None,
 ) -> Callable[..., dict[str, jax.Array]]:
     """Builds a function that measures whether the learnable branch has learned.
 
@@ -31,25 +32,31 @@ def make_diagnosis(
         cameras: (keys [b], views [b]) -> b cameras; the views of a group of `prior.views` come with one key.
         batch: number of views.
         vae_slicing: whether views are encoded one after the other.
+        at_once: number of views that are computed at a time, which divides `batch`; None for all.
 
     Returns:
         A function (state, psi_0, weights, texts, key) -> {"psi_displacement": root mean square of psi - psi_0, "fit_gain":
             denoising loss of psi_0 minus that of psi, with the same noise on the same renders}.
     """
 
-    @jax.jit
-    def diagnose(state, psi_0, weights, texts, key):
-        views = batch + jnp.arange(batch)  # beyond those of the step: what the step draws is not drawn again
+    def losses(state, psi_0, weights, texts, key, views):
+        """The denoising losses of psi_0 and of psi on renders of these views."""
         k = jax.vmap(lambda key: split_named(key, "camera render encode fit"))(view_keys(key, state.step, views))
         k_camera, k_render = (group_keys(keys, prior.views) for keys in (k.camera, k.render))
         camera = cameras(k_camera, views)
-        render = scene.render(state.theta, state.aux, camera, k_render, scene.means2d_probe(state.aux, batch))
+        render = scene.render(state.theta, state.aux, camera, k_render, scene.means2d_probe(state.aux, len(views)))
         z = encode_each(prior, weights, render.rgb, k.encode, vae_slicing)
         rows, _ = select_view_prompts(texts, camera)
-        denoiser, pose = bind(prior, weights), camera.c2w.reshape(batch, 16)
+        denoiser, pose = bind(prior, weights), camera.c2w.reshape(-1, 16)
         # One after the other, not side by side: a second copy of the network would double the compilation.
         both = jax.tree.map(lambda x_0, x: jnp.stack([x_0, x]), psi_0, state.psi)
-        before, after = jax.lax.map(lambda psi: denoising_loss(psi, objective, denoiser, {"render": z}, rows, k.fit, pose), both)
+        return jax.lax.map(lambda psi: denoising_loss(psi, objective, denoiser, {"render": z}, rows, k.fit, pose), both)
+
+    @jax.jit
+    def diagnose(state, psi_0, *rest):
+        views = batch + jnp.arange(batch)  # beyond those of the step: what the step draws is not drawn again
+        of_chunk = lambda views: losses(state, psi_0, *rest, views)  # noqa: E731
+        before, after = jnp.mean(jax.lax.map(of_chunk, views.reshape(-1, at_once or batch)), 0)
         moved = [(x - x_0).ravel() for x, x_0 in zip(jax.tree.leaves(state.psi), jax.tree.leaves(psi_0), strict=True)]
         return {"psi_displacement": jnp.sqrt(jnp.mean(jnp.concatenate(moved) ** 2)), "fit_gain": before - after}
 

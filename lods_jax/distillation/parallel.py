@@ -135,13 +135,49 @@ def compile_train_step(train_step: TrainStep, mode: str, batch: int, devices: li
         devices = jax.devices() if devices is None else devices
         check_split(batch, devices := devices[:1] if mode == "jit" else devices, train_step.group)
         return ordered_step(train_step, batch, devices)
-    step, views = over_devices(train_step, mode, batch, devices)
     devices = jax.devices() if devices is None else devices
+    return placed(*over_devices(train_step, mode, batch, devices), mode, devices)
+
+
+def placed(step: Callable, views: Int[Array, "..."], mode: str, devices: list) -> Step:
+    """A step of `over_devices`, or what it was compiled to, with its arguments placed on the devices.
+
+    Args:
+        step: the function.
+        views: its last argument.
+        mode: as of `compile_train_step`.
+        devices: over which the views are split.
+
+    Returns:
+        The step (state, weights, texts, reference, key) -> (state, metrics).
+    """
     if jax.process_count() > 1:
         return over_processes(step, views, devices)
     if mode == "jit":
         return lambda *args: step(*args, views)
     return replicated(step, views, devices)
+
+
+def lowered(step: Callable, views: Int[Array, "..."], mode: str, devices: list, arguments: tuple) -> jax.stages.Lowered:
+    """A step of `over_devices` for arguments of these shapes, to be compiled before its first call.
+
+    Args:
+        step: the function.
+        views: its last argument.
+        mode: as of `compile_train_step`.
+        devices: over which the views are split; they need not be there.
+        arguments: the others, arrays or shapes.
+
+    Returns:
+        The lowered step.
+    """
+    mesh = Mesh(np.asarray(devices), (AXIS,))
+
+    def on(spec: PartitionSpec) -> Callable[[Any], jax.ShapeDtypeStruct]:
+        place = {"sharding": NamedSharding(mesh, spec)} if mode == "shard_map" else {}
+        return lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, **place)
+
+    return step.lower(*jax.tree.map(on(PartitionSpec()), arguments), on(PartitionSpec(AXIS))(views))
 
 
 def over_devices(train_step: TrainStep, mode: str, batch: int, devices: list | None = None) -> tuple[Callable, Int[Array, "..."]]:

@@ -13,7 +13,7 @@ Notation: h, w are the height and width of the latents; n tokens of width d.
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
@@ -31,6 +31,7 @@ from lods_jax.priors.multi_view import CAMERA, joined_views, unet_class
 from lods_jax.priors.network_configs import clip_settings, join_settings, unet_settings, vae_settings
 from lods_jax.priors.sdxl import TIME_IDS, pooled_width
 
+BLOCKS = {"transformer": "FlaxBasicTransformerBlock", "resnet": "FlaxResnetBlock2D"}  # of a U-Net, by their classes
 DEPRECATION = "Flax classes are deprecated and will be removed in Diffusers v0.40.0."
 
 
@@ -335,17 +336,21 @@ def _patch(next_fun, args, kwargs, context):
     return next_fun(*args, **kwargs)
 
 
-def remat() -> Callable:
-    """An interceptor that computes each transformer block again in the backward pass, instead of keeping its activations.
+def remat(kinds: bool | Collection[str] = True) -> Callable:
+    """An interceptor that computes blocks again in the backward pass, instead of keeping their activations.
+
+    Args:
+        kinds: keys of BLOCKS; True for transformer blocks alone.
 
     Returns:
         For `nn.intercept_methods`.
     """
     inside: set[tuple] = set()
+    blocks = [BLOCKS[kind] for kind in (("transformer",) if isinstance(kinds, bool) else kinds)]
 
     def intercept(next_fun, args, kwargs, context):
         module = context.module
-        if type(module).__name__ != "FlaxBasicTransformerBlock" or context.method_name != "__call__" or module.path in inside:
+        if type(module).__name__ not in blocks or context.method_name != "__call__" or module.path in inside:
             return next_fun(*args, **kwargs)
         inside.add(module.path)  # the block calls itself below, as its own reference
         try:

@@ -3,7 +3,7 @@
 weights = {"unet", "vae", "text"}, and "text_2" of SDXL; latents are scaled, so that they have about unit variance.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ def stable_diffusion(
     rank: int = lora.RANK,
     targets: Sequence[str] = lora.TARGETS,
     attention: str = "plain",
-    remat: bool = False,
+    remat: bool | Collection[str] = False,
     untrained: bool = False,
     views: int | None = None,
     loras: Sequence[ScaledFile] = (),
@@ -56,7 +56,8 @@ def stable_diffusion(
         rank: of the adapter that a trained query learns.
         targets: ends of the names of the layers that the adapter changes.
         attention: "plain" as in diffusers, or "fused" by the kernel that the device has for each layer (`attention.fused`).
-        remat: whether the transformer blocks are computed again in the backward pass, which takes time and saves memory.
+        remat: whether the transformer blocks are computed again in the backward pass, which takes time and saves memory; or the
+            kinds of blocks that are, of `flax_networks.BLOCKS`.
         untrained: whether weights are random instead of read, for sizes and costs; the folder may then lack them.
         views: number of views that are denoised together; None for as many as the U-Net was trained on, 4 for MVDream's.
         loras: (file, scale) of adapters that are merged into U-Net and text encoder, see `adapter_files.read_lora`.
@@ -140,7 +141,7 @@ def backbone(
     image_size: int | None = None,
     variant: str | None = None,
     attention: str = "plain",
-    remat: bool = False,
+    remat: bool | Collection[str] = False,
     untrained: bool = False,
     views: int | None = None,
     loras: Sequence[ScaledFile] = (),
@@ -230,7 +231,7 @@ def backbone(
             if getattr(cond, name) is not None and name not in psi:
                 raise ValueError(f"Cond.{name} needs psi[{name!r}], which init_psi makes for a fitted query that uses it")
         hit: set[str] = set()
-        paths = [flax_networks.remat()] if remat else []
+        paths = [flax_networks.remat(remat)] if remat else []
         paths += [attention_by(by_kernel)] if by_kernel else []
         # In float32 the formula of Flax is the same, and old runs go on bit for bit with it.
         paths += [attention_by(partial(plain, upcast=upcast))] if attention == "plain" and half else []

@@ -31,6 +31,8 @@ from lods_jax.training.build import Components, build, predictions_per_view
 from lods_jax.training.compilation import Once, memory
 from lods_jax.training.distributed import agreed, all_or_none, is_first
 from lods_jax.training.loop import first_state, mode_of, state_shapes, train
+from lods_jax.training.memory_plan import read_memory
+from lods_jax.training.planning import plan_run
 from lods_jax.training.run_inputs import changed_inputs, keep_object, keep_psi
 from lods_jax.training.scene_setups import read_shapes
 
@@ -50,6 +52,7 @@ def start(config: Config, folder: Path, once: Once | None = None) -> int:
     Raises:
         UserError: the configuration is invalid, or the folder holds something.
     """
+    once = memory() if once is None else once
     with ExitStack() as held:
         with all_or_none():
             if is_first():
@@ -58,6 +61,8 @@ def start(config: Config, folder: Path, once: Once | None = None) -> int:
             components = build(config, once=once)  # before anything is written: most mistakes show here
             notes = components.setup.notes()
             mode_of(components)
+        components, said = plan_run(config, components, once)
+        with all_or_none():
             if is_first():
                 held.enter_context(locked(folder, empty=True))
         if is_first():  # and all of them can begin
@@ -66,6 +71,8 @@ def start(config: Config, folder: Path, once: Once | None = None) -> int:
             point_latest_at(folder)
         for note in notes:
             log("scene", note)
+        if said:
+            log("memory", said)
         return execute(config, components, folder, Start(first_state(components)), once)
 
 
@@ -84,6 +91,7 @@ def resume(config: Config, folder: Path, once: Once | None = None, changed: bool
     Raises:
         UserError: the settings have changed, the folder is held by another process, or processes find different checkpoints.
     """
+    once = memory() if once is None else once
     with ExitStack() as held:
         with all_or_none():
             components = build(check(config), folder, once)
@@ -94,6 +102,9 @@ def resume(config: Config, folder: Path, once: Once | None = None, changed: bool
         at = int(begin.state.step)
         if (agreed(at), agreed(-at)) != (at, -at):
             raise UserError(f"the newest whole checkpoint that this process finds is of step {at}, another process finds another")
+        components, said = plan_run(config, components, once, begin.memory)
+        if said:
+            log("memory", said)
         return execute(config, components, folder, begin, once)
 
 
@@ -107,7 +118,7 @@ def last_state(config: Config, components: Components, folder: Path, changed: bo
         changed: whether other settings than the checkpoint's are allowed.
 
     Returns:
-        State, static shapes and log window.
+        State, static shapes, log window and memory plan.
 
     Raises:
         UserError: the settings or a file that they name have changed, or the checkpoint does not hold its static shapes.
@@ -135,12 +146,14 @@ def last_state(config: Config, components: Components, folder: Path, changed: bo
     try:
         rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["step"] <= step]
         before = Window(step, skipped=int(state.skipped), seconds=rows[-1].get("seconds", 0.0) if rows else 0.0)
-        return Start(state, read_shapes(shapes), read_window(meta.get("log"), before))
+        # With other settings the plan is made anew.
+        plan = None if differ else read_memory(meta.get("memory"))
+        return Start(state, read_shapes(shapes), read_window(meta.get("log"), before), plan)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the checkpoint of step {step} of {folder} does not say what it was compiled for") from error
 
 
-def execute(config: Config, components: Components, folder: Path, begin: Start, once: Once | None = None) -> int:
+def execute(config: Config, components: Components, folder: Path, begin: Start, once: Once) -> int:
     """Runs from a state to the end or to a signal, and writes the results in both cases.
 
     Args:
@@ -153,7 +166,6 @@ def execute(config: Config, components: Components, folder: Path, begin: Start, 
     Returns:
         The exit code, as `start`.
     """
-    once = memory() if once is None else once
     jax.config.update("jax_debug_nans", config.debug_nans)
     components = with_picture(config, components, folder) if components.image_inputs else components
     if not is_first():
@@ -164,6 +176,8 @@ def execute(config: Config, components: Components, folder: Path, begin: Start, 
         note |= {"pose_sha256": components.image_inputs.zero123_sha256}
     if components.adapters:
         note |= {"adapters": components.adapters}
+    if config.prior.memory == "auto":
+        note |= {"memory": components.plan.memory._asdict()}
     check_files(folder)
     release_remarks()
     write_json(folder / "run.json", note | {"state": "running"})

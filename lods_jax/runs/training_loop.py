@@ -16,6 +16,7 @@ from lods_jax.core.random import run_key
 from lods_jax.core.trees import leaf_names
 from lods_jax.core.types import TrainState
 from lods_jax.distillation.diagnosis import make_diagnosis
+from lods_jax.distillation.view_chunks import chunk_size
 from lods_jax.runs.artifacts import SceneRenderer, write_preview
 from lods_jax.runs.log_window import INDEX, Window
 from lods_jax.runs.run_directory import append, event_log, truncate_metrics
@@ -23,7 +24,8 @@ from lods_jax.training import checkpoint
 from lods_jax.training.build import Components
 from lods_jax.training.compilation import Once, compilations, compile_seconds
 from lods_jax.training.distributed import agreed, is_first
-from lods_jax.training.loop import Progress, first_shapes
+from lods_jax.training.loop import Progress, first_shapes, views_per_device, views_together
+from lods_jax.training.memory_plan import MemoryPlan
 from lods_jax.training.scene_setups import StaticShapes
 
 FIRST_PREVIEW = 10  # steps: something to look at within a minute
@@ -37,11 +39,13 @@ class Start(NamedTuple):
         state: of the training.
         shapes: static shapes of the last step; None before the first.
         window: measurements since the last line of the log.
+        memory: plan of the run that goes on; None where it has none yet.
     """
 
     state: TrainState
     shapes: StaticShapes | None = None
     window: Window = Window()
+    memory: MemoryPlan | None = None
 
 
 def training_loop(
@@ -106,7 +110,7 @@ def training_loop(
             if last or due(config.checkpoint.every, done):
                 with tolerate_io_errors(f"the checkpoint of step {done}", on_error):
                     measured = window.after(recent)._replace(seconds=begin.window.seconds + elapsed())
-                    save(config, components.inputs, folder, state, shapes, measured)
+                    save(config, components, folder, state, shapes, measured)
             bar.update()
             if last:
                 break
@@ -140,18 +144,19 @@ def is_previewed(config: Config, done: int) -> bool:
     return due(config.output.preview_every, done) or (config.output.preview_every > 0 and done == FIRST_PREVIEW)
 
 
-def save(config: Config, inputs: dict[str, str], folder: Path, state: TrainState, shapes: StaticShapes, window: Window) -> None:
+def save(config: Config, components: Components, folder: Path, state: TrainState, shapes: StaticShapes, window: Window) -> None:
     """Saves a checkpoint: the state, and what a resumed run needs to decide and log alike.
 
     Args:
         config: of the run.
-        inputs: hashes of the files that the run depends on.
+        components: of the run.
         folder: of the run.
         state: of the training.
         shapes: static shapes of the last step.
         window: measurements since the last line of the log.
     """
-    meta = {"static": shapes._asdict(), "config": dump(config), "inputs": inputs, "log": window._asdict()}
+    meta = {"static": shapes._asdict(), "config": dump(config), "inputs": components.inputs, "log": window._asdict()}
+    meta |= {"memory": components.plan.memory._asdict()}
     checkpoint.save(folder / "checkpoints", state, meta, config.checkpoint.keep)
 
 
@@ -190,9 +195,17 @@ def diagnosis(components: Components, shapes: StaticShapes | None, once: Once) -
 
     def compiled() -> Callable:
         scene = components.setup.scene(shapes)
-        return make_diagnosis(scene, components.prior, components.objective, components.cameras, plan.batch, plan.vae_slicing)
+        return make_diagnosis(
+            scene,
+            components.prior,
+            components.objective,
+            components.cameras,
+            plan.batch,
+            plan.memory.vae_slicing,
+            chunk_size(plan.memory.view_chunk or plan.batch, views_per_device(components), views_together(components)),
+        )
 
-    diagnose = once(("diagnose", shapes), compiled)
+    diagnose = once(("diagnose", shapes, plan.memory), compiled)
     return lambda state: {
         name: float(x) for name, x in diagnose(state, components.psi, components.weights, components.texts, key).items()
     }

@@ -1,7 +1,6 @@
 """Where names meet code: a configuration turned into the components of a run."""
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,20 +23,17 @@ from lods_jax.distillation.regularizers import IMAGE_ERRORS, image_errors, weigh
 from lods_jax.distillation.rewards import Reward
 from lods_jax.distillation.score_paths import ENCODER, ScorePath
 from lods_jax.distillation.train_step import ReferenceView, select_view_prompts
-from lods_jax.priors.architectures import write_configs
 from lods_jax.priors.hub import local, unet_hash
-from lods_jax.priors.loading import load_prior
-from lods_jax.priors.prompt_encoder import context_shape
 from lods_jax.priors.registry import views_of, world_of
-from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.tokenizer import left_out
 from lods_jax.priors.user_adapters import adapter_notes
 from lods_jax.training.checks import check_groups, check_precision, check_queries, check_reward
 from lods_jax.training.compilation import Once, memory
 from lods_jax.training.gaussian_setup import gaussian_setup
 from lods_jax.training.image_to_3d import ImageInputs, image_inputs
+from lods_jax.training.memory_plan import MemoryPlan
 from lods_jax.training.nerf_setup import nerf_setup
-from lods_jax.training.prior_settings import loras_of, prior_options, text_on_host, without_text
+from lods_jax.training.prior_settings import loras_of, prior_of, text_on_host, untrained_prior, without_text
 from lods_jax.training.rewards import reward_of
 from lods_jax.training.run_inputs import initial_psi, input_hashes, source_object
 from lods_jax.training.scene_setups import SceneSetup, StaticShapes, in_particles, state_of_scene
@@ -58,7 +54,7 @@ class Plan(NamedTuple):
         reduce: "sum" or "ordered".
         fit_shares_noise: see `train_step.make_train_step`.
         schedule: see `train_step.make_train_step`.
-        vae_slicing: see `train_step.make_train_step`.
+        memory: what the step gives up for memory.
         fit_first: see `train_step.make_train_step`.
     """
 
@@ -72,7 +68,7 @@ class Plan(NamedTuple):
     reduce: str
     fit_shares_noise: bool
     schedule: tuple[int, int] | None
-    vae_slicing: bool
+    memory: MemoryPlan
     fit_first: int = 0
 
 
@@ -157,7 +153,7 @@ def build(config: Config, folder: Path | None = None, once: Once | None = None) 
     """
     objective, _ = checked(config)
     once, name, orbit = memory() if once is None else once, config.prior.name, orbit_of(config.camera)
-    prior = once("prior", lambda: load_prior(name, download=config.prior.download, **prior_options(config.prior)))
+    prior = once("prior", lambda: prior_of(config.prior))
     table = prompt_table_of(config, prior.truncate)
     named = {"prompt": config.prompt, "negative prompt": config.negative_prompt, "source prompt": config.source_prompt}
     if cut := left_out(prior.truncate, named, prompts.view_endings(names_views(config))):
@@ -195,9 +191,7 @@ def build_abstract(config: Config) -> Components:
         what = "an image" if config.image.file else "an edit"
         raise UserError(f"a dry run of {what} needs the folder of the prior, and {config.prior.name} is a name alone")
     objective, table = checked(config)
-    with tempfile.TemporaryDirectory() as folder:
-        root = write_configs(Path(folder), config.prior.name)
-        prior, shape = stable_diffusion(root, strict=False, untrained=True, **prior_options(config.prior)), context_shape(root)
+    prior, shape = untrained_prior(config.prior)
     weights = jax.eval_shape(prior.init, jax.random.key(0))
     row = jax.ShapeDtypeStruct(shape, jnp.float32)
     texts = {name: jax.ShapeDtypeStruct((len(rows), *row.shape), row.dtype) for name, rows in table.items()}
@@ -375,7 +369,7 @@ def plan_of(config: Config) -> Plan:
         reduce=config.reduce,
         fit_shares_noise=config.objective.fit_shares_noise,
         schedule=config.objective.schedule,
-        vae_slicing=config.prior.vae_slicing,
+        memory=MemoryPlan(*(getattr(config.prior, name) for name in MemoryPlan._fields)),
         fit_first=config.edit.fit_first,
     )
 

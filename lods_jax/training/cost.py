@@ -10,26 +10,25 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lods_jax.config import Config
-from lods_jax.core.devices import traced_for
 from lods_jax.core.errors import UserError
-from lods_jax.distillation.parallel import AXIS, check_split, over_devices
-from lods_jax.priors.attention import Layer, kernels_noted
+from lods_jax.priors.attention import Layer
+from lods_jax.training.ahead_of_time import Ahead, TooLarge, compile_ahead
 from lods_jax.training.build import Components
-from lods_jax.training.loop import first_shapes, first_state, mode_of, train_step
 
 GIB = 2**30
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(.*?channel_id=(\d+)")
 # Flags that lower the peak, most effective first, and whether there is still something to lower.
 SMALLER = {
+    "--prior.view-chunk": lambda c: not c.prior.view_chunk and c.batch > 1,
     "--prior.remat": lambda c: not c.prior.remat,
     "--prior.dtype bfloat16": lambda c: c.prior.dtype == "float32",
-    "--prior.vae-slicing": lambda c: not c.prior.vae_slicing and c.batch > 1,
+    "--prior.vae-slicing": lambda c: not c.prior.vae_slicing,
     "--batch": lambda c: c.batch > 1,
     "--resolution": lambda c: c.resolution > 64,
 }
+PLANNED = ("--prior.view-chunk", "--prior.remat", "--prior.vae-slicing", "--batch")  # have nothing to add to the leanest plan
 
 
 class Cost(NamedTuple):
@@ -72,55 +71,42 @@ def estimate(config: Config, components: Components, devices: list | None = None
         devices: None for those here; others are compiled for ahead of time.
 
     Returns:
-        The cost.
+        The cost, at the larger of the run's two resolutions.
 
     Raises:
         UserError: the batch cannot be split evenly, or a step does not fit into memory.
     """
-    here = devices is None
-    if here:
-        devices = jax.devices()[:1] if mode_of(components) == "jit" else jax.devices()
     try:
-        check_split(config.batch, devices, components.prior.views)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    mode = "jit" if here and len(devices) == 1 else "shard_map"
-    step, views = over_devices(train_step(components, first_shapes(components)), mode, config.batch, devices)
-    state = jax.eval_shape(lambda psi: first_state(components._replace(psi=psi)), components.psi)
-    reference = components.reference
-    arguments = (state, components.weights, components.texts, reference, jax.eval_shape(lambda: jax.random.key(0)))
-    mesh = Mesh(np.asarray(devices), (AXIS,))
+        return cost_of(components, compile_ahead(components, devices))
+    except TooLarge as error:
+        raise UserError(f"{error}; {advice(config)}") from None
 
-    def on(spec):
-        place = {} if mode == "jit" else {"sharding": NamedSharding(mesh, spec)}
-        return lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, **place)
 
-    placed = jax.tree.map(on(PartitionSpec()), arguments)
-    # For a slice that is not there speed does not count: Stable Diffusion 2.1 takes 4 minutes, and was given up after 23.
-    quickly = {} if here else {"exec_time_optimization_effort": -1.0}
-    try:
-        with traced_for(devices[0].platform), kernels_noted() as kernels:
-            lowered = step.lower(*placed, on(PartitionSpec(AXIS))(views))
-        compiled = lowered.compile(compiler_options=quickly)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(f"a step does not fit: {' '.join(str(error).split())[:200]}; {advice(config)}") from None
-    memory = compiled.memory_analysis()
+def cost_of(components: Components, ahead: Ahead) -> Cost:
+    """What a compiled step costs.
+
+    Args:
+        components: of the run.
+        ahead: its step.
+
+    Returns:
+        The cost.
+    """
     count = lambda tree: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))  # noqa: E731
-    held = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arguments))
-    networks = {name: count(tree) for name, tree in components.weights.items()} if isinstance(components.weights, dict) else {}
+    weights, reference = components.weights, components.reference
+    networks = {name: count(tree) for name, tree in weights.items()} if isinstance(weights, dict) else {}
     networks |= {"zero123": count([own for own, _ in reference.auxiliary])} if reference and reference.auxiliary else {}
+    device, kernels = ahead.devices[0], ahead.kernels
     return Cost(
-        networks | {"scene": count(state.theta), "learned": count(state.psi)},
-        len(devices),
-        devices[0].device_kind,
-        held,
-        memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        memory_of(devices[0]) if here else None,
-        float(compiled.cost_analysis()["flops"]),
+        networks | {"scene": count(ahead.state.theta), "learned": count(ahead.state.psi)},
+        len(ahead.devices),
+        device.device_kind,
+        ahead.arguments,
+        ahead.temporary,
+        memory_of(device) if device in jax.devices() else None,
+        float(ahead.compiled.cost_analysis()["flops"]),
         # One that overlaps with computation stands in many fusions, under one channel.
-        dict(Counter(kind for kind, _ in set(COLLECTIVE.findall(compiled.as_text())))),
+        dict(Counter(kind for kind, _ in set(COLLECTIVE.findall(ahead.compiled.as_text())))),
         {
             name: sorted((own for own, kernel in kernels.items() if kernel == name), reverse=True)
             for name in set(kernels.values())
@@ -145,9 +131,17 @@ def check_fits(config: Config, cost: Cost) -> None:
         )
 
 
-def advice(config: Config) -> str:
-    """The flags that would lower the memory of a config's step, as the end of a message."""
-    flags = [flag for flag, helps in SMALLER.items() if helps(config)]
+def advice(config: Config, planned: bool = False) -> str:
+    """The flags that would lower the memory of a config's step, as the end of a message.
+
+    Args:
+        config: of the run.
+        planned: whether all memory plans have been tried.
+
+    Returns:
+        The end of the message.
+    """
+    flags = [flag for flag, helps in SMALLER.items() if helps(config) and not (planned and flag in PLANNED)]
     return f"smaller with {', '.join(flags)}" if flags else "and no flag makes it smaller"
 
 

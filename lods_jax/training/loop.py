@@ -13,6 +13,7 @@ from lods_jax.core.random import run_key, step_key
 from lods_jax.core.types import Scene, TrainState
 from lods_jax.distillation.parallel import compile_train_step
 from lods_jax.distillation.train_step import TrainStep, init_state, make_train_step
+from lods_jax.distillation.view_chunks import in_chunks
 from lods_jax.training.build import Components
 from lods_jax.training.compilation import Once, memory
 from lods_jax.training.scene_setups import StaticShapes
@@ -44,6 +45,12 @@ def first_shapes(components: Components) -> StaticShapes:
     """The static shapes of the first step of a run with these components; an edit knows already what its object needs."""
     needed = components.source and jax.device_get(components.source[1])
     return components.setup.choose_shapes(components.plan.resolution, needed)
+
+
+def largest_shapes(components: Components) -> StaticShapes:
+    """The static shapes of the larger of the two resolutions of a run with these components, before its scene has grown."""
+    plan = components.plan
+    return first_shapes(components._replace(plan=plan._replace(resolution=max(plan.resolution, plan.later_resolution))))
 
 
 def first_state(components: Components) -> TrainState:
@@ -82,7 +89,8 @@ def train_step(components: Components, shapes: StaticShapes) -> TrainStep:
     Returns:
         The two halves of the step.
     """
-    return make_train_step(
+    memory = components.plan.memory
+    step = make_train_step(
         components.setup.scene(shapes),
         components.prior,
         components.objective,
@@ -96,12 +104,18 @@ def train_step(components: Components, shapes: StaticShapes) -> TrainStep:
         fit_shares_noise=components.plan.fit_shares_noise,
         schedule=components.plan.schedule,
         fit_first=components.plan.fit_first,
-        vae_slicing=components.plan.vae_slicing,
+        vae_slicing=memory.vae_slicing,
         reference_view=components.reference_view(shapes),
         auxiliary_priors=components.image_inputs.auxiliary_priors if components.image_inputs else (),
         score_path=components.score_path,
         reward=components.reward,
     )
+    return in_chunks(step, memory.view_chunk, views_together(components)) if memory.view_chunk else step
+
+
+def step_name(components: Components, shapes: StaticShapes) -> tuple:
+    """The key of a compiled step in the memory of runs that share one: its shapes and the plan of its components."""
+    return "step", shapes, components.plan.memory
 
 
 def compiled(components: Components, shapes: StaticShapes) -> Callable:
@@ -116,6 +130,16 @@ def compiled(components: Components, shapes: StaticShapes) -> Callable:
     """
     plan = components.plan
     return compile_train_step(train_step(components, shapes), mode_of(components), plan.batch, reduce=plan.reduce)
+
+
+def views_together(components: Components) -> int:
+    """How many views of a step with these components cannot be parted: a group of the prior's for each particle."""
+    return components.prior.views * components.setup.particles
+
+
+def views_per_device(components: Components) -> int:
+    """How many views of a step with these components each device computes."""
+    return components.plan.batch // (1 if mode_of(components) == "jit" else jax.device_count())
 
 
 def mode_of(components: Components) -> str:
@@ -168,7 +192,7 @@ def train(
     refine = once("refine", lambda: jax.jit(partial(setup.refine, components.tx_theta)))
     shapes = shapes or first_shapes(components)
     for done in range(int(state.step) + 1, plan.steps + 1):
-        step = once(("step", shapes), lambda: compile(components, shapes))  # noqa: B023 (called at once)
+        step = once(step_name(components, shapes), lambda: compile(components, shapes))  # noqa: B023 (called at once)
         state, metrics = step(state, components.weights, components.texts, reference, key)
         if done > plan.fit_first and setup.should_refine(done):
             state = refine(jax.random.fold_in(step_key(key, done), 1), state)

@@ -59,6 +59,12 @@ def test_impossible_sizes_are_refused(capsys, flags):
     assert re.search("must lie in|samples take", refused(capsys, "text-to-image", "a red mug", *flags))
 
 
+@pytest.mark.parametrize("flags", [("--prior.memory", "auto"), ("--prior.view-chunk", "1"), ("--prior.vae-slicing",)])
+def test_images_take_no_memory_plan(capsys, flags):
+    said = refused(capsys, "text-to-image", "a red mug", *flags)
+    assert f"{' '.join(flags[:2]).removesuffix(' 1')} is of runs in 3D: for images pass --batch" in said
+
+
 def test_two_samples_of_the_shipped_prior_differ_and_repeat(tmp_path, capsys):
     """Two seeds give two images; the same call gives the same bytes."""
     files = [tmp_path / "a.png", tmp_path / "b.png"]

@@ -29,11 +29,23 @@ def test_predicted_noise_is_pytorchs(prior, weights, arrays):
         np.testing.assert_allclose(predict(arrays[tokens]), arrays[eps], atol=2e-5)
 
 
+def count(tree, name: str) -> int:
+    """How many modules of a tree of parameters have a part of this name."""
+    return sum(name in part for part in subtrees(tree))
+
+
+def subtrees(tree):
+    yield tree
+    for part in tree.values():
+        if isinstance(part, dict):
+            yield from subtrees(part)
+
+
 def test_fused_attention_and_remat_change_no_value_and_no_gradient(sd, prior, weights, arrays):
     """Held against PyTorch's noise, and against the plain network's gradients of an adapter that is not zero."""
     psi = prior.init_psi(weights, jax.random.key(0), arrays["emb_uncond"][0], [Query("null", lora=1.0)])
     psi = jax.tree.map(lambda x: 0.1 + 0.01 * x, psi)
-    other = stable_diffusion(sd, attention="fused", remat=True)
+    other = stable_diffusion(sd, attention="fused", remat=("transformer", "resnet"))
     tokens, scale = arrays["emb_cond_vd"], jnp.array([0.0, 0.5])
 
     def ask(prior):
@@ -47,7 +59,10 @@ def test_fused_attention_and_remat_change_no_value_and_no_gradient(sd, prior, we
     np.testing.assert_allclose(eps, expected, atol=2e-5)
     np.testing.assert_allclose(eps[0], arrays["eps_cond"][0], atol=2e-5)  # where the adapter is off
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, plain)
-    assert "remat" in str(jax.make_jaxpr(lambda: ask(other))())
+    transformers, resnets = count(weights["unet"], "attn1"), count(weights["unet"], "time_emb_proj")
+    blocks = lambda prior: str(jax.make_jaxpr(lambda: ask(prior))()).count("policy=None")  # noqa: E731
+    assert blocks(other) == transformers + resnets
+    assert blocks(stable_diffusion(sd, remat=True)) == transformers
 
 
 def test_upcast_attention_keeps_scores_that_float16_does_not_hold(sd, tmp_path, weights, arrays):

@@ -17,6 +17,7 @@ from lods_jax.training import cost
 SD = Path(__file__).parents[1] / "data" / "lods_parity" / "sd"
 SMALL = ["text-to-3d", "a red mug", "--config", "gaussians-lods-embedding", "--prior", str(SD), "--resolution", "16"]
 SMALL += ["--batch", "2", "--parallel", "jit", "--prior.attention", "fused", "--dry-run"]
+SMALL += ["--prior.memory", "auto", "--device-memory", "8GiB"]
 GIB = cost.GIB
 COST = cost.Cost({"unet": 5}, 1, "cpu", 3 * GIB, 2 * GIB, memory=4 * GIB, operations=1e12, collectives={}, attention={})
 
@@ -37,13 +38,19 @@ def test_a_dry_run_tells_sizes_and_leaves_nothing(tmp_path, monkeypatch, capsys)
     assert "text" not in said  # the text encoder has done its work before the first step, and goes
     assert float(said.split(" per device: ")[1].split()[0]) == pytest.approx(weights / GIB, abs=0.011)
     assert 0 < found[0].arguments - weights < 2**20  # a few hundred kilobytes of scene, optimizers and texts
+    # Of a GPU JAX takes three quarters.
+    assert "approximate   compiled for a CPU" in said
+    assert found[0].memory == 6 * GIB
+    assert f"memory plan   all views at once: {found[0].peak / GIB:.2f} of 6.00 GiB\n" in said
     assert not any(tmp_path.iterdir())
 
 
 def test_a_step_that_does_not_fit_is_refused_with_what_would_make_it_smaller():
-    with pytest.raises(UserError, match=r"needs 5.0 GiB of the 4.0 .* smaller with --prior.remat, --prior.dtype bfloat16"):
+    with pytest.raises(
+        UserError, match=r"needs 5.0 GiB of the 4.0 .* smaller with --prior.view-chunk, --prior.remat, --prior.dtype"
+    ):
         cost.check_fits(Config(), COST)
-    small = Config(prior=PriorConfig(dtype="bfloat16", remat=True, vae_slicing=True), batch=1, resolution=64)
+    small = Config(prior=PriorConfig(dtype="bfloat16", view_chunk=1, remat=True, vae_slicing=True), batch=1, resolution=64)
     with pytest.raises(UserError, match="no flag makes it smaller"):
         cost.check_fits(small, COST)
     cost.check_fits(Config(), COST._replace(memory=6 * GIB))
@@ -63,6 +70,10 @@ def test_collectives_that_overlap_with_computation_are_counted_once():
     ("flags", "says"),
     [
         (["--topology", "v5e:2x4"], "--topology needs --dry-run"),
+        (["--device-memory", "24GiB"], "--device-memory needs --dry-run"),
+        (["--dry-run", "--device-memory", "24"], "--device-memory must read like 24GiB, got 24"),
+        (["--dry-run", "--device-memory", "0GiB"], "--device-memory must read like 24GiB, got 0GiB"),
+        (["--dry-run", "--device-memory", "24GiB", "--topology", "v5e:2x4"], "the chips of --topology have memory of their own"),
         (["--shard", "1/2"], "--shard needs --prompts"),
         (["--dry-run", "--topology", "nonsense"], "topology must read like v5e:2x4, got nonsense"),
         (["--prompts", "tabletop"], "give a prompt or --prompts, not both"),
