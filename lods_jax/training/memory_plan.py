@@ -7,7 +7,7 @@ LODS-LoRA with Stable Diffusion 2.1 at 512 pixels that is 5 % for the transforme
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lods_jax.core.errors import UserError
 from lods_jax.distillation.view_chunks import chunk_size
@@ -31,7 +31,7 @@ class MemoryPlan(NamedTuple):
     vae_slicing: bool = False
 
 
-def read_memory(saved: Mapping[str, int | bool] | None) -> MemoryPlan | None:
+def read_memory(saved: Any) -> MemoryPlan | None:
     """The plan that a checkpoint holds.
 
     Args:
@@ -41,13 +41,13 @@ def read_memory(saved: Mapping[str, int | bool] | None) -> MemoryPlan | None:
         The plan, or None.
 
     Raises:
-        TypeError: it holds another key, or a value that is no whole number.
+        TypeError: it is no mapping of the plan's keys to whole numbers.
     """
     if saved is None:
         return None
-    if not all(isinstance(x, int) and 0 <= x < 2**31 for x in saved.values()):
-        raise TypeError(f"a memory plan must be of whole numbers, got {saved}")
-    return MemoryPlan(**saved)  # type: ignore[arg-type]
+    if not isinstance(saved, Mapping) or not all(isinstance(x, int) and 0 <= x < 2**31 for x in saved.values()):
+        raise TypeError(f"a memory plan must be of whole numbers, got {saved!r}")
+    return MemoryPlan(**saved)
 
 
 class Choice(NamedTuple):

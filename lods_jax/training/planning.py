@@ -137,7 +137,7 @@ def largest_anywhere(size: int | float) -> int | float:
 
 
 def smallest_anywhere(size: int | float) -> int | float:
-    """The smallest of the sizes that the processes of a run give, each a size in bytes, as `largest_anywhere` gives the largest."""
+    """The smallest of the sizes that the processes of a run give, where `largest_anywhere` gives the largest size."""
     return size if jax.process_count() == 1 or size == math.inf else -agreed(-int(size // MIB)) * MIB
 
 
@@ -161,5 +161,5 @@ def with_memory(config: Config, components: Components, memory: MemoryPlan) -> C
 
 
 def adopt(components: Components, planned: Planned) -> Components:
-    """The components of a run as planned for them, or for another prompt of their kind."""
+    """The components of a run by a plan (`planned`) that was made for them, or for another prompt of their kind."""
     return components._replace(prior=planned.prior, plan=components.plan._replace(memory=planned.memory))

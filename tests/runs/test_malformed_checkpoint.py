@@ -34,7 +34,9 @@ values = st.recursive(
 )
 KEYS = ("resolution", "capacity", "room", "logged", "steps", "skipped", "dead", "seconds", "sums", "counts")
 groups = values | st.dictionaries(st.sampled_from(KEYS), values, max_size=8)
-metas = values | st.fixed_dictionaries({}, optional={"static": groups, "log": groups, "config": values, "more": values})
+metas = values | st.fixed_dictionaries(
+    {}, optional={"static": groups, "log": groups, "memory": groups, "config": values, "more": values}
+)
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])

@@ -84,7 +84,7 @@ def test_a_choice_says_what_was_too_large():
     )
 
 
-@pytest.mark.parametrize("saved", [{"remat": "yes"}, {"remat": -1}, {"slicing": True}])
+@pytest.mark.parametrize("saved", ["auto", [1], {"remat": "yes"}, {"remat": -1}, {"slicing": True}])
 def test_a_plan_that_a_checkpoint_cannot_hold_is_refused(saved):
     with pytest.raises(TypeError):
         read_memory(saved)
