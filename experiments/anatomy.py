@@ -192,6 +192,8 @@ def settings() -> dict[str, tuple[Objective, bool]]:
     """Every objective at its scales, its learned branch untrained and knowing."""
     made = {}
     for name, factory in OBJECTIVES.items():
+        if factory().noise:  # moments over random noise say nothing of one that stays
+            continue
         for s in SCALES if "s" in inspect.signature(factory).parameters else (None,):
             objective = factory() if s is None else factory(s=s)
             label = name if s is None else f"{name} s={s:g}"

@@ -67,6 +67,18 @@ def group_keys(keys: Key[Array, "b"], group: int) -> Key[Array, "b"]:
     return keys[jnp.arange(len(keys)) // group * group]
 
 
+def fixed_key(key: Key[Array, ""]) -> Key[Array, ""]:
+    """The key of what stays as it is over the steps of a run.
+
+    Args:
+        key: of the run.
+
+    Returns:
+        A key. No step and no view has it.
+    """
+    return jax.random.fold_in(key, 2**32 - 1)
+
+
 # What a run draws, each with a key of its own. The numbers are part of what a seed means.
 STREAMS = {"psi": 1, "scene": 2, "train": 3, "inversion": 4}
 

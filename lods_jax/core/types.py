@@ -201,6 +201,8 @@ class Objective(NamedTuple):
         x0_residual: ({name: x0}, z, views of a group) -> the score itself, from the clean latents that the predictions mean; it
             takes the place of w(t) times `residual`. None for the latter.
         weight: (noise_schedule, t [b]) -> w(t) [b].
+        noise: (key of the run, z, `Render`, `Camera`) -> noise like z, in place of a random one for each view and step, as
+            `distillation.fixed_noise` has it. None for random noise.
     """
 
     queries: Mapping[str, Query]
@@ -211,6 +213,7 @@ class Objective(NamedTuple):
     later: tuple[float, Callable[..., jax.Array]] | None = None
     x0_residual: Callable[..., jax.Array] | None = None
     weight: Callable[..., jax.Array] = score_weight
+    noise: Callable[..., jax.Array] | None = None
 
     def at(self, step: Any) -> "Objective":
         """The objective at a step: with the residual of its stage.

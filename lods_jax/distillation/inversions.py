@@ -26,14 +26,65 @@ def at_later(shift: float) -> Inversion:
     Raises:
         ValueError: `shift` is not positive.
     """
-    if not shift > 0:
-        raise ValueError(f"shift must be positive, got {shift}")
+    later = shifted(shift)
 
     def inversion(noise_schedule, eps_of, z, t, noise):
-        later = jnp.clip(t + jnp.maximum(1, (shift * (t - 20)).astype(t.dtype)), 1, T - 1)
-        return add_noise(noise_schedule, z, noise, t), eps_of("prompt", add_noise(noise_schedule, z, noise, later), later)
+        return add_noise(noise_schedule, z, noise, t), eps_of("prompt", add_noise(noise_schedule, z, noise, later(t)), later(t))
 
     return inversion
+
+
+def along_path(steps: int, s: float, shift: float) -> Inversion:
+    """The prediction at the later timestep t + shift (t - 20) of the DDIM path that begins at the noise takes its place.
+
+    Guided by the prompt with the scale s, the path comes down from pure noise in equal steps. What is predicted at its end is the
+    noise of z_t; in the residual stands what the prompt alone predicts of the same noise at the later timestep.
+
+    Args:
+        steps: number of steps, at least 1.
+        s: guidance scale.
+        shift: as a share of t - 20; positive.
+
+    Returns:
+        The inversion of DSD.
+
+    Raises:
+        ValueError: `steps` is below 1, or `shift` is not positive.
+    """
+    check_steps(steps)
+    later = shifted(shift)
+
+    def inversion(noise_schedule, eps_of, z, t, noise):
+        guided = lambda z_t, t: s * eps_of("prompt", z_t, t) + (1 - s) * eps_of("null", z_t, t)  # noqa: E731
+        above = T - 1 - later(t)
+
+        def step(i, z_t):
+            now, then = T - 1 - above * i // steps, T - 1 - above * (i + 1) // steps
+            guess = guided(z_t, now)
+            return add_noise(noise_schedule, eps_to_x0(noise_schedule, guess, z_t, now), guess, then)
+
+        predicted = guided(jax.lax.fori_loop(0, steps, step, noise), later(t))
+        z_later = add_noise(noise_schedule, z, predicted, later(t))
+        return add_noise(noise_schedule, z, predicted, t), eps_of("prompt", z_later, later(t))
+
+    return inversion
+
+
+def shifted(shift: float) -> Callable[[jax.Array], jax.Array]:
+    """Timesteps that are a little later, at least by one, as long as there are any.
+
+    Args:
+        shift: as a share of t - 20; positive.
+
+    Returns:
+        The function t -> t + shift (t - 20).
+
+    Raises:
+        ValueError: `shift` is not positive.
+    """
+    if not shift > 0:
+        raise ValueError(f"shift must be positive, got {shift}")
+    return lambda t: jnp.clip(t + jnp.maximum(1, (shift * (t - 20)).astype(t.dtype)), 1, T - 1)
 
 
 def ddim_inversion(steps: int, eps: Callable[..., jax.Array]) -> Inversion:

@@ -13,85 +13,14 @@ Where the published residual grows with s it is multiplied by `scale`, 1/s by de
 learning rate, one set of regularizer weights and one densification threshold serve all. scale = 1 is the published form.
 """
 
-import math
 from collections.abc import Callable, Mapping
 
-import jax.numpy as jnp
-
-from lods_jax.core.noise_schedule import per_example, velocity_weight
+from lods_jax.core.noise_schedule import velocity_weight
 from lods_jax.core.types import Objective, Query
-from lods_jax.distillation.inversions import at_later, ddim_inversion, ddim_noise, own_prediction
+from lods_jax.distillation.fixed_noise import one_noise, surface_noise
+from lods_jax.distillation.guidance import at_least, csd, nfsd, sds
+from lods_jax.distillation.inversions import along_path, at_later, ddim_inversion, ddim_noise, own_prediction
 from lods_jax.distillation.reconstruction import guided_reconstruction
-
-
-def sds(s: float = 100.0, scale: float | None = None, x0_rescale: float | None = None) -> Objective:
-    """Score distillation sampling: scale (s e[y] + (1 - s) e[null] - noise).
-
-    DreamFusion (Poole et al. 2023, eq. 3) with classifier-free guidance.
-
-    Args:
-        s: guidance scale, at least 1. DreamFusion uses 100.
-        scale: factor of the residual; None for 1 / s, which puts it on the scale of LODS.
-        x0_rescale: None for the residual of noises. A share in [0, 1] for the x0-reconstruction form of MVDream (Shi et al.
-            2024), (sigma / alpha) (e_guided - noise), with guidance rescaled by that share: see `reconstruction`.
-
-    Returns:
-        An objective that learns nothing.
-
-    Raises:
-        ValueError: s is below 1 or NaN, or `x0_rescale` is out of range.
-
-    Examples:
-        >>> sds(s=2.0, scale=1.0).residual({"y": 3.0, "null": 1.0}, 1.0, 0)
-        4.0
-    """
-    scale = 1 / at_least(s, 1.0) if scale is None else scale
-    made = Objective(
-        {"y": Query("prompt"), "null": Query("null")},
-        residual=lambda e, noise, t: scale * (s * e["y"] + (1 - s) * e["null"] - noise),
-    )
-    return made if x0_rescale is None else made._replace(x0_residual=guided_reconstruction(s, scale, x0_rescale, "null"))
-
-
-def csd() -> Objective:
-    """Classifier score distillation: e[y] - e[null], the guidance alone.
-
-    Yu et al. 2024, eq. 7. LODS at s = inf is the same before its unconditional branch has learned anything.
-
-    Returns:
-        An objective that learns nothing.
-
-    Examples:
-        >>> csd().residual({"y": 3.0, "null": 1.0}, 5.0, 0)
-        2.0
-    """
-    return Objective({"y": Query("prompt"), "null": Query("null")}, residual=lambda e, noise, t: e["y"] - e["null"])
-
-
-def nfsd(s: float = 7.5, scale: float | None = None) -> Objective:
-    """Noise-free score distillation: scale (domain + s (e[y] - e[empty])), without the random noise.
-
-    Katzir et al. 2024, section 4. The domain term is e[empty] below t = 200, where it holds little noise, and e[empty] - e[null]
-    above, with the negative prompt as null. Below t = 200 a perfect denoiser therefore does exert a force. Without a negative
-    prompt the residual above t = 200 is that of CSD.
-
-    Args:
-        s: guidance scale, at least 1.
-        scale: factor of the residual; None for 1 / s.
-
-    Returns:
-        An objective that learns nothing.
-
-    Raises:
-        ValueError: s is below 1 or NaN.
-    """
-    scale = 1 / at_least(s, 1.0) if scale is None else scale
-
-    def residual(e, noise, t):
-        domain = e["empty"] - per_example(jnp.where(t < 200, 0.0, 1.0), noise) * e["null"]
-        return scale * (domain + s * (e["y"] - e["empty"]))
-
-    return Objective({"y": Query("prompt"), "empty": Query("empty"), "null": Query("null")}, residual)
 
 
 def dds(s: float = 7.5, scale: float | None = None) -> Objective:
@@ -173,7 +102,7 @@ def lods_embedding(s: float = 1000.0, x0_rescale: float | None = None) -> Object
         ValueError: s is below 1 or NaN, or `x0_rescale` does not go with it.
 
     Examples:
-        >>> lods_embedding(math.inf).residual({"y": 3.0, "a": 1.0}, 5.0, 0)
+        >>> lods_embedding(float("inf")).residual({"y": 3.0, "a": 1.0}, 5.0, 0)
         2.0
     """
     return lods(s, Query("learned"), x0_rescale)
@@ -323,6 +252,49 @@ def sdi(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> O
     return sds(s, scale)._replace(inversion=ddim_noise(int(steps), s), inversion_predictions=2 * int(steps))
 
 
+def dsd(s: float = 7.5, scale: float | None = None, steps: float | int = 4, shift: float = 0.05) -> Objective:
+    """Diverse score distillation: scale (s e[y] + (1 - s) e[null] - e[y]'), on the path of one noise.
+
+    Xu et al. 2024 (arXiv 2412.06780), as its code has it. Guided DDIM leads the noise of the run to the later timestep
+    t' = t + shift (t - 20). What is predicted there takes the place of random noise in z_t and z_t', and e[y]' is asked at z_t'.
+    So each seed follows a path of its own, and ends in a place of its own. It needs timesteps that fall over the run. The code
+    draws the shift from U(0, 0.1), and takes fewer steps to a later t'.
+
+    Args:
+        s: guidance scale of score and path, at least 1.
+        scale: factor of the residual; None for 1 / s.
+        steps: DDIM steps from pure noise to t', at least 1.
+        shift: by how much later, as a share of t - 20; positive.
+
+    Returns:
+        An objective that learns nothing and has an `inversion` and one `noise`.
+
+    Raises:
+        ValueError: s is below 1 or NaN, `steps` is below 1, or `shift` is not positive.
+    """
+    path = along_path(int(steps), s, shift)
+    return sds(s, scale)._replace(inversion=path, inversion_predictions=2 * int(steps) + 3, noise=one_noise)
+
+
+def cfd(s: float = 7.5, scale: float | None = None) -> Objective:
+    """Consistent flow distillation: SDS with noise that lies on the surface and stays there.
+
+    Yan et al. 2025 (arXiv 2501.05445), section 3. All views of a surface point see one noise, in all steps, so that the scores of
+    views agree on one path of the flow. It needs timesteps that fall over the run.
+
+    Args:
+        s: guidance scale, at least 1. The default is chosen here.
+        scale: factor of the residual; None for 1 / s.
+
+    Returns:
+        An objective that learns nothing and has a `noise`.
+
+    Raises:
+        ValueError: s is below 1 or NaN.
+    """
+    return sds(s, scale)._replace(noise=surface_noise)
+
+
 def rfds(s: float = 50.0, scale: float | None = None) -> Objective:
     """Rectified flow distillation sampling: scale (s v[y] + (1 - s) v[null] - (noise - z)), weighed alike at every t.
 
@@ -361,24 +333,6 @@ def rfds_rev(s: float = 50.0, scale: float | None = None, steps: float | int = 1
     return rfds(s, scale)._replace(inversion=own_prediction(int(steps)), inversion_predictions=int(steps))
 
 
-def at_least(s: float, least: float) -> float:
-    """The guidance scale, if it is valid.
-
-    Args:
-        s: guidance scale.
-        least: the smallest that is allowed.
-
-    Returns:
-        s.
-
-    Raises:
-        ValueError: s is below `least` or NaN.
-    """
-    if math.isnan(s) or s < least:
-        raise ValueError(f"guidance needs s >= {least:g}, got {s}")
-    return s
-
-
 # The names of the command line and of configurations; `registry.make_objective` reads them.
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "sds": sds,
@@ -391,6 +345,8 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "asd": asd,
     "ism": ism,
     "sdi": sdi,
+    "dsd": dsd,
+    "cfd": cfd,
     "rfds": rfds,
     "rfds-rev": rfds_rev,
     "dds": dds,

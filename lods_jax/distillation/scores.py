@@ -108,6 +108,7 @@ def score(
     keys: Key[Array, "b"],
     pose: Float[Array, "b 16"] | None = None,
     predict_noise_fn: PredictNoise = predict_noise,
+    fixed: Float[Array, "b h w c"] | None = None,
 ) -> Float[Array, "b h w c"]:
     """The score of the renders under an objective: w(t) times its residual, at a random noise per view and timestep per group.
 
@@ -123,12 +124,14 @@ def score(
         keys: one per view, see `draw`.
         pose: camera-to-world matrices [b 16], row-major.
         predict_noise_fn: `predict_noise`, or one that takes its place, as `perp_neg.away_from` gives it.
+        fixed: noise [b h w c] in place of a random one.
 
     Returns:
         w(t) residual [b h w c], float32.
     """
     z = latents["render"]
     t, noise = draw(keys, z, window, denoiser.views)
+    noise = noise if fixed is None else fixed
     eps, noised, noise = predictions_at(objective, denoiser, psi, latents, texts, t, noise, pose, predict_noise_fn)
     return score_of(objective, denoiser, eps, z, noised, noise, t)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from lods_jax.core.random import group_keys, split_named, view_keys
+from lods_jax.core.random import fixed_key, group_keys, split_named, view_keys
 from lods_jax.core.trees import not_finite, strongly_typed
 from lods_jax.core.types import Camera, Objective, Prior, Reference, Render, Scene, TrainState
 from lods_jax.distillation.known_views import groups_around_image, show_image, where
@@ -213,15 +213,17 @@ def make_train_step(
         The two halves of the step, for `parallel.compile_train_step`.
 
     Raises:
-        ValueError: `batch` is no multiple of `prior.views`; or the objective trains nothing or inverts where `fit_shares_noise`
-            is set; or `schedule` or `fit_first` is given with an objective that trains nothing or with `fit_shares_noise`; or
-            `schedule` has a number below 1; or `score_path` parts geometry and colours of a scene that has no leaves of colours
-            alone.
+        ValueError: `batch` is no multiple of `prior.views`; or a reward has one noise to weigh; or the objective trains nothing,
+            inverts or has a noise of its own where `fit_shares_noise` is set; or `schedule` or `fit_first` is given with an
+            objective that trains nothing or with `fit_shares_noise`; or `schedule` has a number below 1; or `score_path` parts
+            geometry and colours of a scene that has no leaves of colours alone.
     """
 
     if batch % prior.views:
         raise ValueError(f"batch must be a multiple of the {prior.views} views that this prior denoises together, got {batch}")
-    if fit_shares_noise and (objective.trained_query is None or objective.inversion or reward):
+    if reward and objective.noise:
+        raise ValueError("a reward weighs several noises of a view, and this objective has one: leave the reward out")
+    if fit_shares_noise and (objective.trained_query is None or objective.inversion or objective.noise or reward):
         raise ValueError("fit_shares_noise needs an objective that learns something and draws one noise at random")
     if (schedule is not None or fit_first) and (fit_shares_noise or objective.trained_query is None):
         raise ValueError("a schedule of turns and fit_first need an objective that learns something, and no fit_shares_noise")
@@ -273,7 +275,9 @@ def make_train_step(
             both = jax.value_and_grad(score_and_denoising_loss, has_aux=True)
             (fit, own), g_psi = both(state.psi, stage, denoiser, latents, rows, at, k.score, pose, predict_noise_fn)
         else:
-            rated = partial(rewarded_score, reward, reference.reward, partial(prior.decode, weights)) if reward else score
+            fixed = objective.noise(fixed_key(key), zs[0], render, camera) if objective.noise else None
+            plain = partial(score, fixed=fixed)
+            rated = partial(rewarded_score, reward, reference.reward, partial(prior.decode, weights)) if reward else plain
             scored = partial(rated, stage, denoiser, state.psi, latents, rows, at, k.score, pose, predict_noise_fn)
             fitted = partial(jax.value_and_grad(denoising_loss), state.psi, objective, denoiser, latents, rows, k.fit, pose)
             own, (fit, g_psi) = cond_or_zeros(scene_on, scored), cond_or_zeros(prior_on, fitted)

@@ -208,7 +208,7 @@ def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
     objective, setup = objective_of(config), scene_setup(config)
     check_precision(config, objective)
     check_groups(config, views_of(config.prior.name))
-    check_reward(config.objective.reward)
+    check_reward(config, objective)
     # Built here for its complaints alone, before weights are read.
     setup.scene(setup.choose_shapes(config.resolution, None))
     table = prompt_table_of(config)

@@ -43,15 +43,19 @@ def check_groups(config: Config, views: int) -> None:
         raise UserError("image.invert fits an embedding to single images, and this prior takes groups of views: pass --prompt")
 
 
-def check_reward(reward: str) -> None:
-    """Checks that a reward is one.
+def check_reward(config: Config, objective: Objective) -> None:
+    """Checks that a reward is one, and that there is something to weigh.
 
     Args:
-        reward: `objective.reward` of a run.
+        config: of the run.
+        objective: of the run.
 
     Raises:
-        UserError: it is no word that stands for one, and no folder.
+        UserError: it is no word that stands for one, and no folder; or the objective has one noise in all steps.
     """
+    reward = config.objective.reward
+    if reward != NONE and objective.noise:
+        raise UserError(f"objective.reward weighs several noises a view, and {config.objective.name} has one: take it out")
     if reward not in (NONE, CLASSIFIER) and not Path(reward).is_dir():
         raise UserError(f"objective.reward must be {NONE}, {CLASSIFIER} or the folder of a CLIP, got {reward}")
 

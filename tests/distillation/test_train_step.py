@@ -14,9 +14,11 @@ import pytest
 
 from lods_jax.core.cameras import sample_orbit
 from lods_jax.core.trees import leaf_names, not_finite
-from lods_jax.core.types import Objective, Reference
+from lods_jax.core.types import Objective, Query, Reference
+from lods_jax.distillation.fixed_noise import one_noise
 from lods_jax.distillation.objectives import lods_embedding, sds
 from lods_jax.distillation.parallel import compile_train_step
+from lods_jax.distillation.rewards import Judge, Reward, best
 from lods_jax.distillation.train_step import init_state, make_train_step
 from lods_jax.priors.gaussian import gaussian
 from lods_jax.scenes.images import pixels
@@ -299,3 +301,30 @@ def test_pictures_and_further_priors_do_not_depend_on_the_devices(reduce):
             state, metrics = step(state, WEIGHTS, TEXTS, reference, jax.random.key(3))
         ends.append((state.theta, metrics["image_rgb"]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *ends)
+
+
+# --- noise that stays -------------------------------------------------------------------------------------------------------
+STAYS = Objective({"y": Query("prompt")}, residual=lambda e, noise, t: noise, noise=one_noise)
+
+
+def test_a_noise_of_the_objective_is_one_for_all_views_and_steps_of_a_run():
+    """The residual is the noise itself, so that gradients point along it, whatever the timesteps of the views."""
+    build, start = parts(STAYS)
+    grads = jax.jit(lambda key, step, views: build.compute_grads(start().replace(step=step), WEIGHTS, TEXTS, None, key, views))
+
+    def direction(seed, step, views=range(BATCH)):
+        g = grads(jax.random.key(seed), step, jnp.array([*views])).g_theta["rgb"].ravel()
+        return np.asarray(g / jnp.linalg.norm(g))
+
+    first = direction(3, 0)
+    np.testing.assert_allclose(direction(3, 7), first, atol=1e-5)
+    np.testing.assert_allclose(direction(3, 0, range(BATCH, 2 * BATCH)), first, atol=1e-5)
+    assert abs(direction(4, 0) - first).max() > 0.1
+
+
+def test_what_would_draw_a_noise_of_its_own_is_refused_beside_one_that_stays():
+    reward = Reward(Judge(None, lambda texts: texts, lambda params, rgb, asked: rgb[:, 0, 0, 0]), 2, best)
+    with pytest.raises(ValueError, match="weighs several noises of a view, and this objective has one"):
+        parts(STAYS, reward=reward)
+    with pytest.raises(ValueError, match="draws one noise at random"):
+        parts(lods_embedding()._replace(noise=one_noise), fit_shares_noise=True)

@@ -31,7 +31,9 @@ def test_guidance_alone_never_stops(objective):
     assert fixed_point(objective) == float("inf")
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("csd", "sds-bridge")])
+@pytest.mark.parametrize(
+    "name", [name for name in OBJECTIVES if name not in ("csd", "sds-bridge") and not OBJECTIVES[name]().noise]
+)
 def test_training_lands_on_the_fixed_point(name):
     objective = OBJECTIVES[name](s=2.0)
     point = fixed_point(objective)
