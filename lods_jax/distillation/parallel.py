@@ -158,7 +158,7 @@ def placed(step: Callable, views: Int[Array, "..."], mode: str, devices: list) -
     return replicated(step, views, devices)
 
 
-def lowered(step: Callable, views: Int[Array, "..."], mode: str, devices: list, arguments: tuple) -> jax.stages.Lowered:
+def lowered(step: Any, views: Int[Array, "..."], mode: str, devices: list, arguments: tuple) -> jax.stages.Lowered:
     """A step of `over_devices` for arguments of these shapes, to be compiled before its first call.
 
     Args:

@@ -4,12 +4,17 @@ import math
 import random
 import shutil
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from lods_jax.cli import main
 from lods_jax.cli.command_line import parse
 from lods_jax.core.errors import UserError
+from lods_jax.core.types import Cond
 from lods_jax.distillation.view_chunks import chunk_size
 from lods_jax.runs.run_directory import read_json
 from lods_jax.training import ahead_of_time, planning
@@ -18,6 +23,7 @@ from lods_jax.training.compilation import compilations
 from lods_jax.training.memory_plan import GIB, MemoryPlan, candidates, first_that_fits, read_memory, told
 from tests.toy import TINY, final, same
 
+SD = Path(__file__).parents[1] / "data" / "lods_parity" / "sd"
 PLANS = candidates(MemoryPlan(), 8, 1, learns=True)
 
 
@@ -106,6 +112,32 @@ def test_a_run_is_planned_once_and_goes_on_with_its_plan(tmp_path, monkeypatch):
     assert main(["resume", str(tmp_path / "cut")]) == 0
     assert read_json(tmp_path / "cut" / "run.json")["memory"] == MemoryPlan(view_chunk=1)._asdict()
     same(final(tmp_path / "whole"), final(tmp_path / "cut"))
+
+
+def test_a_plan_builds_the_prior_anew_and_keeps_its_weights(monkeypatch):
+    """A compiler refuses what does not compute all blocks of the U-Net again."""
+
+    def compile_ahead(components, devices):
+        if not components.plan.memory.remat_resnets:
+            raise ahead_of_time.TooLarge("a step does not fit")
+        return SimpleNamespace(peak=GIB)
+
+    monkeypatch.setattr(planning, "compile_ahead", compile_ahead)
+    flags = ["text-to-3d", "a red mug", "--config", "gaussians-lods-embedding", "--objective", "lods-lora", "--prior", str(SD)]
+    config = parse([*flags, "--batch", "2", "--parallel", "jit", "--prior.memory", "auto"]).settings
+    components = build(config)
+    planned = planning.find_plan(config, components, math.inf)
+    assert planned.memory == MemoryPlan(view_chunk=1, remat=True, remat_resnets=True)
+    assert planned.said.startswith(
+        "1 view at a time, transformer blocks and ResNet blocks computed again: 1.00 GiB (all views at"
+    )
+    assert planned.said.count(": not compiled") == 3
+    found = planning.adopt(components, planned)
+    assert found.weights is components.weights
+    z, t, text = jnp.zeros((1, 8, 8, 4)), jnp.zeros(1, jnp.int32), components.texts["prompt"][:1]
+    ask = lambda prior: str(jax.make_jaxpr(lambda: prior.predict(components.weights, {}, z, t, Cond(text)))())  # noqa: E731
+    assert "policy=None" in ask(found.prior)
+    assert "policy=None" not in ask(components.prior)
 
 
 @pytest.mark.usefixtures("toy")
