@@ -5,10 +5,16 @@ import re
 from pathlib import Path
 
 from lods_jax.core.paths import TABLETOP, TABLETOP_64, TABLETOP_VIEWS
-from lods_jax.priors.diffusers_folder import MULTI_VIEW, MVDREAM, MVDREAM_VIEWS, read_config
+from lods_jax.priors.diffusers_folder import ALL_PARTS, MULTI_VIEW, MVDREAM, MVDREAM_VIEWS, read_config
 
 SHIPPED = {"tabletop": TABLETOP, "tabletop-128": TABLETOP, "tabletop-views": TABLETOP_VIEWS, "tabletop-64": TABLETOP_64}
-PATTERNS = ("*.json", "*.txt", "*.safetensors", "*/*.json", "*/*.txt", "*/*.safetensors")
+# Of a repository only what is read: the whole model in one file that many have beside the parts takes gigabytes.
+FOLDERS = ("scheduler", "tokenizer", "tokenizer_2", *(directory for directory, _ in ALL_PARTS.values()))
+PATTERNS = [
+    "model_index.json",
+    "vocabulary.json",
+    *(f"{name}/*.{end}" for name in FOLDERS for end in ("json", "txt", "safetensors")),
+]
 
 
 def local(name: str, download: bool = False, cache: Path | None = None) -> Path:
@@ -33,7 +39,7 @@ def local(name: str, download: bool = False, cache: Path | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, cache_dir=cache, local_files_only=not download, allow_patterns=list(PATTERNS)))
+        return Path(snapshot_download(name, cache_dir=cache, local_files_only=not download, allow_patterns=PATTERNS))
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         if download:
             raise ValueError(f"{name} cannot be downloaded: {' '.join(str(error).split())[:200]}") from error

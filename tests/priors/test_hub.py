@@ -1,6 +1,8 @@
 """The local Hugging Face cache, without a network."""
 
-from lods_jax.priors.hub import local
+from huggingface_hub.utils import filter_repo_objects
+
+from lods_jax.priors.hub import PATTERNS, local
 
 
 def cached(cache, name, commit="0123abc"):
@@ -28,3 +30,11 @@ def test_a_folder_is_a_folder_whatever_its_name(tmp_path, monkeypatch):
     (tmp_path / "someone" / "a-model").mkdir(parents=True)
     cached(tmp_path / "cache", "someone/a-model")
     assert str(local("someone/a-model", cache=tmp_path / "cache")) == "someone/a-model"
+
+
+def test_of_a_repository_only_what_is_read_is_fetched():
+    """SDXL's, which has its weights a second time in one file, and in formats of other programs."""
+    read = ["model_index.json", "scheduler/scheduler_config.json", "tokenizer_2/merges.txt", "unet/config.json"]
+    read += ["text_encoder_2/model.fp16.safetensors", "unet/diffusion_pytorch_model.safetensors"]
+    others = ["sd_xl_base_1.0.safetensors", "README.md", "vae_1_0/diffusion_pytorch_model.safetensors", "unet/model.onnx"]
+    assert list(filter_repo_objects([*read, *others], allow_patterns=PATTERNS)) == read

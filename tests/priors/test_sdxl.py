@@ -183,8 +183,7 @@ def test_float16_is_for_the_unet_and_the_size_is_what_is_asked_for(folder):
     dtypes = {part: {str(x.dtype) for x in jax.tree.leaves(own)} for part, own in weights.items()}
     assert dtypes == {"unet": {"float16"}, "vae": {"float32"}, "text": {"float32"}, "text_2": {"float32"}}
     z = jax.eval_shape(prior.encode, weights, jnp.zeros((B, 8, 8, 3)), jax.random.key(0))
-    eps = jax.eval_shape(prior.predict, weights, {}, z, T, Cond(TOKENS))
-    assert (eps.shape, eps.dtype) == ((B, 16, 16, 4), jnp.float32)
+    assert (z.shape, z.dtype) == ((B, 16, 16, 4), jnp.float32)
 
 
 class TwoEmbeddings(nn.Module):
