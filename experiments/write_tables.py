@@ -119,11 +119,65 @@ def bench(name: str, figures: tuple[str, ...] = (), apart: bool = False, by_meth
     """
     suite = read_suite(name)
     suite, held = replace(suite, figures=figures or suite.figures), seconds_apart(rows(f"bench-{name}"))
-    lines = report.table(suite, held, suite.baseline if apart else None)
-    for line in lines:
-        figure = line[0].partition(": ")[0]
-        line[0] = text_to_3d.COLUMNS.get(figure, line[0])
+    lines = labelled(report.table(suite, held, suite.baseline if apart else None))
     return report.markdown_table([list(column) for column in zip(*lines, strict=True)] if by_method else lines)
+
+
+def labelled(lines: list[list[str]]) -> list[list[str]]:
+    """The lines of a table of a bench, figures by the names that the documentation has for them."""
+    return [[text_to_3d.COLUMNS.get(line[0].partition(": ")[0], line[0]), *line[1:]] for line in lines]
+
+
+def shared_runs(held: list[dict[str, Any]], arm: Collection[str]) -> list[dict[str, Any]]:
+    """The rows whose prompt and seed every arm of a bench has: means over other prompts do not compare.
+
+    Args:
+        held: rows.
+        arm: names of the fields that tell arms apart.
+
+    Returns:
+        Some of the rows.
+    """
+    runs: dict[tuple, set[tuple]] = {}
+    for row in held:
+        runs.setdefault(tuple(row[name] for name in arm), set()).add((row["prompt"], row["seed"]))
+    shared = set.intersection(*runs.values())
+    return [row for row in held if (row["prompt"], row["seed"]) in shared]
+
+
+PRIORS = {"tabletop-128": "single", "tabletop-views": "four"}  # of the suite multi-view, and how many views they see together
+SHAPE = ("kid", "view", "janus", "chamfer", "coverage", "floaters", "tint", "color_error", "speckle", "part_recall")
+
+
+def of_priors(baseline: str = "", minus_single: bool = False) -> str:
+    """The table of the suite multi-view, with a column for each pair of objective and prior.
+
+    Args:
+        baseline: an objective whose figures under the same prior are taken off, run by run.
+        minus_single: whether the figures are those on four views minus those on single views, run by run.
+
+    Returns:
+        Markdown.
+    """
+    suite, held = read_suite("multi-view"), shared_runs(rows("bench-multi-view"), ("prior_name", "method"))
+    figures = SHAPE if baseline or minus_single else (*SHAPE, "predictions")
+    suite, tables = replace(suite, figures=figures), []
+    for prior, views in PRIORS.items():
+        own = [row for row in held if row["prior_name"] == prior]
+        lines = report.table(suite, own, baseline or None)
+        tables.append([[f"{name}, {views}" for name in lines[0][1:]], *(line[1:] for line in lines[1:])])
+    heads = [line[0] for line in lines]
+    if minus_single:
+        tables = []
+        for method in suite.methods:
+            pair = [row | {"method": PRIORS[row["prior_name"]], "prior_name": ""} for row in held if row["method"] == method]
+            lines = report.table(replace(suite, methods=dict.fromkeys(("single", "four"))), pair, "single")
+            tables.append([[method], *([line[2]] for line in lines[1:])])
+    lines = [[head, *(cell for cells in parts for cell in cells)] for head, *parts in zip(heads, *tables, strict=True)]
+    if baseline:
+        kept = [i for i, name in enumerate(lines[0]) if not name.startswith(f"{baseline},")]
+        lines = [[line[i] for i in kept] for line in lines]
+    return report.markdown_table(labelled(lines))
 
 
 def short(whole: str, labels: Collection[str]) -> str:
@@ -138,6 +192,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "text-to-3d": lambda: text_to_3d.table(rows("text_to_3d-tabletop"), list(text_to_3d.TRIALS)),
     "text-to-3d-short": lambda: short(table("text-to-3d"), [text_to_3d.COLUMNS[name] for name in HEADLINES]),
     "bench-presets": lambda: bench("presets"),
+    "bench-multi-view": of_priors,
+    "bench-multi-view-objectives": lambda: of_priors(baseline="SDS"),
+    "bench-multi-view-priors": lambda: of_priors(minus_single=True),
     "bench-presets-short": lambda: bench("presets", SEEN),
     "text-to-3d-exact": lambda: text_to_3d.table(rows("text_to_3d-exact-gaussians"), list(text_to_3d.TRIALS)),
     "objectives-in-2d": objectives_in_2d,
