@@ -40,6 +40,9 @@ def along_path(steps: int, s: float, shift: float) -> Inversion:
     Guided by the prompt with the scale s, the path comes down from pure noise in equal steps. What is predicted at its end is the
     noise of z_t; in the residual stands what the prompt alone predicts of the same noise at the later timestep.
 
+    The path begins at the last timestep at which something is left of the signal: where nothing is, a predicted noise says
+    nothing of the clean latents (`eps_to_x0`), and the first step would lead to clean latents of 0.
+
     Args:
         steps: number of steps, at least 1.
         s: guidance scale.
@@ -56,10 +59,11 @@ def along_path(steps: int, s: float, shift: float) -> Inversion:
 
     def inversion(noise_schedule, eps_of, z, t, noise):
         guided = lambda z_t, t: s * eps_of("prompt", z_t, t) + (1 - s) * eps_of("null", z_t, t)  # noqa: E731
-        above = T - 1 - later(t)
+        top = T - 2 if noise_schedule.ends_in_noise else T - 1
+        above = jnp.maximum(top - later(t), 0)
 
         def step(i, z_t):
-            now, then = T - 1 - above * i // steps, T - 1 - above * (i + 1) // steps
+            now, then = top - above * i // steps, top - above * (i + 1) // steps
             guess = guided(z_t, now)
             return add_noise(noise_schedule, eps_to_x0(noise_schedule, guess, z_t, now), guess, then)
 

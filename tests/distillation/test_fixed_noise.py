@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 
 from lods_jax.core.cameras import project, rays, turntable
-from lods_jax.core.noise_schedule import STABLE_DIFFUSION, signal_and_noise
+from lods_jax.core.noise_schedule import (
+    STABLE_DIFFUSION,
+    add_noise,
+    flow_matching,
+    from_betas,
+    scaled_linear_betas,
+    signal_and_noise,
+)
 from lods_jax.core.types import Render
 from lods_jax.distillation.fixed_noise import CUBE, one_noise, surface_noise, surface_voxels
+from lods_jax.distillation.inversions import along_path
 from lods_jax.distillation.objectives import cfd, dsd, sds
 from lods_jax.distillation.scores import Denoiser, score
 from lods_jax.priors.ddim import ddim
@@ -151,6 +159,25 @@ def test_seeds_of_dsd_end_where_a_sampler_ends_from_their_noise_wherever_they_st
         ends = follow(dsd(1.0), start, NOISE)
         np.testing.assert_array_equal(np.sign(ends), mode)
         assert abs(np.abs(ends) - 1).max() < 3 * DEVIATION
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize(
+    "schedule",
+    [flow_matching(), from_betas(scaled_linear_betas(0.00085, 0.012), zero_terminal_snr=True)],
+    ids=["flow", "zero snr"],
+)
+def test_where_the_process_ends_in_noise_a_path_over_one_image_keeps_the_noise_that_it_begins_with(schedule, steps):
+    """The prior knows the image 1, so that the flow is a straight path between it and the noise, at every timestep."""
+    t, one = jnp.array([300, 500, 800]), jnp.ones((3, 1, 1, 1))
+
+    def eps_of(text, z_t, t):
+        signal, sigma = signal_and_noise(schedule, t, z_t)
+        return (z_t - signal * one) / sigma
+
+    z_t, predicted = along_path(steps, 1.0, 0.05)(schedule, eps_of, one, t, 0.7 * one)
+    np.testing.assert_allclose(z_t, add_noise(schedule, one, 0.7 * one, t), atol=2e-3)  # a thousandth of signal at the start
+    np.testing.assert_allclose(predicted, 0.7, atol=2e-3)
 
 
 def test_cfd_is_sds_whose_noise_is_given():
