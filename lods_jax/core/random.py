@@ -67,16 +67,17 @@ def group_keys(keys: Key[Array, "b"], group: int) -> Key[Array, "b"]:
     return keys[jnp.arange(len(keys)) // group * group]
 
 
-def fixed_key(key: Key[Array, ""]) -> Key[Array, ""]:
-    """The key of what stays as it is over the steps of a run.
+def fixed_keys(key: Key[Array, ""], particles: Int[Array, "b"]) -> Key[Array, "b"]:
+    """The keys of what stays as it is over the steps of a run, one for each particle.
 
     Args:
         key: of the run.
+        particles: which of the particles each view shows [b].
 
     Returns:
-        A key. No step and no view has it.
+        Keys [b]. No step has them.
     """
-    return jax.random.fold_in(key, 2**32 - 1)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 2**32 - 1), particles)
 
 
 # What a run draws, each with a key of its own. The numbers are part of what a seed means.

@@ -124,6 +124,7 @@ class Scene(NamedTuple):
         update_stats: (aux, means2d_grad, render) -> aux, with the statistics of this step. A scene without a probe or statistics
             leaves these two out.
         colors: names of theta's leaves that change what is seen in colour alone.
+        particles: number of objects; group i of the views shows object i % particles.
     """
 
     init: Callable[..., Any]
@@ -131,6 +132,7 @@ class Scene(NamedTuple):
     means2d_probe: Callable[..., Any] = lambda aux, b: {}
     update_stats: Callable[..., Any] = lambda aux, means2d_grad, render: aux
     colors: tuple[str, ...] = ()
+    particles: int = 1
 
 
 def _whole(text: str, ending: str = "") -> str:
@@ -201,8 +203,9 @@ class Objective(NamedTuple):
         x0_residual: ({name: x0}, z, views of a group) -> the score itself, from the clean latents that the predictions mean; it
             takes the place of w(t) times `residual`. None for the latter.
         weight: (noise_schedule, t [b]) -> w(t) [b].
-        noise: (key of the run, z, `Render`, `Camera`) -> noise like z, in place of a random one for each view and step, as
-            `distillation.fixed_noise` has it. None for random noise.
+        noise: (keys [b], z, `Render`, `Camera`) -> noise like z, in place of a random one for each view and step, as
+            `distillation.fixed_noise` has it; the key of a view stays over the run and is that of the particle that it shows.
+            None for random noise.
     """
 
     queries: Mapping[str, Query]

@@ -15,22 +15,22 @@ SAMPLES = 8  # of a latent pixel's surface, along each side
 CUBE = 1024  # voxels along each side of the cube that repeats
 
 
-def one_noise(key: Key[Array, ""], z: Float[Array, "b h w c"], render: Render, camera: Camera) -> Float[Array, "b h w c"]:
-    """One noise for all views and steps of a run (Xu et al. 2024, "Diverse score distillation").
+def one_noise(keys: Key[Array, "b"], z: Float[Array, "b h w c"], render: Render, camera: Camera) -> Float[Array, "b h w c"]:
+    """One noise for all views of a particle and all steps of a run (Xu et al. 2024, "Diverse score distillation").
 
     Args:
-        key: of the run.
+        keys: one per view, that of its particle.
         z: latents of the renders, for their shape.
         render: left aside.
         camera: left aside.
 
     Returns:
-        Standard normal, the same in every view.
+        Standard normal, the same in every view of a particle.
     """
-    return jnp.broadcast_to(jax.random.normal(key, z.shape[1:]), z.shape)
+    return jax.vmap(lambda key: jax.random.normal(key, z.shape[1:]))(keys)
 
 
-def surface_noise(key: Key[Array, ""], z: Float[Array, "b h w c"], render: Render, camera: Camera) -> Float[Array, "b h w c"]:
+def surface_noise(keys: Key[Array, "b"], z: Float[Array, "b h w c"], render: Render, camera: Camera) -> Float[Array, "b h w c"]:
     """Noise that lies on the surface: views of one surface point see one noise (Yan et al. 2025, section 3.3).
 
     Space is filled with white noise, one value for each voxel. A latent pixel has the sum of the values of the voxels that its
@@ -39,7 +39,7 @@ def surface_noise(key: Key[Array, ""], z: Float[Array, "b h w c"], render: Rende
     three planes over the projected pixel; a voxel needs no rasterizer.
 
     Args:
-        key: of the run.
+        keys: one per view, that of its particle.
         z: latents of the renders, for their shape.
         render: depth and opacity say where the surface is.
         camera: b cameras.
@@ -50,8 +50,9 @@ def surface_noise(key: Key[Array, ""], z: Float[Array, "b h w c"], render: Rende
     b, h, w, c = z.shape
     seen = surface_voxels(render, camera, SAMPLES * h, SAMPLES * w, voxel=2 / (SAMPLES * w))
     tiles = seen.reshape(b, h, SAMPLES, w, SAMPLES).transpose(0, 1, 3, 2, 4).reshape(b, h, w, SAMPLES**2)
-    value = lambda voxel: jax.random.normal(jax.random.fold_in(key, voxel), (c,))  # noqa: E731
-    total = jax.vmap(value)(tiles.ravel()).reshape(*tiles.shape, c).sum(-2)
+    value = lambda key, voxel: jax.random.normal(jax.random.fold_in(key, voxel), (c,))  # noqa: E731
+    in_view = jax.vmap(value, (None, 0))
+    total = jax.vmap(in_view)(keys, tiles.reshape(b, -1)).reshape(*tiles.shape, c).sum(-2)
     # A voxel that n samples meet adds n^2 to the variance: the number of pairs of samples in one voxel.
     variance = jnp.sum(tiles[..., :, None] == tiles[..., None, :], (-2, -1))
     return total / jnp.sqrt(variance)[..., None]

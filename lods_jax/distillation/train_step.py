@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from lods_jax.core.random import fixed_key, group_keys, split_named, view_keys
+from lods_jax.core.random import fixed_keys, group_keys, split_named, view_keys
 from lods_jax.core.trees import not_finite, strongly_typed
 from lods_jax.core.types import Camera, Objective, Prior, Reference, Render, Scene, TrainState
 from lods_jax.distillation.known_views import groups_around_image, show_image, where
@@ -275,7 +275,8 @@ def make_train_step(
             both = jax.value_and_grad(score_and_denoising_loss, has_aux=True)
             (fit, own), g_psi = both(state.psi, stage, denoiser, latents, rows, at, k.score, pose, predict_noise_fn)
         else:
-            fixed = objective.noise(fixed_key(key), zs[0], render, camera) if objective.noise else None
+            own_keys = fixed_keys(key, views // prior.views % scene.particles)
+            fixed = objective.noise(own_keys, zs[0], render, camera) if objective.noise else None
             plain = partial(score, fixed=fixed)
             rated = partial(rewarded_score, reward, reference.reward, partial(prior.decode, weights)) if reward else plain
             scored = partial(rated, stage, denoiser, state.psi, latents, rows, at, k.score, pose, predict_noise_fn)

@@ -42,7 +42,7 @@ def ensemble(scene: Scene, n: int, group: int = 1) -> Scene:
         means2d_grad = jax.tree.map(lambda g: n * g, means2d_grad)
         return jax.vmap(scene.update_stats)(aux, *shared_out((means2d_grad, rendered), n, group))
 
-    return Scene(init, render, means2d_probe, update_stats, scene.colors)
+    return Scene(init, render, means2d_probe, update_stats, scene.colors, n)
 
 
 def shared_out(tree: Any, n: int, group: int = 1) -> Any:

@@ -72,9 +72,11 @@ def distill(
         State and metrics after each step; the images are state.theta["x"], in the form that `prior.encode` takes.
 
     Raises:
-        ValueError: the objective needs a reference or a text that is not given.
+        ValueError: the objective needs a reference or a text that is not given, or keeps one noise for the run.
     """
     n, scene = len(start), image_batch(start)
+    if objective.noise:
+        raise ValueError("an objective that keeps one noise needs 3D, whose timesteps fall over the run: take another for images")
     if reference is None and any(query.latents == "reference" for query in objective.queries.values()):
         raise ValueError("this objective compares with a reference: an image to edit")
     if absent := sorted({query.text for query in objective.queries.values()} - {"learned", *texts}):

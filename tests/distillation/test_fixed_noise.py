@@ -49,7 +49,7 @@ def two(i, j):
 
 PAIR = two(0, 1)
 RENDER, POINTS = sphere(PAIR)
-draw = jax.jit(jax.vmap(surface_noise, (0, None, None, None)))
+draw = jax.jit(jax.vmap(lambda key, *seen: surface_noise(jnp.stack([key] * 2), *seen), (0, None, None, None)))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_voxels_of_the_background_are_none_of_the_surface():
 
 def test_one_noise_is_that_of_its_key_in_all_views():
     z = latents(PAIR)
-    first, again, other = (one_noise(key, z, RENDER, PAIR) for key in (KEYS[0], KEYS[0], KEYS[1]))
+    first, again, other = (one_noise(jnp.stack([key] * 2), z, RENDER, PAIR) for key in (KEYS[0], KEYS[0], KEYS[1]))
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(first[0], first[1])
     assert float(jnp.abs(first - other).min()) > 0

@@ -21,6 +21,7 @@ from lods_jax.distillation.parallel import compile_train_step
 from lods_jax.distillation.rewards import Judge, Reward, best
 from lods_jax.distillation.train_step import init_state, make_train_step
 from lods_jax.priors.gaussian import gaussian
+from lods_jax.scenes.ensemble import ensemble
 from lods_jax.scenes.images import pixels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,9 +32,8 @@ TEXTS = {"prompt": PRIOR.embed(WEIGHTS, ["y"] * 4), "null": PRIOR.embed(WEIGHTS,
 TX = optax.adam(optax.cosine_decay_schedule(0.05, 600, 0.02), b1=0.5), optax.adam(0.05)
 
 
-def parts(objective, regularizers=lambda render, step: {}, **options):
-    """The halves of the step and the first state of one pixel under an objective."""
-    scene = pixels(1, 1, start=0.5)
+def parts(objective, regularizers=lambda render, step: {}, scene=pixels(1, 1, start=0.5), **options):  # noqa: B008 (data alone)
+    """The halves of the step and the first state of one pixel, or of another scene, under an objective."""
     build = make_train_step(
         scene, PRIOR, objective, cameras=lambda keys, views: sample_orbit(keys, views, BATCH), window=lambda step: (20, 980),
         regularizers=regularizers, tx_theta=TX[0], tx_psi=TX[1], batch=BATCH, **options,
@@ -304,6 +304,7 @@ def test_pictures_and_further_priors_do_not_depend_on_the_devices(reduce):
 
 
 # --- noise that stays -------------------------------------------------------------------------------------------------------
+KEY = jax.random.key(3)
 STAYS = Objective({"y": Query("prompt")}, residual=lambda e, noise, t: noise, noise=one_noise)
 
 
@@ -320,6 +321,18 @@ def test_a_noise_of_the_objective_is_one_for_all_views_and_steps_of_a_run():
     np.testing.assert_allclose(direction(3, 7), first, atol=1e-5)
     np.testing.assert_allclose(direction(3, 0, range(BATCH, 2 * BATCH)), first, atol=1e-5)
     assert abs(direction(4, 0) - first).max() > 0.1
+
+
+def test_each_particle_has_a_noise_of_its_own_that_stays():
+    build, start = parts(STAYS, scene=ensemble(pixels(1, 1), 2))
+    grads = jax.jit(lambda step: build.compute_grads(start().replace(step=step), WEIGHTS, TEXTS, None, KEY, jnp.arange(BATCH)))
+
+    def directions(step):
+        g = grads(step).g_theta["rgb"].reshape(2, 3)
+        return np.asarray(g / jnp.linalg.norm(g, axis=1, keepdims=True))
+
+    np.testing.assert_allclose(directions(7), directions(0), atol=1e-5)
+    assert abs(directions(0)[0] - directions(0)[1]).max() > 0.1
 
 
 def test_what_would_draw_a_noise_of_its_own_is_refused_beside_one_that_stays():

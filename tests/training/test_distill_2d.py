@@ -116,6 +116,8 @@ def test_edit_image_shows_the_image_and_its_edits(tmp_path, objective, capsys):
         (["edit-image", "/etc/hostname", "--source", "a mug", "--target", "a cup", *FAST], "as an image"),
         (["text-to-image", "a mug", *FAST, "--objective", "dds"], "compares with a reference"),
         (["text-to-image", "a mug", *FAST, "--objective", "sds-bridge"], "asks with the text 'source'"),
+        (["text-to-image", "a mug", *FAST, "--objective", "dsd"], "an objective that keeps one noise needs 3D"),
+        (["text-to-image", "a mug", *FAST, "--objective", "cfd"], "an objective that keeps one noise needs 3D"),
     ],
 )
 def test_mistakes_are_one_line(command, says, capsys):
