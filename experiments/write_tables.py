@@ -22,7 +22,7 @@ from experiments.benchmarks import against_diffusers, against_gsplat, attention,
 from lods_jax.core.paths import TABLETOP, TABLETOP_64
 from lods_jax.runs.bench import report
 from lods_jax.runs.bench.ranking import seconds_apart
-from lods_jax.runs.bench.suite import read_suite
+from lods_jax.runs.bench.suite import Arm, read_suite
 from lods_jax.tabletop.damage import DAMAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,7 +171,7 @@ def of_priors(baseline: str = "", minus_single: bool = False) -> str:
         tables = []
         for method in suite.methods:
             pair = [row | {"method": PRIORS[row["prior_name"]], "prior_name": ""} for row in held if row["method"] == method]
-            lines = report.table(replace(suite, methods=dict.fromkeys(("single", "four"))), pair, "single")
+            lines = report.table(replace(suite, methods={"single": Arm(), "four": Arm()}), pair, "single")
             tables.append([[method], *([line[2]] for line in lines[1:])])
     lines = [[head, *(cell for cells in parts for cell in cells)] for head, *parts in zip(heads, *tables, strict=True)]
     if baseline:
