@@ -38,7 +38,7 @@ def edit_image(args: flags.EditImage) -> None:
     from lods_jax.training import distill_2d
     from lods_jax.training.prior_settings import prior_options
 
-    image = read_image(args.image, sampling.image_size(folder))
+    image = read_image(args.image, sampling.image_size(folder, args.prior.image_size))
     recipe = distill_2d.DistillConfig(args.steps, args.lr, psi_lr=args.psi_lr, fit_first=args.fit_first)
     objective, texts = make_objective(args.objective, args.guidance_scale), (args.source, args.target)
     options = {"strict": not args.anyway, "batch": args.batch} | prior_options(args.prior)

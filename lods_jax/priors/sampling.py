@@ -170,9 +170,20 @@ def in_batches(prior: Prior, size: int) -> Prior:
     return prior._replace(predict=asked(prior.predict), predict_x0=predict_x0, decode=decode)
 
 
-def image_size(folder: Path) -> int:
-    """The edge of the images that the prior of a folder makes, pixels."""
-    prior = stable_diffusion(folder, strict=False)
+def image_size(folder: Path, asked: int | None = None) -> int:
+    """The edge of the images that the prior of a folder makes, pixels.
+
+    Args:
+        folder: of a Stable Diffusion prior.
+        asked: `image_size` of `stable_diffusion`.
+
+    Returns:
+        The edge.
+
+    Raises:
+        ValueError: the networks take no images of the size that is asked for.
+    """
+    prior = stable_diffusion(folder, image_size=asked, strict=False)
     weights = jax.eval_shape(prior.init, jax.random.key(0))
     z = jax.ShapeDtypeStruct((1, *latent_shape(prior, weights)), jnp.float32)
     return jax.eval_shape(prior.decode, weights, z).shape[1]

@@ -97,11 +97,11 @@ def test_text_to_image_under_an_objective_leaves_a_picture_and_a_film(tmp_path, 
     assert "under" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("objective", ["dds", "lods-embedding"])
-def test_edit_image_shows_the_image_and_its_edits(tmp_path, objective, capsys):
+@pytest.mark.parametrize(("objective", "size"), [("dds", []), ("lods-embedding", ["--prior.image-size", "32"])])
+def test_edit_image_shows_the_image_and_its_edits(tmp_path, objective, size, capsys):
     write_png(tmp_path / "in.png", np.random.default_rng(0).uniform(size=(20, 30, 3)))
     command = ["edit-image", str(tmp_path / "in.png"), "--source", "a mug", "--target", "a cup", "--objective", objective, *FAST]
-    assert main([*command, "--fit-first", "2", "--out", str(tmp_path / "e.png")]) == 0
+    assert main([*command, *size, "--fit-first", "2", "--out", str(tmp_path / "e.png")]) == 0
     image = np.asarray(Image.open(tmp_path / "e.png"))
     assert image.shape[1] == 3 * image.shape[0]  # the image and two edits
     assert (tmp_path / "e.mp4").exists()
