@@ -191,8 +191,10 @@ def backbone(
     upcast = bool(read_config(folder / "unet" / "config.json").get("upcast_attention"))
     by_kernel = fused(upcast) if attention == "fused" else None
     size = unet.sample_size * factor if image_size is None else image_size
-    if size < factor or size % factor:
-        raise ValueError(f"image_size must be a multiple of {factor}, got {size}")
+    # The U-Net halves the latents at each level but the last, and joins them with their doubled halves.
+    multiple = factor * 2 ** (len(unet.block_out_channels) - 1)
+    if size < multiple or size % multiple:
+        raise ValueError(f"image_size must be a multiple of {multiple} for this U-Net, got {size}: pass --prior.image-size")
 
     def init(key: Key[Array, ""]) -> dict:
         """Reads the weights; nothing is random, and `key` is for `untrained` alone."""

@@ -11,6 +11,7 @@ from lods_jax.core.types import Cond, Query
 from lods_jax.distillation.prompts import prompt_table, view_prompts
 from lods_jax.distillation.train_step import encode_each
 from lods_jax.priors import flax_networks, tokenizer
+from lods_jax.priors.architectures import write_configs
 from lods_jax.priors.diffusers_folder import read_config, read_vocabulary
 from lods_jax.priors.sampling import prior_with_texts
 from lods_jax.priors.stable_diffusion import resize, stable_diffusion
@@ -192,10 +193,20 @@ def test_a_prior_says_which_words_it_knows(sd, tmp_path, weights):
     assert stable_diffusion(folder, strict=False).embed(weights, ["a dragon"]).shape == (1, 77, 32)
 
 
-@pytest.mark.parametrize("options", [{"dtype": jnp.int8}, {"image_size": 0}, {"image_size": 17}, {"attention": "flash"}])
+@pytest.mark.parametrize(
+    "options", [{"dtype": jnp.int8}, {"image_size": 0}, {"image_size": 17}, {"image_size": 18}, {"attention": "flash"}]
+)
 def test_an_option_out_of_range_is_refused_by_name(sd, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         stable_diffusion(sd, **options)
+
+
+@pytest.mark.parametrize(("name", "multiple"), [("stable-diffusion-2-1-base", 64), ("mvdream-sd2.1-diffusers", 64)])
+def test_images_are_of_a_size_that_all_levels_of_the_unet_can_halve(tmp_path, name, multiple):
+    folder = write_configs(tmp_path, name)
+    stable_diffusion(folder, image_size=9 * multiple, untrained=True, strict=False)
+    with pytest.raises(ValueError, match=f"image_size must be a multiple of {multiple} for this U-Net, got 520"):
+        stable_diffusion(folder, image_size=520, untrained=True, strict=False)
 
 
 def test_views_of_a_prompt_longer_than_the_window_differ_and_one_line_tells_what_is_left_out(sd, capsys):
