@@ -185,10 +185,10 @@ def build_abstract(config: Config) -> Components:
         The components.
 
     Raises:
-        UserError: settings do not fit each other, or the run has an image or edits an object.
+        UserError: settings do not fit each other, or the run has an image or a reward, or edits an object.
     """
-    if config.image.file or config.edit.run:
-        what = "an image" if config.image.file else "an edit"
+    others = {"an image": config.image.file, "an edit": config.edit.run, "a reward": config.objective.reward != "none"}
+    if what := next((what for what, there in others.items() if there), None):
         raise UserError(f"a dry run of {what} needs the folder of the prior, and {config.prior.name} is a name alone")
     objective, table = checked(config)
     prior, shape = untrained_prior(config.prior)

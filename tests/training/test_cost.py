@@ -18,6 +18,7 @@ SD = Path(__file__).parents[1] / "data" / "lods_parity" / "sd"
 SMALL = ["text-to-3d", "a red mug", "--config", "gaussians-lods-embedding", "--prior", str(SD), "--resolution", "16"]
 SMALL += ["--batch", "2", "--parallel", "jit", "--prior.attention", "fused", "--dry-run"]
 SMALL += ["--prior.memory", "auto", "--device-memory", "8GiB"]
+NAME, CLIP = ["--prior", "stable-diffusion-2-1-base"], SD.parents[1] / "clip"
 GIB = cost.GIB
 COST = cost.Cost({"unet": 5}, 1, "cpu", 3 * GIB, 2 * GIB, memory=4 * GIB, operations=1e12, collectives={}, attention={})
 
@@ -79,6 +80,7 @@ def test_collectives_that_overlap_with_computation_are_counted_once():
         (["--prompts", "tabletop"], "give a prompt or --prompts, not both"),
         (["--prompts", "nothing.txt"], "no file of prompts nothing.txt"),
         (["--dry-run", "--prior", "someone/model"], "no prior at someone/model"),
+        (["--dry-run", *NAME, "--objective.reward", str(CLIP)], "a dry run of a reward needs the folder of the prior"),
         (["--prior.dtype", "float16", "--objective", "vsd"], "vsd learns, and float16 would round its gradients away"),
     ],
 )
