@@ -206,6 +206,7 @@ class Objective(NamedTuple):
         noise: (keys [b], z, `Render`, `Camera`) -> noise like z, in place of a random one for each view and step, as
             `distillation.fixed_noise` has it; the key of a view stays over the run and is that of the particle that it shows.
             None for random noise.
+        leaves_noise_aside: whether the inversion takes nothing of the random noise (ISM, SDI), so that z_t is the same for all.
     """
 
     queries: Mapping[str, Query]
@@ -217,6 +218,7 @@ class Objective(NamedTuple):
     x0_residual: Callable[..., jax.Array] | None = None
     weight: Callable[..., jax.Array] = score_weight
     noise: Callable[..., jax.Array] | None = None
+    leaves_noise_aside: bool = False
 
     def at(self, step: Any) -> "Objective":
         """The objective at a step: with the residual of its stage.
@@ -232,6 +234,11 @@ class Objective(NamedTuple):
         begin, (first, later) = self.later[0], (self.residual, self.later[1])
         pick = lambda e, noise, t: jnp.where(step < begin, first(e, noise, t), later(e, noise, t))  # noqa: E731
         return self._replace(residual=pick, later=None)
+
+    @property
+    def draws_noise(self) -> bool:
+        """Whether the score of a view depends on a noise that is drawn for it: a reward then has something to weigh."""
+        return self.noise is None and not self.leaves_noise_aside
 
     @property
     def trained_queries(self) -> list[Query]:

@@ -229,7 +229,7 @@ def ism(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> O
         ValueError: s is below 1 or NaN, or `steps` is below 1.
     """
     inversion = ddim_inversion(int(steps), lambda eps_of, z, t: eps_of("null", z, t))
-    return sds(s, scale)._replace(inversion=inversion, inversion_predictions=int(steps))
+    return sds(s, scale)._replace(inversion=inversion, inversion_predictions=int(steps), leaves_noise_aside=True)
 
 
 def sdi(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> Objective:
@@ -249,7 +249,8 @@ def sdi(s: float = 7.5, scale: float | None = None, steps: float | int = 4) -> O
     Raises:
         ValueError: s is below 1 or NaN, or `steps` is below 1.
     """
-    return sds(s, scale)._replace(inversion=ddim_noise(int(steps), s), inversion_predictions=2 * int(steps))
+    inversion = ddim_noise(int(steps), s)
+    return sds(s, scale)._replace(inversion=inversion, inversion_predictions=2 * int(steps), leaves_noise_aside=True)
 
 
 def dsd(s: float = 7.5, scale: float | None = None, steps: float | int = 4, shift: float = 0.05) -> Objective:

@@ -2,8 +2,9 @@
 
 RewardSDS (Chachy et al. 2025, arXiv 2503.09601) and DreamDPO (Zhou et al. 2025, arXiv 2502.04370). Each view is noised several
 times at one timestep; the picture that a noise leads to is the decoded estimate of the clean latents. The score of the view is
-the sum of the scores of its noises, weighed by their rewards. Any objective can be weighed so. A judge that is asked in training
-may be deceived by it: measure the result by what the judge does not see.
+the sum of the scores of its noises, weighed by their rewards. Any objective that draws its noise can be weighed so
+(`Objective.draws_noise`). A judge that is asked in training may be deceived by it: measure the result by what the judge does not
+see.
 """
 
 from collections.abc import Callable, Mapping, Sequence

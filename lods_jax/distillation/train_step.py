@@ -213,7 +213,7 @@ def make_train_step(
         The two halves of the step, for `parallel.compile_train_step`.
 
     Raises:
-        ValueError: `batch` is no multiple of `prior.views`; or a reward has one noise to weigh; or the objective trains nothing,
+        ValueError: `batch` is no multiple of `prior.views`; or a reward has no noises to weigh; or the objective trains nothing,
             inverts or has a noise of its own where `fit_shares_noise` is set; or `schedule` or `fit_first` is given with an
             objective that trains nothing or with `fit_shares_noise`; or `schedule` has a number below 1; or `score_path` parts
             geometry and colours of a scene that has no leaves of colours alone.
@@ -221,8 +221,8 @@ def make_train_step(
 
     if batch % prior.views:
         raise ValueError(f"batch must be a multiple of the {prior.views} views that this prior denoises together, got {batch}")
-    if reward and objective.noise:
-        raise ValueError("a reward weighs several noises of a view, and this objective has one: leave the reward out")
+    if reward and not objective.draws_noise:
+        raise ValueError("a reward weighs several noises of a view, and this objective draws none: leave the reward out")
     if fit_shares_noise and (objective.trained_query is None or objective.inversion or objective.noise or reward):
         raise ValueError("fit_shares_noise needs an objective that learns something and draws one noise at random")
     if (schedule is not None or fit_first) and (fit_shares_noise or objective.trained_query is None):

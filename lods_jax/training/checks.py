@@ -51,11 +51,11 @@ def check_reward(config: Config, objective: Objective) -> None:
         objective: of the run.
 
     Raises:
-        UserError: it is no word that stands for one, and no folder; or the objective has one noise in all steps.
+        UserError: it is no word that stands for one, and no folder; or the objective draws no noise.
     """
     reward = config.objective.reward
-    if reward != NONE and objective.noise:
-        raise UserError(f"objective.reward weighs several noises a view, and {config.objective.name} has one: take it out")
+    if reward != NONE and not objective.draws_noise:
+        raise UserError(f"objective.reward weighs several noises a view, and {config.objective.name} draws none: take it out")
     if reward not in (NONE, CLASSIFIER) and not Path(reward).is_dir():
         raise UserError(f"objective.reward must be {NONE}, {CLASSIFIER} or the folder of a CLIP, got {reward}")
 

@@ -26,7 +26,7 @@ from lods_jax.distillation.objectives import (
     vsd,
 )
 from lods_jax.distillation.registry import make_objective
-from lods_jax.distillation.scores import Denoiser, denoising_loss, predict_noise, score
+from lods_jax.distillation.scores import Denoiser, denoising_loss, predict_noise, predictions_at, score
 from lods_jax.priors.gaussian import gaussian
 
 B, SHAPE = 2, (2, 4, 4, 4)
@@ -50,6 +50,22 @@ every = pytest.mark.parametrize("name", OBJECTIVES)
 
 def predictions(objective):
     return {query: normal(i) for i, query in enumerate(objective.queries)}
+
+
+@every
+def test_an_objective_says_whether_its_inversion_leaves_the_random_noise_aside(name):
+    """A reward weighs noises: it needs an objective under which two of them lead to two scores."""
+    objective, t = OBJECTIVES[name](), jnp.full(B, 500)
+    texts = {query.text: normal(7, (B, 1, 4)) for query in objective.queries.values()} | {
+        text: normal(i, (B, 1, 4)) for i, text in enumerate(("prompt", "null"))
+    }
+    latents = {"render": normal(1), "reference": normal(2)}
+    psi = {"embedding": normal(3, (1, 4))}
+    z_t = [
+        predictions_at(objective, TOY, psi, latents, texts, t, normal(seed), jnp.zeros((B, 16)))[1]["render"] for seed in (4, 5)
+    ]
+    assert objective.leaves_noise_aside == np.array_equal(*z_t)
+    assert objective.draws_noise == (not objective.leaves_noise_aside and objective.noise is None)
 
 
 @every

@@ -16,7 +16,7 @@ from lods_jax.core.cameras import sample_orbit
 from lods_jax.core.trees import leaf_names, not_finite
 from lods_jax.core.types import Objective, Query, Reference
 from lods_jax.distillation.fixed_noise import one_noise
-from lods_jax.distillation.objectives import lods_embedding, sds
+from lods_jax.distillation.objectives import ism, lods_embedding, sds
 from lods_jax.distillation.parallel import compile_train_step
 from lods_jax.distillation.rewards import Judge, Reward, best
 from lods_jax.distillation.train_step import init_state, make_train_step
@@ -337,7 +337,9 @@ def test_each_particle_has_a_noise_of_its_own_that_stays():
 
 def test_what_would_draw_a_noise_of_its_own_is_refused_beside_one_that_stays():
     reward = Reward(Judge(None, lambda texts: texts, lambda params, rgb, asked: rgb[:, 0, 0, 0]), 2, best)
-    with pytest.raises(ValueError, match="weighs several noises of a view, and this objective has one"):
+    with pytest.raises(ValueError, match="weighs several noises of a view, and this objective draws none"):
         parts(STAYS, reward=reward)
+    with pytest.raises(ValueError, match="weighs several noises of a view, and this objective draws none"):
+        parts(ism(), reward=reward)
     with pytest.raises(ValueError, match="draws one noise at random"):
         parts(lods_embedding()._replace(noise=one_noise), fit_shares_noise=True)
