@@ -24,7 +24,7 @@ from lods_jax.distillation.rewards import Reward
 from lods_jax.distillation.score_paths import ENCODER, ScorePath
 from lods_jax.distillation.train_step import ReferenceView, select_view_prompts
 from lods_jax.priors.hub import local, unet_hash
-from lods_jax.priors.registry import views_of, world_of
+from lods_jax.priors.registry import views_of
 from lods_jax.priors.tokenizer import left_out
 from lods_jax.priors.user_adapters import adapter_notes
 from lods_jax.training.checks import check_groups, check_precision, check_queries, check_reward
@@ -36,6 +36,7 @@ from lods_jax.training.nerf_setup import nerf_setup
 from lods_jax.training.prior_settings import loras_of, prior_of, text_on_host, untrained_prior, without_text
 from lods_jax.training.rewards import reward_of
 from lods_jax.training.run_inputs import initial_psi, input_hashes, source_object
+from lods_jax.training.run_prompts import has_front, names_views, prompt_table_of
 from lods_jax.training.scene_setups import SceneSetup, StaticShapes, in_particles, state_of_scene
 from lods_jax.training.schedules import Timeline, phase, score_path_of, window
 
@@ -166,7 +167,9 @@ def build(config: Config, folder: Path | None = None, once: Once | None = None) 
     found = image_inputs(config, orbit, timeline_of(config), folder, prior, weights) if config.image.file else None
     adapters = once("adapters", lambda: list(adapter_notes(loras_of(config.prior), config.prior.embedding)))
     reward = once("reward", lambda: reward_of(config.objective, name))
-    texts |= {"reward": jnp.asarray(reward.judge.embed(table["prompt"]))[:, None]} if reward else {}
+    if reward:
+        asked = prompt_table_of(config, prior.truncate, has_front(config))["prompt"]  # also where the prior sees the cameras
+        texts["reward"] = jnp.asarray(reward.judge.embed(asked))[:, None]
     made = assemble(config, prior, sha256, without_text(weights), objective, texts, psi)
     components = made._replace(image_inputs=found, adapters=adapters, reward=reward)
     if config.edit.run:
@@ -214,22 +217,6 @@ def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
     table = prompt_table_of(config)
     check_queries(config, objective, table)
     return objective, table
-
-
-def prompt_table_of(config: Config, truncate: prompts.Truncate = prompts.whole) -> dict[str, Sequence[str]]:
-    """The prompt table of a configuration.
-
-    Args:
-        config: of the run.
-        truncate: of the prior.
-
-    Returns:
-        {name: one text per view}, see `prompts.prompt_table`.
-    """
-    source = config.source_prompt.replace("{prompt}", config.prompt) or None
-    without = {word: views.replace(",", " ").split() for word, views in config.debias.items()}
-    adapter = config.objective.adapter_text
-    return prompts.prompt_table(config.prompt, config.negative_prompt, names_views(config), source, without, adapter, truncate)
 
 
 def objective_of(config: Config) -> Objective:
@@ -372,22 +359,3 @@ def plan_of(config: Config) -> Plan:
         memory=MemoryPlan(*(getattr(config.prior, name) for name in MemoryPlan._fields)),
         fit_first=config.edit.fit_first,
     )
-
-
-# --- priors ---------------------------------------------------------------------------------------------------------------
-def names_views(config: Config) -> bool:
-    """Whether the prompts of a run name the view.
-
-    "auto" names it unless the prior sees the cameras of several views, as MVDream (Shi et al. 2024), or the world of the prior
-    knows the object and that it has no front.
-
-    Args:
-        config: of the run.
-
-    Returns:
-        True if they do.
-    """
-    if config.view_words != "auto":
-        return config.view_words == "on"
-    world = world_of(config.prior.name)
-    return views_of(config.prior.name) == 1 and (world is None or world.names_views(config.prompt))

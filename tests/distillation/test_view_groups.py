@@ -24,7 +24,7 @@ from lods_jax.priors import registry
 from lods_jax.priors.gaussian import gaussian
 from lods_jax.scenes.ensemble import merged, shared_out
 from lods_jax.scenes.images import pixels
-from lods_jax.training.build import prompt_table_of
+from lods_jax.training.run_prompts import prompt_table_of
 from tests.toy import TINY
 
 ROOT = Path(__file__).resolve().parents[2]

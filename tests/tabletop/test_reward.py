@@ -1,6 +1,7 @@
 """The classifier as a reward, and a run whose noises it weighs."""
 
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -56,11 +57,25 @@ def test_the_reward_is_of_the_prompt_and_of_the_view(whole):
 
 
 @pytest.mark.parametrize(
+    ("prompt", "words", "views"), [("a red mug", "auto", 4), ("a red ball", "auto", 1), ("a red mug", "off", 1)]
+)
+def test_a_judge_is_asked_for_the_view_though_the_prior_sees_the_cameras(whole, prompt, words, views):
+    """Of an object with a front: the prompts of a prior of four views name none."""
+    config = load(whole / "config.yaml")
+    config = replace(config, prompt=prompt, view_words=words, prior=replace(config.prior, name="tabletop-views"), batch=4)
+    components = build(config)
+    assert len(np.unique(components.texts["prompt"], axis=0)) == 1
+    assert len(np.unique(components.texts["reward"], axis=0)) == views
+
+
+@pytest.mark.parametrize(
     ("flags", "says"),
     [
         (["--objective.reward", "no/such"], "objective.reward must be none, classifier or the folder of a CLIP, got no/such"),
         (["--prior", "toy", "--anyway"], "objective.reward classifier judges objects of the tabletop world"),
         (["--objective", "lods-lora", "--objective.fit-shares-noise"], "a reward several: pass one of them alone"),
+        (["--objective", "ism"], "objective.reward weighs several noises a view, and ism draws none: take it out"),
+        (["--objective", "dsd"], "objective.reward weighs several noises a view, and dsd draws none: take it out"),
         (["--objective.noises", "1"], "objective.noises must lie in 2..64, got 1"),
     ],
 )
