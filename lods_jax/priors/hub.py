@@ -89,7 +89,16 @@ def family(folder: Path) -> str:
     if config.get("_class_name") == MVDREAM:
         return f"MVDream, {MVDREAM_VIEWS} views together, text width {config.get('context_dim')}"
     joined = f", {config.get('views')} views together" if config.get("_class_name") == MULTI_VIEW else ""
-    return family_of(config.get("cross_attention_dim")) + joined
+    return family_of(config.get("cross_attention_dim")) + joined + flow_of(folder)
+
+
+def flow_of(folder: Path) -> str:
+    """Words on the flow matching of a folder in diffusers layout, to follow its family; empty for a prior of diffusion."""
+    from lods_jax.priors.scheduler_config import FLOW, read_scheduler, shift_of  # which loads jax
+
+    if read_scheduler(folder).prediction_type != FLOW:
+        return ""
+    return f", flow matching, shift {shift_of(read_config(folder / 'scheduler' / 'scheduler_config.json')):g}"
 
 
 def family_of(width: int | None) -> str:

@@ -15,6 +15,8 @@ from lods_jax.priors.diffusers_folder import is_number, read_config
 FLOW = "flow_prediction"  # of the velocity noise - z
 PREDICTION_TYPES = ("epsilon", "v_prediction", FLOW)
 FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+# Of networks that were distilled to a few steps.
+FEW_STEPS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
 BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}
 # What the classes of diffusers 0.39 take where a config is silent: (beta_start, beta_end, beta_schedule).
 USUAL = (0.0001, 0.02, "linear")
@@ -86,6 +88,29 @@ def read_scheduler(folder: Path) -> Scheduler:
         return scheduler_of(config)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def check_scores(folder: Path) -> None:
+    """Checks that the predictions of a folder's U-Net are scores, at all timesteps.
+
+    Networks that were distilled to a few steps say so by their scheduler alone: by its class, or as sd-turbo by the prediction of
+    noise with trailing timesteps. Those of v-prediction without terminal signal are sampled by trailing timesteps too.
+
+    Args:
+        folder: in diffusers layout.
+
+    Raises:
+        FileNotFoundError: the config of the scheduler is missing.
+        ValueError: they are not.
+    """
+    config = read_config(folder / "scheduler" / "scheduler_config.json")
+    name, of_noise = config.get("_class_name"), config.get("prediction_type", "epsilon") == "epsilon"
+    trailing = config.get("timestep_spacing") == "trailing" and of_noise and name not in FLOW_CLASSES
+    if trailing or name in FEW_STEPS:
+        raise ValueError(
+            f"{folder} was distilled to a few steps, as sdxl-turbo or an LCM, going by its scheduler: its predictions are "
+            "no scores at most timesteps; pass the folder of the base model"
+        )
 
 
 def scheduler_of(config: Mapping[str, Any]) -> Scheduler:

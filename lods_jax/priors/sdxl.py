@@ -18,7 +18,6 @@ from lods_jax.priors.diffusers_folder import TEXT_PARTS, read_config
 
 TEXT_TIME = "text_time"  # the addition_embed_type of its U-Net
 TIME_IDS = 6  # height and width of the original picture, top and left of the crop, height and width of what is asked for
-FEW_STEPS = ("LCMScheduler", "TCDScheduler")
 
 
 def text_parts(folder: Path) -> tuple[str, ...]:
@@ -32,7 +31,7 @@ def text_parts(folder: Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: a config is missing.
-        ValueError: it is the refiner of SDXL, or an SDXL that was distilled to few steps.
+        ValueError: it is the refiner of SDXL.
     """
     if read_config(folder / "unet" / "config.json").get("addition_embed_type") != TEXT_TIME:
         return TEXT_PARTS[:1]
@@ -41,13 +40,6 @@ def text_parts(folder: Path) -> tuple[str, ...]:
         raise ValueError(
             f"{folder} is the refiner of SDXL, with one text encoder and an aesthetics score, which reworks the pictures of a "
             "base model: pass the folder of the base model"
-        )
-    scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
-    spaced = scheduler.get("timestep_spacing") == "trailing" and scheduler.get("prediction_type", "epsilon") == "epsilon"
-    if spaced or scheduler.get("_class_name") in FEW_STEPS:
-        raise ValueError(
-            f"{folder} is an SDXL that was distilled to a few steps, as sdxl-turbo, going by its scheduler: its predictions are "
-            "no scores at most timesteps; pass the folder of the base model"
         )
     return TEXT_PARTS
 

@@ -24,7 +24,7 @@ from lods_jax.priors.adapter_files import LowRank, read_lora
 from lods_jax.priors.attention import attention_by, fused, plain
 from lods_jax.priors.diffusers_folder import ALL_PARTS, MVDREAM, TEXT_PARTS, check_variant, read_config, views_of_folder
 from lods_jax.priors.prompt_encoder import prompt_encoder
-from lods_jax.priors.scheduler_config import read_scheduler
+from lods_jax.priors.scheduler_config import check_scores, read_scheduler
 from lods_jax.priors.user_adapters import ScaledFile, check_adapter_file, merge
 
 
@@ -77,6 +77,7 @@ def stable_diffusion(
     folder = Path(folder)
     make = lambda part: network(folder, part, flax_networks.text_encoder, jnp.float32, part == "text_2")  # noqa: E731
     texts = {part: make(part) for part in sdxl.text_parts(folder)}
+    check_scores(folder)
     base = backbone(folder, texts, dtype, image_size, variant, attention, remat, untrained, views, loras)
     if base.unet.in_channels != base.vae.latent_channels:
         raise ValueError(f"{folder}: {describe_input(base.unet.in_channels, base.vae.latent_channels)}")

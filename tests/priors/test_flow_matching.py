@@ -19,6 +19,7 @@ import pytest
 
 from lods_jax.core.noise_schedule import add_noise, flow_matching, network_time
 from lods_jax.core.types import Cond
+from lods_jax.priors import hub
 from lods_jax.priors.ddim import ddim
 from lods_jax.priors.scheduler_config import FLOW, config_of, scheduler_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
@@ -95,6 +96,11 @@ def test_a_flow_that_no_prior_here_follows_is_refused(config, named):
 def test_a_shift_that_is_none_is_refused(shift):
     with pytest.raises(ValueError, match="shift must be positive and finite"):
         flow_matching(shift)
+
+
+def test_a_folder_says_that_it_is_of_flow_matching(sd, folder):
+    assert hub.family(folder) == hub.family(sd) + ", flow matching, shift 3"
+    assert "flow" not in hub.family(sd)
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 import json
 import shutil
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from lods_jax.core.noise_schedule import STABLE_DIFFUSION, from_betas, linear_be
 from lods_jax.core.types import Cond
 from lods_jax.priors.diffusers_folder import read_config
 from lods_jax.priors.sampling import sample
-from lods_jax.priors.scheduler_config import SCHEDULER, read_scheduler, scheduler_of
+from lods_jax.priors.scheduler_config import FLOW, SCHEDULER, read_scheduler, scheduler_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
 
 V = {"prediction_type": "v_prediction"}
@@ -63,6 +64,26 @@ def test_what_no_prior_here_is_trained_on_is_refused_by_name(tmp_path, config, n
         read_scheduler(tmp_path)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        (SD | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}, True),  # sd-turbo
+        (SD | {"_class_name": "LCMScheduler"}, True),
+        (SD | {"_class_name": "TCDScheduler"}, True),
+        ({"_class_name": "FlowMatchLCMScheduler", "shift": 3.0}, True),
+        (SD | V | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, False),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "timestep_spacing": "trailing"}, False),
+        ({"_class_name": "UniPCMultistepScheduler", "prediction_type": FLOW, "timestep_spacing": "trailing"}, False),
+    ],
+)
+def test_networks_of_a_few_steps_are_refused_whatever_their_family(sd, tmp_path, config, refused):
+    folder = shutil.copytree(sd, tmp_path / "sd")
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config))
+    says = pytest.raises(ValueError, match="was distilled to a few steps") if refused else nullcontext()
+    with says:
+        stable_diffusion(folder)
 
 
 def test_noise_without_terminal_signal_is_pytorchs(torch_arrays):
