@@ -135,4 +135,4 @@ def tell_cost(config: Config, components: "Components", memory: int | None = Non
     found = found._replace(memory=memory or found.memory)
     print(cost.describe(found))
     print(f"{'memory plan':<14}{said}")
-    cost.check_fits(config, found)
+    cost.check_fits(config, found, components.prior.views, described=memory is not None)

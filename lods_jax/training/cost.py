@@ -14,21 +14,27 @@ import numpy as np
 from lods_jax.config import Config
 from lods_jax.core.errors import UserError
 from lods_jax.priors.attention import Layer
+from lods_jax.priors.registry import registered
 from lods_jax.training.ahead_of_time import Ahead, TooLarge, compile_ahead
 from lods_jax.training.build import Components
+from lods_jax.training.memory_plan import GIB
 
-GIB = 2**30
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(.*?channel_id=(\d+)")
-# Flags that lower the peak, most effective first, and whether there is still something to lower.
+# Flags that lower the peak, most effective first, and whether there is still something to lower where `g` views go together.
 SMALLER = {
-    "--prior.view-chunk": lambda c: not c.prior.view_chunk and c.batch > 1,
-    "--prior.remat": lambda c: not c.prior.remat,
-    "--prior.dtype bfloat16": lambda c: c.prior.dtype == "float32",
-    "--prior.vae-slicing": lambda c: not c.prior.vae_slicing,
-    "--batch": lambda c: c.batch > 1,
-    "--resolution": lambda c: c.resolution > 64,
+    "--prior.memory auto": lambda c, g: c.prior.memory == "manual",
+    "--prior.view-chunk": lambda c, g: (c.prior.view_chunk or c.batch) > g,
+    "--prior.remat": lambda c, g: not c.prior.remat,
+    "--prior.remat-resnets": lambda c, g: not c.prior.remat_resnets,
+    "--prior.dtype bfloat16": lambda c, g: c.prior.dtype == "float32",
+    "--prior.vae-slicing": lambda c, g: not c.prior.vae_slicing,
+    "--batch": lambda c, g: c.batch > g * c.particles,
+    # Renders are brought to the size of the prior, whatever theirs. A prior with a name has one size.
+    "--prior.image-size": lambda c, g: not registered(c.prior.name) and (c.prior.image_size or 512) > 256,
+    "--resolution": lambda c, g: max(c.resolution, c.resolution_after or 0) > 64,
 }
-PLANNED = ("--prior.view-chunk", "--prior.remat", "--prior.vae-slicing", "--batch")  # have nothing to add to the leanest plan
+# Have nothing to add to the leanest plan.
+PLANNED = ("--prior.view-chunk", "--prior.remat", "--prior.remat-resnets", "--prior.vae-slicing", "--batch")
 
 
 class Cost(NamedTuple):
@@ -79,7 +85,7 @@ def estimate(config: Config, components: Components, devices: list | None = None
     try:
         return cost_of(components, compile_ahead(components, devices))
     except TooLarge as error:
-        raise UserError(f"{error}; {advice(config)}") from None
+        raise UserError(f"{error}; {advice(config, components.prior.views)}") from None
 
 
 def cost_of(components: Components, ahead: Ahead) -> Cost:
@@ -114,34 +120,36 @@ def cost_of(components: Components, ahead: Ahead) -> Cost:
     )
 
 
-def check_fits(config: Config, cost: Cost) -> None:
+def check_fits(config: Config, cost: Cost, group: int = 1, described: bool = False) -> None:
     """Checks that a step fits into the memory of a device.
 
     Args:
         config: of the run.
         cost: from `estimate`.
+        group: number of views that the prior denoises together.
+        described: whether the memory is that of a GPU that need not be here.
 
     Raises:
         UserError: it does not; the message names flags that help.
     """
     if cost.memory is not None and cost.peak > cost.memory:
-        raise UserError(
-            f"a step needs {cost.peak / GIB:.1f} GiB of the {cost.memory / GIB:.1f} that a {cost.kind} device has; "
-            f"{advice(config)}"
-        )
+        whose = "JAX takes of the described GPU" if described else f"a {cost.kind} device has"
+        needs = f"a step needs {cost.peak / GIB:.1f} GiB of the {cost.memory / GIB:.1f} that {whose}"
+        raise UserError(f"{needs}; {advice(config, group)}")
 
 
-def advice(config: Config, planned: bool = False) -> str:
+def advice(config: Config, group: int = 1, planned: bool = False) -> str:
     """The flags that would lower the memory of a config's step, as the end of a message.
 
     Args:
         config: of the run.
+        group: number of views that the prior denoises together.
         planned: whether all memory plans have been tried.
 
     Returns:
         The end of the message.
     """
-    flags = [flag for flag, helps in SMALLER.items() if helps(config) and not (planned and flag in PLANNED)]
+    flags = [flag for flag, helps in SMALLER.items() if helps(config, group) and not (planned and flag in PLANNED)]
     return f"smaller with {', '.join(flags)}" if flags else "and no flag makes it smaller"
 
 

@@ -102,20 +102,17 @@ def find_plan(config: Config, components: Components, memory: int | float, devic
         return None if found == math.inf else int(found)
 
     plans = candidates(components.plan.memory, views, views_together(components), learns)
-    choice = first_that_fits(plans, peak_of, smallest_anywhere(memory), advice(config, planned=True))
+    choice = first_that_fits(plans, peak_of, smallest_anywhere(memory), advice(config, components.prior.views, planned=True))
     return Planned(choice.plan, with_memory(config, components, choice.plan).prior, kept[0], told(choice, memory))
 
 
 def unplanned(config: Config, components: Components) -> str:
     """What a run with this config and these components does that looks for no plan, and why, as one line."""
+    why = "a run on this device has no limit: --device-memory describes a GPU"
     if config.prior.memory == "manual":
         why = "as the flags say; --prior.memory auto looks for one that fits"
-    else:
-        why = (
-            "--reduce ordered"
-            if config.reduce == "ordered"
-            else "a run on this device has no limit: --device-memory describes a GPU"
-        )
+    elif config.reduce == "ordered":
+        why = "--reduce ordered"
     return f"{words(components.plan.memory)} ({why})"
 
 

@@ -47,15 +47,28 @@ def test_a_dry_run_tells_sizes_and_leaves_nothing(tmp_path, monkeypatch, capsys)
 
 
 def test_a_step_that_does_not_fit_is_refused_with_what_would_make_it_smaller():
-    with pytest.raises(
-        UserError, match=r"needs 5.0 GiB of the 4.0 .* smaller with --prior.view-chunk, --prior.remat, --prior.dtype"
-    ):
+    first = "smaller with --prior.memory auto, --prior.view-chunk, --prior.remat, --prior.remat-resnets, --prior.dtype"
+    with pytest.raises(UserError, match=rf"needs 5.0 GiB of the 4.0 that a cpu device has; {first}"):
         cost.check_fits(Config(), COST)
-    small = Config(prior=PriorConfig(dtype="bfloat16", view_chunk=1, remat=True, vae_slicing=True), batch=1, resolution=64)
+    with pytest.raises(UserError, match=r"needs 5.0 GiB of the 4.0 that JAX takes of the described GPU; smaller"):
+        cost.check_fits(Config(), COST, described=True)
+    leanest = {"memory": "auto", "view_chunk": 1, "remat": True, "remat_resnets": True, "vae_slicing": True}
+    small = Config(prior=PriorConfig(dtype="bfloat16", **leanest), batch=1, resolution=64)
     with pytest.raises(UserError, match="no flag makes it smaller"):
         cost.check_fits(small, COST)
     cost.check_fits(Config(), COST._replace(memory=6 * GIB))
     cost.check_fits(Config(), COST._replace(memory=None))
+
+
+def test_advice_names_what_helps_the_prior_at_hand():
+    """Renders go to the size of the prior, and views that are denoised together cannot be parted."""
+    large = Config(prior=PriorConfig(name="stable-diffusion-xl-base-1.0", image_size=1024, dtype="bfloat16", memory="auto"))
+    assert cost.advice(large, planned=True) == "smaller with --prior.image-size"
+    assert "image-size" not in cost.advice(Config(batch=8))
+    for batch, helps in ((4, False), (8, True)):
+        said = cost.advice(Config(batch=batch), group=4)
+        assert ("--prior.view-chunk" in said, "--batch" in said) == (helps, helps)
+    assert "--batch" not in cost.advice(Config(batch=8, particles=2), group=4)
 
 
 def test_collectives_that_overlap_with_computation_are_counted_once():
