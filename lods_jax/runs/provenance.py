@@ -58,6 +58,8 @@ def made_with(run: Run) -> Iterator[tuple[str, Any]]:
         except (KeyError, TypeError, ValueError):
             continue
     yield "objective", run.config.objective.name
+    if judge := run.note.get("reward_sha256"):
+        yield "reward", f"{run.config.objective.reward}, SHA-256 of the CLIP {str(judge)[:16]}"
     if run.config.objective.init_psi:
         yield "init-psi", run.config.objective.init_psi
     for name in ("began", "commit", "platform", "versions", "devices"):

@@ -174,6 +174,8 @@ def execute(config: Config, components: Components, folder: Path, begin: Start, 
     note |= {"predictions_per_view": predictions_per_view(config, components.objective)}
     if components.image_inputs:
         note |= {"pose_sha256": components.image_inputs.zero123_sha256}
+    if components.reward and components.reward.judge.sha256:
+        note |= {"reward_sha256": components.reward.judge.sha256}
     if components.adapters:
         note |= {"adapters": components.adapters}
     if config.prior.memory == "auto":

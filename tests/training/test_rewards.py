@@ -10,6 +10,8 @@ import pytest
 from lods_jax.cli import main
 from lods_jax.config import load
 from lods_jax.core.cameras import VIEWS
+from lods_jax.runs.provenance import made_with
+from lods_jax.runs.run_directory import read_run
 from lods_jax.training import checkpoint, loop
 from lods_jax.training.build import build
 from tests.toy import TINY
@@ -41,11 +43,13 @@ def test_what_it_compares_with_is_the_prompt_of_each_view_and_its_weights_are_no
     assert jax.tree.leaves(components.reference.reward)
 
 
-def test_a_checkpoint_holds_the_hash_of_the_clip(judged):
+def test_a_checkpoint_and_a_run_tell_the_hash_of_the_clip(judged):
     components = build(load(judged / "config.yaml"))
     _, meta = checkpoint.restore(judged / "checkpoints", loop.state_shapes(components))
     assert meta["inputs"]["the CLIP of the reward"] == components.inputs["the CLIP of the reward"]
-    assert len(components.inputs["the CLIP of the reward"]) == 64
+    sha256 = components.inputs["the CLIP of the reward"]
+    assert len(sha256) == 64
+    assert f"SHA-256 of the CLIP {sha256[:16]}" in dict(made_with(read_run(judged)))["reward"]
 
 
 def test_a_folder_that_is_no_clip_is_refused_in_a_line(toy, tmp_path, capsys):
