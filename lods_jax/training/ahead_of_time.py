@@ -1,6 +1,5 @@
 """The step of a run compiled before its first call, for devices that are here or not: XLA then tells what it takes."""
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,8 +14,6 @@ from lods_jax.priors.attention import Layer, kernels_noted
 from lods_jax.training.build import Components
 from lods_jax.training.loop import first_state, largest_shapes, mode_of, train_step
 from lods_jax.training.scene_setups import StaticShapes
-
-NEEDED = re.compile(r"Used ([0-9.]+)G of ([0-9.]+)G")  # libtpu, of a program that it refuses
 
 
 class TooLarge(UserError):

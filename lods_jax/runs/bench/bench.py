@@ -107,10 +107,8 @@ def measures(suite: Suite) -> Measure:
     Returns:
         run -> figures.
     """
-    look, prompts = (
-        look_back((suite.rank_by, *suite.curves), suite.looks),
-        [prompt for held in suite.prompts.values() for prompt in held],
-    )
+    look = look_back((suite.rank_by, *suite.curves), suite.looks)
+    prompts = [prompt for held in suite.prompts.values() for prompt in held]
     clip = load_clip(Path(suite.clip)) if suite.clip else None
     return lambda made: look(made) | ({} if clip is None else clip_figures(made, clip, prompts))
 
