@@ -270,7 +270,8 @@ def save_embedding(file: str | Path, embedding: Float[Array, "n w"], pooled: int
     Args:
         file: safetensors file to write.
         embedding: [n w].
-        pooled: width of the pooled vector in it, `Prior.pooled`.
+        pooled: width of the pooled vector in it, `Prior.pooled`. An SDXL needs it: without it the rows of the pooled vector are
+            written as tokens, which no pipeline takes.
     """
     with replacing(file) as partial:
         save_file(pipeline_arrays(np.asarray(embedding)[None], pooled, "negative_"), partial, {"format": "pt"})
