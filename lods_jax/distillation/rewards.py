@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from lods_jax.core.noise_schedule import eps_to_x0
+from lods_jax.core.random import split_named
 from lods_jax.core.types import Objective
 from lods_jax.distillation.scores import Denoiser, Latents, PredictNoise, Texts, draw, predict_noise, predictions_at, score_of
 
@@ -93,6 +94,14 @@ def preference(judge: Judge, noises: int = 2, margin: float = 0.0) -> Reward:
     return Reward(judge, noises, best, away)
 
 
+def keys_of_noise(keys: Key[Array, "b"], i: Array | int) -> Key[Array, "b"]:
+    """The keys of the i-th of the noises that a reward weighs, from those of the score, one per view.
+
+    Not `fold_in(key, i)`, which is the key of the i-th auxiliary prior.
+    """
+    return jax.vmap(lambda key: jax.random.fold_in(split_named(key, "t noise").noise, i))(keys)
+
+
 def rewarded_score(
     reward: Reward,
     params: Any,
@@ -133,7 +142,7 @@ def rewarded_score(
     t, _ = draw(keys, z, window, denoiser.views)
 
     def one(i):
-        _, noise = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, i), z, window, denoiser.views)
+        _, noise = draw(keys_of_noise(keys, i), z, window, denoiser.views)
         eps, noised, noise = predictions_at(objective, denoiser, psi, latents, texts, t, noise, pose, predict_noise_fn)
         first = next(iter(eps.values()))
         guided, unguided = (score_of(objective, denoiser, e, z, noised, noise, t) for e in (eps, dict.fromkeys(eps, first)))

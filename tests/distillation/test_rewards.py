@@ -9,7 +9,7 @@ import pytest
 
 from lods_jax.core.noise_schedule import STABLE_DIFFUSION, eps_to_x0
 from lods_jax.distillation.objectives import csd, lods_embedding, sds
-from lods_jax.distillation.rewards import WEIGHTS, Judge, Reward, best, preference, rewarded_score
+from lods_jax.distillation.rewards import WEIGHTS, Judge, Reward, best, keys_of_noise, preference, rewarded_score
 from lods_jax.distillation.scores import Denoiser, draw, predictions_at, score, score_of
 from lods_jax.priors.gaussian import gaussian
 
@@ -44,7 +44,7 @@ def each(objective=None):
     objective = sds(7.5) if objective is None else objective
     t, _ = draw(KEYS, Z, (200, 800))
     for i in range(N):
-        _, noise = draw(jax.vmap(lambda key: jax.random.fold_in(key, i))(KEYS), Z, (200, 800))  # noqa: B023
+        _, noise = draw(keys_of_noise(KEYS, i), Z, (200, 800))
         eps, noised, noise = predictions_at(objective, DENOISER, {}, {"render": Z}, TEXTS, t, noise)
         scored = score_of(objective, DENOISER, eps, Z, noised, noise, t)
         yield scored, eps_to_x0(STABLE_DIFFUSION, eps["y"], noised["render"], t)
