@@ -20,7 +20,7 @@ from lods_jax.core.trees import not_finite, strongly_typed
 from lods_jax.core.types import Camera, Objective, Prior, Reference, Render, Scene, TrainState
 from lods_jax.distillation.known_views import groups_around_image, show_image, where
 from lods_jax.distillation.rewards import Reward, rewarded_score
-from lods_jax.distillation.score_paths import ENCODER, ScorePath, pull_into_scene, through_decoder
+from lods_jax.distillation.score_paths import ENCODER, ScorePath, by_view, pull_into_scene, through_decoder
 from lods_jax.distillation.scores import (
     PredictNoise,
     bind,
@@ -203,7 +203,7 @@ def make_train_step(
             steps of the scene alone, then k of the prior alone. The half that pauses asks the prior nothing, and its metric is
             NaN.
         fit_first: steps of the prior alone, before all others.
-        vae_slicing: whether views are encoded one after the other, which holds the activations of one at a time.
+        vae_slicing: whether views are encoded and decoded one after the other, which holds the activations of one at a time.
         reference_view: the view of a reference image, whose costs are added in every step.
         auxiliary_priors: further priors, whose scores are added.
         score_path: how scores come from latents to pixels; by the encoder's transpose, as in the papers, unless it is given.
@@ -278,7 +278,8 @@ def make_train_step(
             own_keys = fixed_keys(key, views // prior.views % scene.particles)
             fixed = objective.noise(own_keys, zs[0], render, camera) if objective.noise else None
             plain = partial(score, fixed=fixed)
-            rated = partial(rewarded_score, reward, reference.reward, partial(prior.decode, weights)) if reward else plain
+            decode = by_view(partial(prior.decode, weights), vae_slicing)
+            rated = partial(rewarded_score, reward, reference.reward, decode) if reward else plain
             scored = partial(rated, stage, denoiser, state.psi, latents, rows, at, k.score, pose, predict_noise_fn)
             fitted = partial(jax.value_and_grad(denoising_loss), state.psi, objective, denoiser, latents, rows, k.fit, pose)
             own, (fit, g_psi) = cond_or_zeros(scene_on, scored), cond_or_zeros(prior_on, fitted)

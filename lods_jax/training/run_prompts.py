@@ -43,7 +43,9 @@ def names_views(config: Config) -> bool:
 
 
 def has_front(config: Config) -> bool:
-    """Whether prompts name the view for whoever sees no cameras: a prior of single images, or a judge of pictures.
+    """Whether the object of a run differs from view to view, so that words name the view to whoever sees no cameras.
+
+    That is a prior of single images, or a judge of pictures.
 
     Args:
         config: of the run.

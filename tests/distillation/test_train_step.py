@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from lods_jax.core.cameras import sample_orbit
+from lods_jax.core.noise_schedule import signal_and_noise
 from lods_jax.core.trees import leaf_names, not_finite
 from lods_jax.core.types import Objective, Query, Reference
 from lods_jax.distillation.fixed_noise import one_noise
@@ -28,14 +29,14 @@ ROOT = Path(__file__).resolve().parents[2]
 BATCH = 8
 PRIOR = gaussian({"": 0.2, "y": 1.0}, 0.5)
 WEIGHTS = PRIOR.init(jax.random.key(0))
-TEXTS = {"prompt": PRIOR.embed(WEIGHTS, ["y"] * 4), "null": PRIOR.embed(WEIGHTS, [""] * 4)}
+TEXTS = {"prompt": PRIOR.embed(WEIGHTS, ["y"] * 4), "null": PRIOR.embed(WEIGHTS, [""] * 4), "reward": jnp.zeros((4, 1, 1))}
 TX = optax.adam(optax.cosine_decay_schedule(0.05, 600, 0.02), b1=0.5), optax.adam(0.05)
 
 
-def parts(objective, regularizers=lambda render, step: {}, scene=pixels(1, 1, start=0.5), **options):  # noqa: B008 (data alone)
+def parts(objective, regularizers=lambda render, step: {}, scene=pixels(1, 1, start=0.5), prior=PRIOR, **options):  # noqa: B008
     """The halves of the step and the first state of one pixel, or of another scene, under an objective."""
     build = make_train_step(
-        scene, PRIOR, objective, cameras=lambda keys, views: sample_orbit(keys, views, BATCH), window=lambda step: (20, 980),
+        scene, prior, objective, cameras=lambda keys, views: sample_orbit(keys, views, BATCH), window=lambda step: (20, 980),
         regularizers=regularizers, tx_theta=TX[0], tx_psi=TX[1], batch=BATCH, **options,
     )  # fmt: skip
     fitted = [objective.queries[objective.trained_query]] if objective.trained_query else []
@@ -301,6 +302,40 @@ def test_pictures_and_further_priors_do_not_depend_on_the_devices(reduce):
             state, metrics = step(state, WEIGHTS, TEXTS, reference, jax.random.key(3))
         ends.append((state.theta, metrics["image_rgb"]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *ends)
+
+
+# --- rewards ----------------------------------------------------------------------------------------------------------------
+LIKES_RED = Reward(Judge(None, lambda texts: texts, lambda params, rgb, asked: rgb[:, 0, 0, 0]), 3, best)
+
+
+@pytest.mark.parametrize(("slicing", "together"), [(False, BATCH), (True, 1)])
+def test_where_views_are_sliced_a_judge_has_them_decoded_one_after_the_other_too(slicing, together):
+    sizes = []
+    prior = PRIOR._replace(decode=lambda weights, z: sizes.append(len(z)) or PRIOR.decode(weights, z))
+    jax.eval_shape(lambda: gradient(sds(3.0), prior=prior, reward=LIKES_RED, vae_slicing=slicing).g_theta)
+    assert set(sizes) == {together}
+
+
+def test_the_noises_of_a_reward_are_none_of_a_further_priors():
+    """Found from z_t, the latents being 0.5 everywhere."""
+    noises = {"own": [], "other": []}
+
+    def recording(prior, name):
+        def predict(weights, psi, z_t, t, cond):
+            signal, sigma = signal_and_noise(prior.noise_schedule, t, z_t)
+            noises[name].append(np.asarray((z_t - 0.5 * signal) / sigma)[:BATCH])
+            return prior.predict(weights, psi, z_t, t, cond)
+
+        return prior._replace(predict=predict)
+
+    auxiliary_prior, inputs = other(1.0)
+    options = {"prior": recording(PRIOR, "own"), "reward": LIKES_RED}
+    options["auxiliary_priors"] = (auxiliary_prior._replace(prior=recording(auxiliary_prior.prior, "other")),)
+    with jax.disable_jit():
+        gradient(sds(3.0), Reference(auxiliary=(inputs,)), **options)
+    assert (len(noises["own"]), len(noises["other"])) == (LIKES_RED.noises, 1)
+    for noise in noises["own"]:
+        assert abs(noise - noises["other"][0]).max((1, 2, 3)).min() > 1e-2
 
 
 # --- noise that stays -------------------------------------------------------------------------------------------------------
