@@ -72,11 +72,16 @@ WEIGHTS: Mapping[str, Weigh] = {
 
 
 def preference(judge: Judge, noises: int = 2, margin: float = 0.0) -> Reward:
-    """DreamDPO (Zhou et al. 2025, section 3.2), as its code has it: towards the preferred noise, and away from the other.
+    """DreamDPO (Zhou et al. 2025, section 3.2): towards the preferred noise, and away from the other.
 
     The score is that of the noise with the highest reward. Where the lowest is apart from it by more than a margin, the score of
     that noise without guidance is subtracted, which leaves the mean of the guidance alone. With it, nothing would be left of the
     mean, and only the judge would move an object.
+
+    Three things are otherwise in the paper's code. Its judge sees the clean latents of the guided prediction, and ours those of
+    the prompt's alone, which every objective has. Within the margin its score is the guided prediction with no noise subtracted,
+    and ours is that of the objective. It pushes away at a gap of just the margin too, and hence, with a margin of 0, also between
+    equal rewards.
 
     Args:
         judge: rates the pictures.
