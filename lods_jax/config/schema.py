@@ -46,11 +46,9 @@ class PriorConfig:
     image_size: int | None = bounded(None, 8, 4096)
     """Edge of the square images that the prior sees, pixels. None: as its U-Net was trained, 512 or 768, and 1024 for SDXL."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of U-Net and VAE; their results are float32 in any case, and so is a VAE beside a float16 U-Net. float16 is for
-    objectives that learn nothing of the prior."""
+    """Of U-Net and VAE; their results are float32. float16 is for objectives that learn nothing; a VAE then stays in float32."""
     attention: Literal["plain", "fused"] = "plain"
-    """fused takes for each layer the kernel that the device has, flash on a TPU or cuDNN on a GPU, and elsewhere the formula, as
-    plain does. Both give the same values."""
+    """fused: for each layer the kernel that the device has, flash on a TPU or cuDNN on a GPU; else the formula, as plain."""
     memory: Literal["manual", "auto"] = "manual"
     """auto adds to the next four what a step needs to fit into the memory of the device, and says what. manual adds nothing."""
     view_chunk: int = bounded(0, 0, 4096)
@@ -142,8 +140,7 @@ class TimestepConfig:
     min: Schedule = bounded((0.02, 0.02), 0, 0.999)
     max: Schedule = bounded((0.98, 0.55), 0, 0.999)
     anneal: Literal["steps", "linear", "sqrt"] = "steps"
-    """From a value to the next: at once, in a straight line, or with the square root of the share of the way (HiFA). A pair takes
-    the whole run for it."""
+    """To the next value: at once, straight, or with the square root of the way (HiFA). A pair takes the whole run for it."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +184,7 @@ class ImageConfig:
     normal_file: str = ""
     """An image of the image's size, red to the right, green up, blue towards the camera, 1/2 is 0."""
     invert: int | None = bounded(None, 0, 10**6)
-    """Steps that fit the embedding of the prompt to the image, before the run. None: 200 where no prompt is given
-    and the prior is of single images, else 0."""
+    """Steps that fit the prompt's embedding to the image before the run. None: 200 without a prompt, of single images; else 0."""
     invert_lr: float = bounded(5e-3, 0, 10)
     invert_batch: int = bounded(8, 1, 1024)
     """Backgrounds of the image in a step of it."""
@@ -291,8 +287,7 @@ class NerfConfig:
     samples: int = bounded(64, 1, 4096)
     """Per ray through the whole field."""
     background: Literal["white-or-grey", "white", "black", "random", "learned", "learned-or-random"] = "white-or-grey"
-    """random: a colour for each view. learned: of the ray's direction, in half of the views; the others are white or grey, or
-    random."""
+    """random: a colour for each view. learned: of the ray's direction, in half of the views; others: white or grey, or random."""
     update_grid_every: int = bounded(16, 1, 10**6)
     """Steps between refreshes of the occupancy grid."""
     weight_decay: float = bounded(0.0, 0, 1)
@@ -400,7 +395,6 @@ class Config:
     parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
     """auto is pmap over all devices where there are several that divide the batch, else jit."""
     reduce: Literal["sum", "ordered"] = "sum"
-    """ordered: gradients of one view at a time, added up in the order of the views. The same bits on any number of devices, for
-    some more time."""
+    """ordered: gradients of one view at a time, in the order of the views. The same bits on any number of devices, more time."""
     debug_nans: bool = False
     """Stop at the first operation that gives a NaN, and name it. Slow."""

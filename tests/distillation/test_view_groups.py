@@ -20,6 +20,7 @@ from lods_jax.distillation.objectives import OBJECTIVES, lods_embedding, sds
 from lods_jax.distillation.parallel import compile_train_step
 from lods_jax.distillation.scores import Denoiser, draw, score
 from lods_jax.distillation.train_step import init_state, make_train_step
+from lods_jax.distillation.view_chunks import in_chunks
 from lods_jax.priors import registry
 from lods_jax.priors.gaussian import gaussian
 from lods_jax.scenes.ensemble import merged, shared_out
@@ -150,6 +151,14 @@ def test_in_groups_too_lods_lands_on_the_good_image():
         state, _ = step(state, {}, TEXTS, None, jax.random.key(3))
         values.append(state.theta["rgb"].mean())
     np.testing.assert_allclose(np.mean(values[-400:]), 1.0, atol=0.05)
+
+
+def test_a_group_at_a_time_makes_the_step_of_all_groups():
+    """A chunk is a whole group, also where fewer views are asked for."""
+    build, start = parts(batch=8)
+    run = lambda step: compile_train_step(step, "jit", 8)(start(), {}, TEXTS, None, jax.random.key(3))  # noqa: E731
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)  # noqa: E731
+    jax.tree.map(close, run(build), run(in_chunks(build, 1)))
 
 
 def test_a_batch_that_parts_a_group_is_refused():
