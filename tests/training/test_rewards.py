@@ -10,6 +10,7 @@ import pytest
 from lods_jax.cli import main
 from lods_jax.config import load
 from lods_jax.core.cameras import VIEWS
+from lods_jax.distillation.parallel import over_devices
 from lods_jax.runs.provenance import made_with
 from lods_jax.runs.run_directory import read_run
 from lods_jax.training import checkpoint, loop
@@ -40,7 +41,12 @@ def test_what_it_compares_with_is_the_prompt_of_each_view_and_its_weights_are_no
     assert asked.shape[:2] == (len(VIEWS), 1)
     np.testing.assert_allclose(np.linalg.norm(asked, axis=-1), 1, atol=1e-5)
     assert len({tuple(np.asarray(row)) for row in asked[:, 0]}) == len(VIEWS)
-    assert jax.tree.leaves(components.reference.reward)
+    step, views = over_devices(loop.train_step(components, loop.largest_shapes(components)), "jit", components.plan.batch)
+    given = loop.first_state(components), components.weights, components.texts, components.reference, jax.random.key(0)
+    baked = jax.make_jaxpr(step)(*given, views).consts
+    weights = {x.shape for x in jax.tree.leaves(components.reference.reward) if x.size > 1000}
+    assert weights
+    assert not weights & {np.shape(x) for x in baked}
 
 
 def test_a_checkpoint_and_a_run_tell_the_hash_of_the_clip(judged):
