@@ -45,6 +45,20 @@ class Task(NamedTuple):
     prediction_type: str = "v_prediction"
 
 
+def recipe_of(loss: Callable, batch: int | None = None) -> Recipe:
+    """How a part that goes on from the prior is trained: at half the learning rate of the prior's own training.
+
+    Args:
+        loss: as of `Recipe`.
+        batch: images per step; None for 64, which suits a CPU.
+
+    Returns:
+        The recipe.
+    """
+    batch = batch or 64
+    return Recipe(loss, peak=1e-3, batch=batch, ema=0.998, reuse=6.0 * max(1.0, batch / 64))
+
+
 def fine_tune(task: Task, out: Path, minutes: float, prior: Path, *, resume: bool, name: str, seed: int) -> None:
     """One sitting.
 

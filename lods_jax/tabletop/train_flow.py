@@ -8,26 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from lods_jax.priors.scheduler_config import FLOW
-from lods_jax.tabletop.architectures import Networks, architecture, networks, size_of
+from lods_jax.tabletop.architectures import architecture, networks, size_of
 from lods_jax.tabletop.denoising import FLOW_MATCHING, unet_loss
-from lods_jax.tabletop.fine_tuning import Task, fine_tune
-from lods_jax.tabletop.fitting import Recipe
+from lods_jax.tabletop.fine_tuning import Task, fine_tune, recipe_of
 from lods_jax.tabletop.prior_batches import unet_batches
 from lods_jax.tabletop.train_prior import preview
-
-
-def recipe_of(nets: Networks, batch: int | None = None) -> Recipe:
-    """How the prior is trained, at half the learning rate of its first training.
-
-    Args:
-        nets: the modules.
-        batch: images per step; None for 64, which suits a CPU.
-
-    Returns:
-        The recipe.
-    """
-    batch, loss = batch or 64, partial(unet_loss, nets, noise_schedule=FLOW_MATCHING)
-    return Recipe(loss, peak=1e-3, batch=batch, ema=0.998, reuse=6.0 * max(1.0, batch / 64))
 
 
 def task_of(prior: Path, batch: int | None = None) -> Task:
@@ -43,7 +28,8 @@ def task_of(prior: Path, batch: int | None = None) -> Task:
     arch = architecture(size_of(prior))
     nets = networks(arch.size)
     picture = lambda out, arch, fit, vae: preview(out, "flow", arch, fit, vae)  # noqa: E731
-    return Task("flow", arch, arch, nets, recipe_of(nets, batch), unet_batches, picture, prediction_type=FLOW)
+    loss = partial(unet_loss, nets, noise_schedule=FLOW_MATCHING)
+    return Task("flow", arch, arch, nets, recipe_of(loss, batch), unet_batches, picture, prediction_type=FLOW)
 
 
 def train(

@@ -27,7 +27,7 @@ from lods_jax.tabletop.architectures import LATENT, LENGTH, Architecture, Networ
 from lods_jax.tabletop.dataset import VIEWS as VIEW_WORDS
 from lods_jax.tabletop.dataset import WORDS, Renders
 from lods_jax.tabletop.denoising import sample_latents, unet_loss, velocity_error
-from lods_jax.tabletop.fine_tuning import Task, fine_tune
+from lods_jax.tabletop.fine_tuning import Task, fine_tune, recipe_of
 from lods_jax.tabletop.fitting import Fit, Recipe
 from lods_jax.tabletop.prior_batches import caption_ids, decode, draw_captions, encode, in_chunks
 from lods_jax.tabletop.streams import ahead, fresh_renders, pool_batches
@@ -74,21 +74,6 @@ def loss(nets: Networks, params, batch, key):
     single, _ = unet_loss(nets, params, (z[n:], ids[n:]), k_single)
     mse = (n * joined + (len(z) - n) * single) / len(z)
     return mse, {"loss": mse, "joined": joined, "single": single}
-
-
-def recipe_of(nets: Networks, batch: int | None = None) -> Recipe:
-    """How the prior is trained, at half the learning rate of its first training.
-
-    Args:
-        nets: the modules.
-        batch: images per step; None for 64, which suits a CPU.
-
-    Returns:
-        The recipe.
-    """
-    batch = batch or 64
-    joined_rows(batch)
-    return Recipe(partial(loss, nets), peak=1e-3, batch=batch, ema=0.998, reuse=6.0 * max(1.0, batch / 64))
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------
@@ -175,8 +160,9 @@ def task_of(prior: Path, batch: int | None = None, seed: int = 0) -> Task:
     """
     arch = architecture(size_of(prior))
     nets = networks(arch.size, VIEWS)
-    begin = partial(with_camera, nets, seed)
-    return Task("multiview", arch, of_views(arch, VIEWS), nets, recipe_of(nets, batch), batches, preview, begin)
+    begin, recipe = partial(with_camera, nets, seed), recipe_of(partial(loss, nets), batch)
+    joined_rows(recipe.batch)  # refuses a batch without groups before anything is read
+    return Task("multiview", arch, of_views(arch, VIEWS), nets, recipe, batches, preview, begin)
 
 
 def with_camera(nets: Networks, seed: int, params: dict[str, Any]) -> dict[str, Any]:

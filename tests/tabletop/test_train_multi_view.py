@@ -139,7 +139,7 @@ def numbered(monkeypatch):
 
 def test_groups_come_first_whole_and_without_view_words(numbered, monkeypatch):
     monkeypatch.setattr(train_multi_view, "in_chunks", lambda f, x: x[..., :1].astype(np.float32))
-    recipe, said = train_multi_view.recipe_of(networks(SIZE, VIEWS), 64), 0
+    recipe, said = fine_tuning.recipe_of(partial(train_multi_view.loss, networks(SIZE, VIEWS)), 64), 0
     named = {ids: view for view, ids in views_and_ids(caption_ids()[0])}
     for _, (z, ids, camera) in zip(range(4), train_multi_view.batches(architecture(SIZE), 0, recipe, None), strict=False):
         n, image = joined_rows(64), z[:, 0, 0, 0].astype(int)
