@@ -65,6 +65,7 @@ def test_images_take_no_memory_plan(capsys, flags):
     assert f"{' '.join(flags[:2]).removesuffix(' 1')} is of runs in 3D: for images pass --batch" in said
 
 
+@pytest.mark.slow
 def test_two_samples_of_the_shipped_prior_differ_and_repeat(tmp_path, capsys):
     """Two seeds give two images; the same call gives the same bytes."""
     files = [tmp_path / "a.png", tmp_path / "b.png"]

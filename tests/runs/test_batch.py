@@ -152,6 +152,7 @@ def test_a_damaged_folder_fails_its_own_prompt_alone(tmp_path, calls):
     assert (jobs[0][1] / "config.yaml").read_text() == "steps: many"
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_batch_after_the_first_compile_nothing_and_end_as_they_would_alone(toy, tmp_path):
     """Refinement, diagnosis and previews are compiled once, as the step is: compilations of each run would add up in memory."""
     first, *later = run_batch(TINY, ["a toy", "a thing", "a top"], tmp_path / "out")

@@ -199,6 +199,7 @@ def test_the_viewer_listens_on_this_machine_alone(whole, monkeypatch, capsys):
 
 
 # --- event files ------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_event_files_hold_what_the_log_holds(tmp_path):
     pytest.importorskip("tensorboardX")
     assert main([*TINY, "--steps", "2", "--output.tensorboard", "--out", str(tmp_path / "run")]) == 0

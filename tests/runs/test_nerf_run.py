@@ -31,22 +31,19 @@ def coarse():
 
 
 @pytest.fixture(scope="module")
-def compiled(toy, coarse, tmp_path_factory):
-    """The folder of a batch, and what each of its runs compiled."""
+def whole(toy, coarse, tmp_path_factory):
+    out = tmp_path_factory.mktemp("nerf") / "batch"
+    batch(FLAGS, ["a thing"], out)
+    return out / "a-thing"
+
+
+@pytest.mark.slow
+def test_what_fields_compile_to_the_mesh_is_shared_in_a_batch(tmp_path):
+    """Their meshes have different numbers of vertices, and their weights are different."""
     for function in (query_rows, export.pixel_rows):  # of no run: a test before this one may have compiled them
         function.clear_cache()
-    out = tmp_path_factory.mktemp("nerf") / "batch"
-    return out, batch(FLAGS, ["a thing", "a toy"], out)
-
-
-@pytest.fixture(scope="module")
-def whole(compiled):
-    return compiled[0] / "a-thing"
-
-
-def test_what_fields_compile_to_the_mesh_is_shared_in_a_batch(compiled):
-    """Their meshes have different numbers of vertices, and their weights are different."""
-    out, names = compiled
+    out = tmp_path / "batch"
+    names = batch(FLAGS, ["a thing", "a toy"], out)
     assert {"jit(query_rows)", "jit(pixel_rows)", "jit(nerf_refine)"} <= {*names[0]}
     assert names[1] == []
     assert lacking(read_run(out / "a-toy")) == ""

@@ -244,6 +244,7 @@ def test_a_phone_reads_the_page_without_scrolling_sideways(browser, tmp_path):
 
 
 @needs_browser
+@pytest.mark.slow
 def test_twenty_thousand_gaussians_fit_in_three_megabytes(browser, tmp_path):
     run = make_run(tmp_path / "run", n=20_000)
     config = replace(run.config, prompt="many")

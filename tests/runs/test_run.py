@@ -127,6 +127,7 @@ def test_ctrl_c_writes_the_results_and_the_run_goes_on_from_there(whole, tmp_pat
     same(final(folder).theta, final(whole).theta)
 
 
+@pytest.mark.slow
 def test_a_run_with_lora_on_a_stable_diffusion_folder_leaves_what_it_learned(tmp_path):
     folder = tmp_path / "lora"
     flags = ["--prior", str(TINY_SD), "--prior.rank", "2", "--objective", "lods-lora", "--steps", "1", "--out", str(folder)]

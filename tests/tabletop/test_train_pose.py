@@ -47,6 +47,7 @@ def test_it_begins_as_the_prior_and_blind_to_the_picture(fit, batch):
     np.testing.assert_allclose(begun, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_its_folder_says_to_a_run_what_training_says(fit, batch, tmp_path):
     z, t, _, _ = batch
     vae = torch_weights.to_flax(

@@ -96,6 +96,7 @@ def test_a_plan_that_a_checkpoint_cannot_hold_is_refused(saved):
         read_memory(saved)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy")
 def test_a_run_is_planned_once_and_goes_on_with_its_plan(tmp_path, monkeypatch):
     """With a byte too little for two views together. No step is compiled twice, and the resumed run ends on the same bits."""

@@ -110,6 +110,7 @@ seeds: [1]
 """
 
 
+@pytest.mark.slow
 def test_the_page_draws_the_course_of_the_figures_that_the_suite_names(toy, suite, tmp_path):
     """Six steps, three looks at every second step, each at the newest checkpoint before it."""
     file = tmp_path / "looks.yaml"
