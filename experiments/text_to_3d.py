@@ -55,6 +55,7 @@ MORE = ("a yellow snowman", "a green striped mug", "a blue donut")
 RIGHT = 0.8  # share of the views in which the classifier reads the asked kind
 # What the table calls each figure; `lods evaluate` explains them.
 COLUMNS = {
+    "reward": "the judge's reward: its log-probability of what was asked",
     "kid": "KID in the classifier's features (lower is better)",
     "kind": "classifier reads the kind",
     "color": "classifier reads the colour",

@@ -195,6 +195,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-multi-view": of_priors,
     "bench-multi-view-objectives": lambda: of_priors(baseline="SDS"),
     "bench-multi-view-priors": lambda: of_priors(minus_single=True),
+    "bench-rewards": lambda: bench("rewards", ("reward", "chamfer", "coverage", "color_error", "kid", "predictions")),
     "bench-presets-short": lambda: bench("presets", SEEN),
     "text-to-3d-exact": lambda: text_to_3d.table(rows("text_to_3d-exact-gaussians"), list(text_to_3d.TRIALS)),
     "objectives-in-2d": objectives_in_2d,
