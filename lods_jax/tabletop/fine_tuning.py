@@ -1,6 +1,5 @@
 """From the prior of single images to another one, with the same autoencoder and text tower: the sittings of every such part."""
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import optax
 from lods_jax.priors import flax_networks as modules
 from lods_jax.priors import torch_weights as convert
 from lods_jax.tabletop.architectures import Architecture, Networks, networks
-from lods_jax.tabletop.fitting import Fit, Recipe, check_sitting, optimizer, resume_part, save_checkpoint, start, train_for
+from lods_jax.tabletop.fitting import NO_SITTINGS, Fit, Recipe, check_sitting, optimizer, resume_part, sit, start
 from lods_jax.tabletop.train_prior import write_folder
 
 SAVE_EVERY = 120.0  # seconds; a sitting on an accelerator is short
@@ -59,7 +58,9 @@ def recipe_of(loss: Callable, batch: int | None = None) -> Recipe:
     return Recipe(loss, peak=1e-3, batch=batch, ema=0.998, reuse=6.0 * max(1.0, batch / 64))
 
 
-def fine_tune(task: Task, out: Path, minutes: float, prior: Path, *, resume: bool, name: str, seed: int) -> None:
+def fine_tune(
+    task: Task, out: Path, minutes: float, prior: Path, *, resume: bool = False, name: str = "muon", seed: int = 0
+) -> None:
     """One sitting.
 
     Args:
@@ -76,22 +77,15 @@ def fine_tune(task: Task, out: Path, minutes: float, prior: Path, *, resume: boo
     """
     file, tx = check_sitting(out, minutes, resume), optimizer(name)
     vae = convert.to_flax(convert.read_state(prior, "vae"), modules.shapes(networks(task.arch.size).vae))
-    if resume:
-        fit, meta = former_fit(task, tx, prior, out)
-    else:
-        fit, meta = first_fit(task, tx, prior), {"seconds": 0.0, "sittings": 0}
-    meta["sittings"] += 1
-    begin, before = time.monotonic(), meta["seconds"]
 
-    def save(fit: Fit) -> None:
-        meta["seconds"] = before + time.monotonic() - begin
-        save_checkpoint(file, {task.part: fit}, meta)
-        counts = {"samples": int(fit.samples), "optimizer": name, "size": task.arch.size}
-        write_folder(out, task.becomes, {"vae": vae, **fit.ema}, meta | counts, task.prediction_type)
+    def write(fit: Fit, meta: dict) -> None:
+        about = meta | {"optimizer": name, "size": task.arch.size}
+        write_folder(out, task.becomes, {"vae": vae, **fit.ema}, about, task.prediction_type)
         task.preview(out, task.arch, fit, vae)
 
-    stream = task.batches(task.arch, seed + 1000 * meta["sittings"], task.recipe, vae)
-    train_for(task.part, task.recipe, fit, stream, 60 * minutes, seed, tx, save, SAVE_EVERY)
+    begun = former_fit(task, tx, prior, out) if resume else (first_fit(task, tx, prior), NO_SITTINGS)
+    batches = lambda seed: task.batches(task.arch, seed, task.recipe, vae)  # noqa: E731
+    sit(file, task.part, task.recipe, tx, begun, batches, minutes, seed, write, SAVE_EVERY)
 
 
 def first_fit(task: Task, tx: optax.GradientTransformation, prior: Path) -> Fit:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from lods_jax.core.files import replacing
 
 CHECKPOINT = "checkpoint.safetensors"  # in the folder of what is trained
+NO_SITTINGS = {"seconds": 0.0, "sittings": 0}  # meta before the first one
 
 
 class Recipe(NamedTuple):
@@ -270,6 +271,44 @@ def check_sitting(out: Path, minutes: float, resume: bool) -> Path:
     if file.exists() and not resume:
         raise ValueError(f"{out} holds a checkpoint already; pass --resume to go on with it, or another --out")
     return file
+
+
+def sit(
+    file: Path,
+    part: str,
+    recipe: Recipe,
+    tx: optax.GradientTransformation,
+    begun: tuple[Fit, dict],
+    batches: Callable[[int], Iterator],
+    minutes: float,
+    seed: int,
+    write: Callable[[Fit, dict], None],
+    every: float = 600.0,
+) -> None:
+    """One sitting of a part that has a folder of its own, with its checkpoint.
+
+    Args:
+        file: the checkpoint, from `check_sitting`.
+        part: its name in the checkpoint.
+        recipe: how to train.
+        tx: optimizer.
+        begun: the state that the sitting begins with and its meta: `NO_SITTINGS` with a new one, or what `resume_part` gives.
+        batches: seed -> training data.
+        minutes: length, compilation included.
+        seed: of the data, which is new in every sitting, and of the noise.
+        write: (state, meta) -> None, writes the folder.
+        every: seconds between two saves.
+    """
+    fit, meta = begun
+    meta = meta | {"sittings": meta["sittings"] + 1}
+    begin, before = time.monotonic(), meta["seconds"]
+
+    def save(fit: Fit) -> None:
+        meta["seconds"] = before + time.monotonic() - begin
+        save_checkpoint(file, {part: fit}, meta)
+        write(fit, meta | {"samples": int(fit.samples)})
+
+    train_for(part, recipe, fit, batches(seed + 1000 * meta["sittings"]), 60 * minutes, seed, tx, save, every)
 
 
 def resume_part(

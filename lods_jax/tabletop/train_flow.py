@@ -10,7 +10,7 @@ from pathlib import Path
 from lods_jax.priors.scheduler_config import FLOW
 from lods_jax.tabletop.architectures import architecture, networks, size_of
 from lods_jax.tabletop.denoising import FLOW_MATCHING, unet_loss
-from lods_jax.tabletop.fine_tuning import Task, fine_tune, recipe_of
+from lods_jax.tabletop.fine_tuning import Task, recipe_of
 from lods_jax.tabletop.prior_batches import unet_batches
 from lods_jax.tabletop.train_prior import preview
 
@@ -30,30 +30,3 @@ def task_of(prior: Path, batch: int | None = None) -> Task:
     picture = lambda out, arch, fit, vae: preview(out, "flow", arch, fit, vae)  # noqa: E731
     loss = partial(unet_loss, nets, noise_schedule=FLOW_MATCHING)
     return Task("flow", arch, arch, nets, recipe_of(loss, batch), unet_batches, picture, prediction_type=FLOW)
-
-
-def train(
-    out: Path,
-    minutes: float,
-    prior: Path,
-    *,
-    resume: bool = False,
-    name: str = "muon",
-    batch: int | None = None,
-    seed: int = 0,
-) -> None:
-    """Trains the prior of flow matching into a folder.
-
-    Args:
-        out: the folder.
-        minutes: length of this sitting, compilation included.
-        prior: folder of the tabletop prior, whose autoencoder it shares and whose U-Net it starts from.
-        resume: whether to continue from what `out` holds.
-        name: of the optimizer, "muon" or "adamw".
-        batch: images per step; None for 64.
-        seed: of renders and noise.
-
-    Raises:
-        ValueError: an argument is out of range, or `out` holds a checkpoint and `resume` is not given.
-    """
-    fine_tune(task_of(prior, batch), out, minutes, prior, resume=resume, name=name, seed=seed)

@@ -27,7 +27,7 @@ from lods_jax.tabletop.architectures import LATENT, LENGTH, Architecture, Networ
 from lods_jax.tabletop.dataset import VIEWS as VIEW_WORDS
 from lods_jax.tabletop.dataset import WORDS, Renders
 from lods_jax.tabletop.denoising import sample_latents, unet_loss, velocity_error
-from lods_jax.tabletop.fine_tuning import Task, fine_tune, recipe_of
+from lods_jax.tabletop.fine_tuning import Task, recipe_of
 from lods_jax.tabletop.fitting import Fit, Recipe
 from lods_jax.tabletop.prior_batches import caption_ids, decode, draw_captions, encode, in_chunks
 from lods_jax.tabletop.streams import ahead, fresh_renders, pool_batches
@@ -120,33 +120,6 @@ def batches(arch: Architecture, seed: int, recipe: Recipe, vae: Any) -> Iterator
 
 
 # --- training -----------------------------------------------------------------------------------------------------------
-def train(
-    out: Path,
-    minutes: float,
-    prior: Path,
-    *,
-    resume: bool = False,
-    name: str = "muon",
-    batch: int | None = None,
-    seed: int = 0,
-) -> None:
-    """Trains the prior of four views into a folder.
-
-    Args:
-        out: the folder.
-        minutes: length of this sitting, compilation included.
-        prior: folder of the tabletop prior, whose autoencoder it shares and whose U-Net it starts from.
-        resume: whether to continue from what `out` holds.
-        name: of the optimizer, "muon" or "adamw".
-        batch: images per step; None for 64.
-        seed: of parameters, renders and noise.
-
-    Raises:
-        ValueError: an argument is out of range, or `out` holds a checkpoint and `resume` is not given.
-    """
-    fine_tune(task_of(prior, batch, seed), out, minutes, prior, resume=resume, name=name, seed=seed)
-
-
 def task_of(prior: Path, batch: int | None = None, seed: int = 0) -> Task:
     """What is trained.
 

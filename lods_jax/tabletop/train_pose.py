@@ -6,7 +6,6 @@ once for both. As in `train_prior`: v-prediction, averaged weights, sittings, an
 """
 
 import json
-import time
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from lods_jax.priors.zero123 import token
 from lods_jax.tabletop.architectures import Architecture, architecture, size_of
 from lods_jax.tabletop.classifier import classify, load_classifier
 from lods_jax.tabletop.dataset import Renders, sample_renders
-from lods_jax.tabletop.fitting import Fit, Recipe, check_sitting, optimizer, resume_part, save_checkpoint, start, train_for
+from lods_jax.tabletop.fitting import NO_SITTINGS, Fit, Recipe, check_sitting, optimizer, resume_part, sit, start
 from lods_jax.tabletop.objects import COMPOSITE, KINDS
 from lods_jax.tabletop.prior_batches import decode, encode, in_chunks
 from lods_jax.tabletop.streams import PER_KIND, pool_batches
@@ -187,21 +186,16 @@ def train(out: Path, minutes: float, prior: Path, *, resume: bool = False, name:
     file, tx = check_sitting(out, minutes, resume), optimizer(name)
     arch = architecture(size_of(prior))
     vae = convert.to_flax(convert.read_state(prior, "vae"), modules.shapes(modules.vae(arch.vae)))
-    fit, meta = resume_from(out, tx, prior, seed) if resume else (new_fit(tx, prior, seed), {"seconds": 0.0, "sittings": 0})
-    meta["sittings"] += 1
-    begin, before = time.monotonic(), meta["seconds"]
 
-    def save(fit):
-        meta["seconds"] = before + time.monotonic() - begin
-        save_checkpoint(file, {"pose": fit}, meta)
-        text = json.dumps(meta | {"samples": int(fit.samples), "optimizer": name}, indent=2) + "\n"
+    def write(fit: Fit, meta: dict) -> None:
+        text = json.dumps(meta | {"optimizer": name}, indent=2) + "\n"
         convert.save_folder(
             out, configs_of(arch), {"vae": vae} | fit.ema, {"training.json": text}, prediction_type="v_prediction"
         )
         preview(out, arch.size, fit, vae)
 
-    stream = pairs(arch.size, seed + 1000 * meta["sittings"], RECIPE.batch, vae)
-    train_for("pose", RECIPE, fit, stream, 60 * minutes, seed, tx, save)
+    begun = resume_from(out, tx, prior, seed) if resume else (new_fit(tx, prior, seed), NO_SITTINGS)
+    sit(file, "pose", RECIPE, tx, begun, lambda seed: pairs(arch.size, seed, RECIPE.batch, vae), minutes, seed, write)
 
 
 def new_fit(tx: optax.GradientTransformation, prior: Path, seed: int) -> Fit:

@@ -13,6 +13,7 @@ from lods_jax.priors.registry import World
 from lods_jax.tabletop import (
     evaluate,
     evaluate_multi_view,
+    fine_tuning,
     train_classifier,
     train_flow,
     train_multi_view,
@@ -111,8 +112,9 @@ def train(
             if part == "pose":
                 train_pose.train(out / "pose", minutes, prior, **options)
             else:
-                train_it = {"multiview": train_multi_view.train, "flow": train_flow.train}[part]
-                train_it(out / part, minutes, prior, batch=batch, **options)
+                flow = part == "flow"
+                task = train_flow.task_of(prior, batch) if flow else train_multi_view.task_of(prior, batch, seed)
+                fine_tuning.fine_tune(task, out / part, minutes, prior, **options)
         else:
             train_prior.train(out, minutes, size=size, resume=resume, part=part, name=optimizer, batch=batch, seed=seed)
     if measure_gates:

@@ -11,7 +11,7 @@ from lods_jax.core.noise_schedule import add_noise
 from lods_jax.core.types import Cond
 from lods_jax.priors import flax_networks
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.tabletop import architectures, denoising, fine_tuning, train_flow, train_prior
+from lods_jax.tabletop import architectures, denoising, fine_tuning, fitting, train_flow, train_prior
 from lods_jax.tabletop.architectures import ARCHITECTURES, Architecture, architecture, networks
 from lods_jax.tabletop.fitting import make_step, optimizer
 from lods_jax.tabletop.prior_batches import caption_ids
@@ -66,9 +66,9 @@ def out(folder, trained, tmp_path_factory):
         return jnp.zeros((1, *shape))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fine_tuning, "train_for", lambda *asked: asked[-2](trained[0]))  # `save` is the last but one
+        patch.setattr(fitting, "train_for", lambda *asked: asked[-2](trained[0]))  # `save` is the last but one
         patch.setattr(train_prior, "sample_latents", samples)
-        train_flow.train(out, 1.0, folder, name="adamw", batch=BATCH)
+        fine_tuning.fine_tune(train_flow.task_of(folder, BATCH), out, 1.0, folder, name="adamw")
     assert sampled == [True] * 3
     return out
 

@@ -15,7 +15,7 @@ from lods_jax.priors import flax_networks, hub, sampling
 from lods_jax.priors.multi_view import camera_vectors
 from lods_jax.priors.registry import views_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.tabletop import architectures, fine_tuning, train_multi_view, train_prior
+from lods_jax.tabletop import architectures, fine_tuning, fitting, train_multi_view, train_prior
 from lods_jax.tabletop.architectures import ARCHITECTURES, Architecture, architecture, networks, of_views
 from lods_jax.tabletop.dataset import Renders, sample_renders
 from lods_jax.tabletop.fitting import make_step, optimizer
@@ -197,10 +197,10 @@ def test_a_second_sitting_goes_on_where_the_first_one_ended(folder, tmp_path, mo
         moved = jax.tree.map(lambda x: x + 1, (fit.params, fit.ema))
         save(fit._replace(params=moved[0], ema=moved[1], samples=fit.samples + recipe.batch))
 
-    monkeypatch.setattr(fine_tuning, "train_for", sitting)
+    monkeypatch.setattr(fitting, "train_for", sitting)
     monkeypatch.setattr(train_multi_view, "PREVIEW", train_multi_view.PREVIEW[:1])
     out = tmp_path / "multiview"
-    sit = partial(train_multi_view.train, out, 1.0, folder, name="adamw", batch=BATCH)
+    sit = partial(fine_tuning.fine_tune, train_multi_view.task_of(folder, BATCH), out, 1.0, folder, name="adamw")
     sit()
     with pytest.raises(ValueError, match="pass --resume to go on with it"):
         sit()
