@@ -11,24 +11,21 @@ from lods_jax.core.noise_schedule import add_noise
 from lods_jax.core.types import Cond
 from lods_jax.priors import flax_networks
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.tabletop import architectures, denoising, fine_tuning, fitting, train_flow, train_prior
-from lods_jax.tabletop.architectures import ARCHITECTURES, Architecture, architecture, networks
+from lods_jax.tabletop import denoising, fine_tuning, fitting, train_flow, train_prior
+from lods_jax.tabletop.architectures import networks
 from lods_jax.tabletop.fitting import make_step, optimizer
 from lods_jax.tabletop.prior_batches import caption_ids
+from tests.small_prior import SIZE, add_architecture, write_prior
 
-KEY, SIZE, BATCH = jax.random.key(0), 16, 4
+KEY, BATCH = jax.random.key(0), 4
 T = jnp.full(BATCH, 799)
-BLOCK = {"block_out_channels": [64], "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
 TX = optimizer("adamw")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """A size of its own, with latents of 8 x 8."""
-    of = architecture(64)
-    unet, text = of.unet | BLOCK | {"sample_size": 8}, of.text | {"num_hidden_layers": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, SIZE, Architecture(SIZE, 8, architectures._vae(SIZE, (8, 8)), unet, text))
+        add_architecture(patch)
         patch.setattr(train_prior, "LATENT", 8)
         patch.setattr(train_prior, "PREVIEW", train_prior.PREVIEW[:1])
         yield
@@ -36,10 +33,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A prior of single images with random weights."""
-    nets, out = networks(SIZE), tmp_path_factory.mktemp("prior") / "prior"
-    weights = {part: flax_networks.init(getattr(nets, part), jax.random.key(i)) for i, part in enumerate(("vae", "unet", "text"))}
-    train_prior.write_folder(out, architecture(SIZE), weights, {"samples": {"vae": 0, "unet": 0}})
+    write_prior(out := tmp_path_factory.mktemp("prior") / "prior")
     return out
 
 

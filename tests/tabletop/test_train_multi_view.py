@@ -15,37 +15,29 @@ from lods_jax.priors import flax_networks, hub, sampling
 from lods_jax.priors.multi_view import camera_vectors
 from lods_jax.priors.registry import views_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
-from lods_jax.tabletop import architectures, fine_tuning, fitting, train_multi_view, train_prior
-from lods_jax.tabletop.architectures import ARCHITECTURES, Architecture, architecture, networks, of_views
+from lods_jax.tabletop import fine_tuning, fitting, train_multi_view, train_prior
+from lods_jax.tabletop.architectures import architecture, networks, of_views
 from lods_jax.tabletop.dataset import Renders, sample_renders
 from lods_jax.tabletop.fitting import make_step, optimizer
 from lods_jax.tabletop.prior_batches import caption_ids
 from lods_jax.tabletop.train_multi_view import VIEWS, joined_rows
+from tests.small_prior import SIZE, add_architecture, write_prior
 
-KEY, SIZE, BATCH = jax.random.key(0), 16, 8
-# More channels than a norm has groups: what a camera adds to all of a channel is gone with the mean of a group of one channel.
-BLOCK = {"block_out_channels": [64], "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
-SMALL = BLOCK | {"sample_size": 8}
+KEY, BATCH = jax.random.key(0), 8
 TX = optimizer("adamw")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """A size of its own, with latents of 8 x 8."""
-    of = architecture(64)
-    text = of.text | {"num_hidden_layers": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, SIZE, Architecture(SIZE, 8, architectures._vae(SIZE, (8, 8)), of.unet | SMALL, text))
+        add_architecture(patch)
         patch.setattr(train_multi_view, "LATENT", 8)
         yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A prior of single images with random weights."""
-    nets, out = networks(SIZE), tmp_path_factory.mktemp("prior") / "prior"
-    weights = {part: flax_networks.init(getattr(nets, part), jax.random.key(i)) for i, part in enumerate(("vae", "unet", "text"))}
-    train_prior.write_folder(out, architecture(SIZE), weights, {"samples": {"vae": 0, "unet": 0}})
+    write_prior(out := tmp_path_factory.mktemp("prior") / "prior")
     return out
 
 
