@@ -22,7 +22,7 @@ from experiments.benchmarks import against_diffusers, against_gsplat, attention,
 from lods_jax.core.paths import TABLETOP, TABLETOP_64
 from lods_jax.runs.bench import report
 from lods_jax.runs.bench.ranking import seconds_apart
-from lods_jax.runs.bench.suite import Arm, read_suite
+from lods_jax.runs.bench.suite import Arm, Suite, read_suite
 from lods_jax.tabletop.damage import DAMAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,35 +149,44 @@ PRIORS = {"tabletop-128": "single", "tabletop-views": "four"}  # of the suite mu
 SHAPE = ("kid", "view", "janus", "chamfer", "coverage", "floaters", "tint", "color_error", "speckle", "part_recall")
 
 
-def of_priors(baseline: str = "", minus_single: bool = False) -> str:
+def of_priors(baseline: str = "") -> str:
     """The table of the suite multi-view, with a column for each pair of objective and prior.
 
     Args:
-        baseline: an objective whose figures under the same prior are taken off, run by run.
-        minus_single: whether the figures are those on four views minus those on single views, run by run.
+        baseline: an objective whose figures under the same prior are taken off, run by run, and which has no column.
 
     Returns:
         Markdown.
     """
-    suite, held = read_suite("multi-view"), shared_runs(rows("bench-multi-view"), ("prior_name", "method"))
-    figures = SHAPE if baseline or minus_single else (*SHAPE, "predictions")
-    suite, tables = replace(suite, figures=figures), []
+    suite, held = multi_view()
+    methods = {name: arm for name, arm in suite.methods.items() if name != baseline}
+    suite, tables = replace(suite, methods=methods, figures=SHAPE if baseline else (*SHAPE, "predictions")), []
     for prior, views in PRIORS.items():
-        own = [row for row in held if row["prior_name"] == prior]
-        lines = report.table(suite, own, baseline or None)
-        tables.append([[f"{name}, {views}" for name in lines[0][1:]], *(line[1:] for line in lines[1:])])
-    heads = [line[0] for line in lines]
-    if minus_single:
-        tables = []
-        for method in suite.methods:
-            pair = [row | {"method": PRIORS[row["prior_name"]], "prior_name": ""} for row in held if row["method"] == method]
-            lines = report.table(replace(suite, methods={"single": Arm(), "four": Arm()}), pair, "single")
-            tables.append([[method], *([line[2]] for line in lines[1:])])
-    lines = [[head, *(cell for cells in parts for cell in cells)] for head, *parts in zip(heads, *tables, strict=True)]
-    if baseline:
-        kept = [i for i, name in enumerate(lines[0]) if not name.startswith(f"{baseline},")]
-        lines = [[line[i] for i in kept] for line in lines]
-    return report.markdown_table(labelled(lines))
+        head, *body = report.table(suite, [row for row in held if row["prior_name"] == prior], baseline or None)
+        tables.append([[head[0], *(f"{name}, {views}" for name in head[1:])], *body])
+    return side_by_side(tables)
+
+
+def gains_of_views() -> str:
+    """The table of the suite multi-view with the figures on four views minus those on single views, run by run."""
+    (suite, held), tables = multi_view(), []
+    for method in suite.methods:
+        pair = [row | {"method": PRIORS[row["prior_name"]], "prior_name": ""} for row in held if row["method"] == method]
+        head, *body = report.table(replace(suite, methods={"four": Arm()}, figures=SHAPE), pair, "single")
+        tables.append([[head[0], method], *body])
+    return side_by_side(tables)
+
+
+def multi_view() -> tuple[Suite, list[dict[str, Any]]]:
+    """The suite multi-view, and those of its rows whose prompt and seed every objective has on either prior."""
+    return read_suite("multi-view"), shared_runs(rows("bench-multi-view"), ("prior_name", "method"))
+
+
+def side_by_side(tables: list[list[list[str]]]) -> str:
+    """Tables of the same figures as one, as Markdown."""
+    return report.markdown_table(
+        labelled([[line[0][0], *(cell for own in line for cell in own[1:])] for line in zip(*tables, strict=True)])
+    )
 
 
 def short(whole: str, labels: Collection[str]) -> str:
@@ -194,7 +203,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-presets": lambda: bench("presets"),
     "bench-multi-view": of_priors,
     "bench-multi-view-objectives": lambda: of_priors(baseline="SDS"),
-    "bench-multi-view-priors": lambda: of_priors(minus_single=True),
+    "bench-multi-view-priors": gains_of_views,
     "bench-rewards": lambda: bench("rewards", ("reward", "chamfer", "coverage", "color_error", "kid", "predictions")),
     "bench-presets-short": lambda: bench("presets", SEEN),
     "text-to-3d-exact": lambda: text_to_3d.table(rows("text_to_3d-exact-gaussians"), list(text_to_3d.TRIALS)),
