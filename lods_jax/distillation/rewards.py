@@ -145,18 +145,17 @@ def rewarded_score(
     """
     z = latents["render"]
     t, _ = draw(keys, z, window, denoiser.views)
+    weigh = [reward.weigh] if reward.weigh_unguided is None else [reward.weigh, reward.weigh_unguided]
 
     def one(i):
         _, noise = draw(keys_of_noise(keys, i), z, window, denoiser.views)
         eps, noised, noise = predictions_at(objective, denoiser, psi, latents, texts, t, noise, pose, predict_noise_fn)
         first = next(iter(eps.values()))
-        guided, unguided = (score_of(objective, denoiser, e, z, noised, noise, t) for e in (eps, dict.fromkeys(eps, first)))
+        answers = [eps, dict.fromkeys(eps, first)][: len(weigh)]
         x0 = eps_to_x0(denoiser.noise_schedule, first, noised["render"], t)
-        return guided, unguided, reward.judge.rate(params, decode(x0), texts["reward"][:, 0])
+        rated = reward.judge.rate(params, decode(x0), texts["reward"][:, 0])
+        return [score_of(objective, denoiser, e, z, noised, noise, t) for e in answers], rated
 
     # One after the other: no more memory than one noise takes.
-    guided, unguided, rewards = jax.lax.map(one, jnp.arange(reward.noises))
-    total = jnp.einsum("nb,nbhwc->bhwc", reward.weigh(rewards), guided)
-    if reward.weigh_unguided is None:
-        return total
-    return total + jnp.einsum("nb,nbhwc->bhwc", reward.weigh_unguided(rewards), unguided)
+    scores, rewards = jax.lax.map(one, jnp.arange(reward.noises))
+    return sum(jnp.einsum("nb,nbhwc->bhwc", f(rewards), own) for f, own in zip(weigh, scores, strict=True))

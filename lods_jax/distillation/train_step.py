@@ -275,8 +275,9 @@ def make_train_step(
             both = jax.value_and_grad(score_and_denoising_loss, has_aux=True)
             (fit, own), g_psi = both(state.psi, stage, denoiser, latents, rows, at, k.score, pose, predict_noise_fn)
         else:
-            own_keys = fixed_keys(key, views // prior.views % scene.particles)
-            fixed = objective.noise(own_keys, zs[0], render, camera) if objective.noise else None
+            fixed = None
+            if objective.noise:
+                fixed = objective.noise(fixed_keys(key, views // prior.views % scene.particles), zs[0], render, camera)
             plain = partial(score, fixed=fixed)
             decode = by_view(partial(prior.decode, weights), vae_slicing)
             rated = partial(rewarded_score, reward, reference.reward, decode) if reward else plain

@@ -28,15 +28,15 @@ from lods_jax.tabletop.architectures import Networks, networks
 FLOW_MATCHING = flow_matching()  # no time shift: the latents are 16 x 16
 
 
-def predict_v(nets: Networks, params, z_t, t, ids, views=1, camera=None, noise_schedule=STABLE_DIFFUSION):
-    """The velocity that U-Net and text tower predict.
+def predict_v(nets: Networks, params, z_t, t, tokens, views=1, camera=None, noise_schedule=STABLE_DIFFUSION):
+    """The velocity that the U-Net predicts.
 
     Args:
         nets: the modules.
-        params: of both.
+        params: of U-Net and text tower.
         z_t: noised latents [b h w c].
         t: timesteps [b].
-        ids: token ids [b n].
+        tokens: what the text tower says [b n w].
         views: number of views that are denoised together.
         camera: of each view, from `multi_view.camera_vectors` [b 16]; None for none.
         noise_schedule: that z_t is mixed by.
@@ -44,7 +44,7 @@ def predict_v(nets: Networks, params, z_t, t, ids, views=1, camera=None, noise_s
     Returns:
         [b h w c].
     """
-    tokens, told = modules.encode_text(nets.text, params["text"], ids), network_time(noise_schedule, t)
+    told = network_time(noise_schedule, t)
     return modules.predict_noise(nets.unet, params["unet"], z_t, told, tokens, (), views, camera)
 
 
@@ -65,8 +65,8 @@ def velocity_error(nets: Networks, params, z, t, ids, key, views=1, camera=None,
     Returns:
         A number.
     """
-    noise = jax.random.normal(key, z.shape)
-    v = predict_v(nets, params, add_noise(noise_schedule, z, noise, t), t, ids, views, camera, noise_schedule)
+    noise, tokens = jax.random.normal(key, z.shape), modules.encode_text(nets.text, params["text"], ids)
+    v = predict_v(nets, params, add_noise(noise_schedule, z, noise, t), t, tokens, views, camera, noise_schedule)
     return jnp.mean((v - velocity(noise_schedule, z, noise, t)) ** 2)
 
 
@@ -123,9 +123,7 @@ def sample_latents(
 
     def converted(convert, z_t, t, cond):
         camera = None if views == 1 else camera_vectors(cond.camera)
-        told = network_time(schedule, t)
-        v = modules.predict_noise(nets.unet, params["unet"], z_t, told, cond.tokens, (), views, camera)
-        return convert(schedule, v, z_t, t)
+        return convert(schedule, predict_v(nets, params, z_t, t, cond.tokens, views, camera, schedule), z_t, t)
 
     predict, predict_x0 = partial(converted, v_to_eps), partial(converted, v_to_x0) if flow else None
     tokens, nothing = (jnp.repeat(modules.encode_text(nets.text, params["text"], x), views, 0) for x in (ids, null))
