@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 import shlex
 from dataclasses import fields
@@ -16,6 +17,7 @@ from lods_jax import config as configs
 from lods_jax.cli import command_line, flags
 from lods_jax.distillation.objectives import OBJECTIVES
 from lods_jax.distillation.registry import make_objective
+from lods_jax.runs.bench.suite import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 SNIPPET = re.compile(r'^-{2}8<-{2} "(\S+\.py)"$', re.M)  # a file that the site shows in this place
@@ -156,6 +158,10 @@ def test_the_readme_is_short():
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "configs").rglob("*.yaml")))
 def test_every_preset_is_told_of_in_a_guide(preset):
     assert any(f"`{preset}`" in page for name, page in PAGES.items() if name.startswith("docs/"))
+
+
+def test_the_help_of_bench_names_every_suite():
+    assert [name for name in shipped() if f"`{name}`" not in inspect.getsource(flags.Bench)] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/concepts/objectives.md"])

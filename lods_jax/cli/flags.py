@@ -120,7 +120,8 @@ class Bench:
     """Runs the methods of a suite on the same prompts and seeds, and writes a table and one page of all runs."""
 
     suite: tyro.conf.Positional[str] = ""
-    """A YAML file, or a shipped suite: `tabletop-quick`, `tabletop-tuned`, `tabletop`, `presets`, `ablation`, `t3bench`."""
+    """A YAML file, or a shipped suite: `tabletop-quick`, `tabletop-tuned`, `tabletop`, `multi-view`, `presets`, `ablation`,
+    `rewards`, `t3bench`."""
     out: Path | None = None
     """Folder of the bench; by default outputs/bench/SUITE. The same command goes on with what is there."""
     shard: str | None = None
