@@ -8,8 +8,9 @@ from jaxtyping import Array, Int, Key
 
 from lods_jax.core.random import group_keys, split_named, view_keys
 from lods_jax.core.types import Camera, Objective, Prior, Scene
+from lods_jax.distillation.latents import encode_each
 from lods_jax.distillation.scores import bind, denoising_loss
-from lods_jax.distillation.train_step import encode_each, select_view_prompts
+from lods_jax.distillation.train_step import select_view_prompts
 
 
 def make_diagnosis(

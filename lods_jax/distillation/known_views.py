@@ -1,4 +1,6 @@
-"""An image as one view of a group: a prior of several views then says what the others show beside it.
+"""A reference image in the train step: a view with costs of its own, and one view of a group of a prior of several views.
+
+The prior then says what the others show beside it.
 
 In every second group the first view is the image, at its own camera: its latents are noised like those of the renders, and the
 attention over the group carries what they show to the other views, 360 / V degrees apart. This is the simplest form of
@@ -6,14 +8,31 @@ ImageDream's pixel variant (Wang and Shi 2023, section 3.3), for a network that 
 itself takes no score; the costs of the image are for that.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from lods_jax.core.cameras import view_of
-from lods_jax.core.types import Camera, ReferenceImage
+from lods_jax.core.types import Camera, ReferenceImage, Render, Scene, TrainState
 
 EVERY = 2  # the other groups look from anywhere
+
+
+class ReferenceView(NamedTuple):
+    """The camera of a reference image, and the costs of the render that it sees.
+
+    Attributes:
+        scene: the scene as the image shows it: on white, without random offsets.
+        costs: (render of one view, `ReferenceImage`, step) -> {name: weighted cost [1]}.
+        joins: whether the image is one view of every second group of a prior of several views (`known_views`).
+    """
+
+    scene: Scene
+    costs: Callable[..., dict[str, Array]]
+    joins: bool = False
 
 
 def groups_around_image(
@@ -78,3 +97,27 @@ def where(on: Bool[Array, "b"], a: Array, b: Array) -> Array:
         Like `b`.
     """
     return jnp.where(on.reshape(-1, *[1] * (b.ndim - 1)), a, b)
+
+
+def seen_in_reference(
+    view: ReferenceView, theta: Any, state: TrainState, image: Any, keys: Key[Array, "1"], render: Render
+) -> tuple[Render, dict[str, Array]]:
+    """The costs of the reference image's view.
+
+    Args:
+        view: its scene and costs.
+        theta: parameters of the scene.
+        state: for its step and aux.
+        image: a `ReferenceImage`.
+        keys: of its render.
+        render: the renders of the other views.
+
+    Returns:
+        `render`, its "total" raised to what this view needs; and {name: weighted cost [1]}, of which each view of a step takes a
+            share.
+    """
+    seen = view.scene.render(theta, state.aux, image.camera, keys, view.scene.means2d_probe(state.aux, 1))
+    if "total" in render.extras:
+        total = jnp.maximum(render.extras["total"], seen.extras["total"])
+        render = render.replace(extras=render.extras | {"total": total})
+    return render, view.costs(seen, image, state.step)

@@ -8,6 +8,7 @@ see.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -158,4 +159,4 @@ def rewarded_score(
 
     # One after the other: no more memory than one noise takes.
     scores, rewards = jax.lax.map(one, jnp.arange(reward.noises))
-    return sum(jnp.einsum("nb,nbhwc->bhwc", f(rewards), own) for f, own in zip(weigh, scores, strict=True))
+    return reduce(jnp.add, (jnp.einsum("nb,nbhwc->bhwc", f(rewards), own) for f, own in zip(weigh, scores, strict=True)))

@@ -18,7 +18,9 @@ from jaxtyping import Array, Int, Key
 from lods_jax.core.random import fixed_keys, group_keys, split_named, view_keys
 from lods_jax.core.trees import not_finite, strongly_typed
 from lods_jax.core.types import Camera, Objective, Prior, Reference, Render, Scene, TrainState
-from lods_jax.distillation.known_views import groups_around_image, show_image, where
+from lods_jax.distillation.auxiliary_priors import AuxiliaryPrior, auxiliary_scores
+from lods_jax.distillation.known_views import ReferenceView, groups_around_image, seen_in_reference, show_image, where
+from lods_jax.distillation.latents import encode_each, encode_for_all
 from lods_jax.distillation.rewards import Reward, rewarded_score
 from lods_jax.distillation.score_paths import ENCODER, ScorePath, by_view, pull_into_scene, through_decoder
 from lods_jax.distillation.scores import (
@@ -51,6 +53,24 @@ class ViewOutputs(NamedTuple):
     costs: Any
 
 
+class Seen(NamedTuple):
+    """The views of one shard.
+
+    Attributes:
+        camera: of each view.
+        rgb: what the prior is asked about: the renders, some of them replaced by a reference image.
+        render: the `Render` of the views.
+        costs: {name: weighted cost [b]} of the regularizers and of the reference image.
+        pullback: cotangent of `rgb` -> gradients of theta and of `means2d_probe`, those of the costs included.
+    """
+
+    camera: Camera
+    rgb: Array
+    render: Render
+    costs: dict[str, Array]
+    pullback: Callable[[Array], tuple[Any, Any]]
+
+
 class StepGrads(NamedTuple):
     """Gradients and per-view outputs of one shard of the views.
 
@@ -65,42 +85,6 @@ class StepGrads(NamedTuple):
     g_psi: Any
     fit: Any
     outputs: ViewOutputs
-
-
-class AuxiliaryPrior(NamedTuple):
-    """A further prior that is distilled beside that of the step; it learns nothing.
-
-    Attributes:
-        name: of its metric, `score_rms_NAME`.
-        prior: the prior.
-        objective: whose score is taken; it must train no query.
-        select_prompts: (tables, camera) -> ({name: tokens [b n d]}, the function that predicts with them).
-        window: step -> lowest and highest timestep, both included.
-        weight: step -> the factor of its score.
-        shares_latents: whether its autoencoder is that of the step's prior, so that its latents need not be encoded again.
-    """
-
-    name: str
-    prior: Prior
-    objective: Objective
-    select_prompts: Callable[..., tuple[dict[str, Array], PredictNoise]]
-    window: Callable[[Array], tuple[Array | int, Array | int]]
-    weight: Callable[[Array], Array | float]
-    shares_latents: bool = False
-
-
-class ReferenceView(NamedTuple):
-    """The camera of a reference image, and the costs of the render that it sees.
-
-    Attributes:
-        scene: the scene as the image shows it: on white, without random offsets.
-        costs: (render of one view, `ReferenceImage`, step) -> {name: weighted cost [1]}.
-        joins: whether the image is one view of every second group of a prior of several views (`known_views`).
-    """
-
-    scene: Scene
-    costs: Callable[..., dict[str, Array]]
-    joins: bool = False
 
 
 class TrainStep(NamedTuple):
@@ -155,6 +139,22 @@ def select_view_prompts(tables: dict[str, Array], camera: Camera) -> tuple[dict[
         {name: tokens [b n d]}, and `predict_noise`, the function that predicts with them.
     """
     return {name: table[camera.view] for name, table in tables.items()}, predict_noise
+
+
+def step_keys(key: Key[Array, ""], step: Int[Array, ""], views: Int[Array, "b"], group: int) -> Any:
+    """The keys of a step, by purpose.
+
+    Args:
+        key: of the run.
+        step: index of the step.
+        views: global indices of the views.
+        group: number of views in a group.
+
+    Returns:
+        A named tuple of keys [b]: camera and render, alike within a group; encode, score and fit.
+    """
+    k = jax.vmap(lambda key: split_named(key, "camera render encode score fit"))(view_keys(key, step, views))
+    return k._replace(camera=group_keys(k.camera, group), render=group_keys(k.render, group))
 
 
 def make_train_step(
@@ -218,7 +218,6 @@ def make_train_step(
             objective that trains nothing or with `fit_shares_noise`; or `schedule` has a number below 1; or `score_path` parts
             geometry and colours of a scene that has no leaves of colours alone.
     """
-
     if batch % prior.views:
         raise ValueError(f"batch must be a multiple of the {prior.views} views that this prior denoises together, got {batch}")
     if reward and not objective.draws_noise:
@@ -234,70 +233,83 @@ def make_train_step(
 
     joins = reference_view is not None and reference_view.joins and prior.views > 1
 
-    def compute_grads(state, weights, texts, reference, key, views) -> StepGrads:
-        """Gradients and per-view outputs of one shard of the views."""
-        k = jax.vmap(lambda key: split_named(key, "camera render encode score fit"))(view_keys(key, state.step, views))
-        reference = reference or Reference()
-        k_camera, k_render = (group_keys(keys, prior.views) for keys in (k.camera, k.render))
-        camera, b = cameras(k_camera, views), len(views)
+    def see(state, reference, k, views) -> Seen:
+        """Renders the views of a shard."""
+        b, camera, known = len(views), cameras(k.camera, views), jnp.zeros(len(views), bool)
         if joins:
             camera, known = groups_around_image(camera, reference.image.camera, views, state.step, prior.views)
-        rows, predict_noise_fn = select_prompts(texts, camera)
-        pose, denoiser = camera.c2w.reshape(b, 16), bind(prior, weights)
 
         def forward(theta, means2d_probe):
-            render = scene.render(theta, state.aux, camera, k_render, means2d_probe)
+            render = scene.render(theta, state.aux, camera, k.render, means2d_probe)
             costs = regularizers(render, state.step)
             if reference_view:
                 render, found = seen_in_reference(reference_view, theta, state, reference.image, k.render[:1], render)
                 costs |= {name: jnp.broadcast_to(cost, (b,)) for name, cost in found.items()}
             return (render.rgb, sum(costs.values(), jnp.zeros(b))), (render, costs)
 
-        asked = [(prior, weights), *((g.prior, w) for g, (w, _) in zip(auxiliary_priors, reference.auxiliary, strict=True))]
+        probe = scene.means2d_probe(state.aux, b)
+        (rgb, _), into_scene, (render, costs) = jax.vjp(forward, state.theta, probe, has_aux=True)
 
-        def encode(rgb):
-            z = encode_each(prior, weights, rgb, k.encode, vae_slicing)
-            shared = [g.shares_latents for g in auxiliary_priors]
-            others = zip(asked[1:], shared, strict=True)
-            return z, *(z if same else encode_each(*who, rgb, k.encode, vae_slicing) for who, same in others)
+        def pullback(g_rgb):
+            g_rgb = where(known, jnp.zeros_like(g_rgb), g_rgb) if joins else g_rgb
+            return into_scene((g_rgb, jnp.full(b, 1 / batch)))
 
-        (rgb, _), into_scene, (render, costs) = jax.vjp(forward, state.theta, scene.means2d_probe(state.aux, b), has_aux=True)
-        if joins:
-            rgb = show_image(rgb, render.opacity, reference.image, known)
-        zs, through_encoder = jax.vjp(encode, rgb)
-        latents = {"render": zs[0]} | ({} if reference.latents is None else {"reference": reference.latents})
-        if reference.source is not None:  # seen by the same cameras with the same random numbers: alike scenes have alike latents
-            seen = scene.render(*reference.source, camera, k_render, scene.means2d_probe(reference.source[1], b))
-            latents |= {"reference": encode_each(prior, weights, seen.rgb, k.encode, vae_slicing)}
-        scene_on, prior_on = active_updates(schedule, state.step, fit_first)
-        at, stage = window(state.step), objective.at(state.step)
+        rgb = show_image(rgb, render.opacity, reference.image, known) if joins else rgb
+        return Seen(camera, rgb, render, costs, pullback)
+
+    def departed_from(state, weights, reference, camera, k) -> dict[str, Array]:
+        """Latents of the reference of an edit: of a fixed image, or of the object before."""
+        if reference.source is None:
+            return {} if reference.latents is None else {"reference": reference.latents}
+        # Seen by the same cameras with the same random numbers: alike scenes have alike latents.
+        probe = scene.means2d_probe(reference.source[1], len(k.render))
+        rgb = scene.render(*reference.source, camera, k.render, probe).rgb
+        return {"reference": encode_each(prior, weights, rgb, k.encode, vae_slicing)}
+
+    def ask(state, weights, texts, reference, seen, latents, k, fixed):
+        """Asks the step's prior: the score of the renders, the denoising loss, and its gradient in psi."""
+        rows, predict_noise_fn = select_prompts(texts, seen.camera)
+        denoiser, stage, at = bind(prior, weights), objective.at(state.step), window(state.step)
+        pose = seen.camera.c2w.reshape(-1, 16)
         if fit_shares_noise:
             both = jax.value_and_grad(score_and_denoising_loss, has_aux=True)
             (fit, own), g_psi = both(state.psi, stage, denoiser, latents, rows, at, k.score, pose, predict_noise_fn)
-        else:
-            fixed = None
-            if objective.noise:
-                fixed = objective.noise(fixed_keys(key, views // prior.views % scene.particles), zs[0], render, camera)
-            plain = partial(score, fixed=fixed)
-            decode = by_view(partial(prior.decode, weights), vae_slicing)
-            rated = partial(rewarded_score, reward, reference.reward, decode) if reward else plain
-            scored = partial(rated, stage, denoiser, state.psi, latents, rows, at, k.score, pose, predict_noise_fn)
-            fitted = partial(jax.value_and_grad(denoising_loss), state.psi, objective, denoiser, latents, rows, k.fit, pose)
-            own, (fit, g_psi) = cond_or_zeros(scene_on, scored), cond_or_zeros(prior_on, fitted)
-        scores = {"score_rms": own}
-        for i, (g, z, (w, tables)) in enumerate(zip(auxiliary_priors, zs[1:], reference.auxiliary, strict=True), 1):
-            keys = jax.vmap(jax.random.fold_in, (0, None))(k.score, i)
-            further = partial(auxiliary_score, g, w, z, g.select_prompts(tables, camera), g.window(state.step), keys, pose)
-            scores[f"score_rms_{g.name}"] = g.weight(state.step) * cond_or_zeros(scene_on, further)
+            return own, fit, g_psi
+        scoring = partial(score, fixed=fixed)
+        if reward:
+            scoring = partial(rewarded_score, reward, reference.reward, by_view(partial(prior.decode, weights), vae_slicing))
+        scored = partial(scoring, stage, denoiser, state.psi, latents, rows, at, k.score, pose, predict_noise_fn)
+        fitted = partial(jax.value_and_grad(denoising_loss), state.psi, objective, denoiser, latents, rows, k.fit, pose)
+        scene_on, prior_on = active_updates(schedule, state.step, fit_first)
+        own, (fit, g_psi) = cond_or_zeros(scene_on, scored), cond_or_zeros(prior_on, fitted)
+        return own, fit, g_psi
+
+    def compute_grads(state, weights, texts, reference, key, views) -> StepGrads:
+        """Gradients and per-view outputs of one shard of the views."""
+        reference, k = reference or Reference(), step_keys(key, state.step, views, prior.views)
+        seen = see(state, reference, k, views)
+        priors = [(prior, weights), *((g.prior, own) for g, (own, _) in zip(auxiliary_priors, reference.auxiliary, strict=True))]
+        shared = [g.shares_latents for g in auxiliary_priors]
+        encode = partial(encode_for_all, priors, shared, keys=k.encode, slicing=vae_slicing)
+        zs, through_encoder = jax.vjp(encode, seen.rgb)
+        latents = {"render": zs[0]} | departed_from(state, weights, reference, seen.camera, k)
+
+        fixed = None
+        if objective.noise:
+            fixed = objective.noise(fixed_keys(key, views // prior.views % scene.particles), zs[0], seen.render, seen.camera)
+        own, fit, g_psi = ask(state, weights, texts, reference, seen, latents, k, fixed)
+        scene_on, _ = active_updates(schedule, state.step, fit_first)
+        scores = {"score_rms": own} | auxiliary_scores(
+            auxiliary_priors, reference.auxiliary, zs[1:], seen.camera, state.step, k.score, scene_on
+        )
+
         g_zs = tuple(x / batch for x in scores.values())
         (g_rgb,) = through_encoder(g_zs)
-        of_renders = lambda g_rgb: where(known, jnp.zeros_like(g_rgb), g_rgb) if joins else g_rgb  # noqa: E731
-        pullback = lambda g_rgb: into_scene((of_renders(g_rgb), jnp.full(b, 1 / batch)))  # noqa: E731
-        to_step = batch * scores_to_steps(objective, denoiser, zs[0], at, k.score)
-        decoded = partial(through_decoder, score_path, asked, zs, g_zs, to_step, rgb, vae_slicing)
-        g_theta, means2d_grad = pull_into_scene(score_path, state.step, pullback, g_rgb, decoded, scene.colors)
+        to_step = batch * scores_to_steps(objective, bind(prior, weights), zs[0], window(state.step), k.score)
+        decoded = partial(through_decoder, score_path, priors, zs, g_zs, to_step, seen.rgb, vae_slicing)
+        g_theta, means2d_grad = pull_into_scene(score_path, state.step, seen.pullback, g_rgb, decoded, scene.colors)
         squares = {name: jnp.mean(x**2, tuple(range(1, x.ndim))) for name, x in scores.items()}
-        return StepGrads(g_theta, g_psi, fit, ViewOutputs(means2d_grad, render, squares, costs))
+        return StepGrads(g_theta, g_psi, fit, ViewOutputs(means2d_grad, seen.render, squares, seen.costs))
 
     def apply_grads(state, p: StepGrads):
         theta, opt_theta = apply_gradients(tx_theta, p.g_theta, state.theta, state.opt_theta)
@@ -317,69 +329,6 @@ def make_train_step(
         return new, metrics | {name: jnp.mean(cost) for name, cost in p.outputs.costs.items()}
 
     return TrainStep(compute_grads, apply_grads, prior.views)
-
-
-def seen_in_reference(
-    view: ReferenceView, theta: Any, state: TrainState, image: Any, keys: Key[Array, "1"], render: Render
-) -> tuple[Render, dict[str, Array]]:
-    """The costs of the reference image's view.
-
-    Args:
-        view: its scene and costs.
-        theta: parameters of the scene.
-        state: for its step and aux.
-        image: a `ReferenceImage`.
-        keys: of its render.
-        render: the renders of the other views.
-
-    Returns:
-        `render`, its "total" raised to what this view needs; and {name: weighted cost [1]}, of which each view of a step takes a
-            share.
-    """
-    seen = view.scene.render(theta, state.aux, image.camera, keys, view.scene.means2d_probe(state.aux, 1))
-    if "total" in render.extras:
-        total = jnp.maximum(render.extras["total"], seen.extras["total"])
-        render = render.replace(extras=render.extras | {"total": total})
-    return render, view.costs(seen, image, state.step)
-
-
-def auxiliary_score(
-    g: AuxiliaryPrior, weights: Any, z: Array, asked: tuple, at: tuple, keys: Key[Array, "b"], pose: Array
-) -> Array:
-    """The score of an auxiliary prior on its latents.
-
-    Args:
-        g: the auxiliary prior.
-        weights: its frozen parameters.
-        z: latents of the renders [b h w c].
-        asked: what its `select_prompts` gives: texts per view, and the function that predicts with them.
-        at: lowest and highest timestep, both included.
-        keys: one per view.
-        pose: camera-to-world matrices [b 16].
-
-    Returns:
-        w(t) residual [b h w c], without the prior's weight.
-    """
-    rows, predict_noise_fn = asked
-    return score(g.objective, bind(g.prior, weights), {}, {"render": z}, rows, at, keys, pose, predict_noise_fn)
-
-
-def encode_each(prior: Prior, weights: Any, rgb: Array, keys: Key[Array, "b"], slicing: bool = False) -> Array:
-    """The latents of each view, from a key of its own: the encoder's noise does not depend on the other views of the batch.
-
-    Args:
-        prior: its `encode` is used.
-        weights: its frozen parameters.
-        rgb: renders [b h w 3] in [0, 1].
-        keys: one per view.
-        slicing: whether views are encoded one after the other: the activations of one are held at a time, and the backward pass
-            computes them again.
-
-    Returns:
-        Latents [b h w c], float32.
-    """
-    one = lambda view: prior.encode(weights, view[0][None], view[1])[0]  # noqa: E731
-    return (partial(jax.lax.map, jax.checkpoint(one, prevent_cse=False)) if slicing else jax.vmap(one))((rgb, keys))
 
 
 def apply_gradients(tx: optax.GradientTransformation, grads: Any, params: Any, opt: optax.OptState) -> tuple[Any, optax.OptState]:

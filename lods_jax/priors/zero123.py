@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 
 from lods_jax.core.types import Camera, Prior
 from lods_jax.priors import flax_networks
-from lods_jax.priors.stable_diffusion import backbone, network, resize
+from lods_jax.priors.backbone import backbone, resize
+from lods_jax.priors.networks import network
 
 
 class Zero123Prior(NamedTuple):

@@ -17,12 +17,13 @@ from lods_jax.core.errors import UserError, tell
 from lods_jax.core.random import run_key
 from lods_jax.core.types import Objective, Prior, Reference
 from lods_jax.distillation import prompts
+from lods_jax.distillation.known_views import ReferenceView
 from lods_jax.distillation.perp_neg import interpolate_view_prompts
 from lods_jax.distillation.registry import make_objective
 from lods_jax.distillation.regularizers import IMAGE_ERRORS, image_errors, weighted_regularizers
 from lods_jax.distillation.rewards import Reward
 from lods_jax.distillation.score_paths import ENCODER, ScorePath
-from lods_jax.distillation.train_step import ReferenceView, select_view_prompts
+from lods_jax.distillation.train_step import select_view_prompts
 from lods_jax.priors.hub import local, unet_hash
 from lods_jax.priors.registry import views_of
 from lods_jax.priors.tokenizer import left_out

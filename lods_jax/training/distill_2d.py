@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 
 from lods_jax.core.cameras import sample_orbit
 from lods_jax.core.types import Objective, Prior, Reference, TrainState
+from lods_jax.distillation.latents import encode_each
 from lods_jax.distillation.parallel import compile_train_step
 from lods_jax.distillation.scores import bind, denoising_loss
-from lods_jax.distillation.train_step import apply_gradients, encode_each, init_state, make_train_step
+from lods_jax.distillation.train_step import apply_gradients, init_state, make_train_step
 from lods_jax.scenes.images import image_batch
 
 

@@ -23,9 +23,9 @@ from lods_jax.core.images import read_depth, read_rgba, to_uint8, white_of_file,
 from lods_jax.core.math import normalize
 from lods_jax.core.paths import TABLETOP_POSE
 from lods_jax.core.types import Camera, Objective, Prior, Reference, ReferenceImage
+from lods_jax.distillation.auxiliary_priors import AuxiliaryPrior
 from lods_jax.distillation.objectives import sds
 from lods_jax.distillation.scores import PredictNoise, predict_noise
-from lods_jax.distillation.train_step import AuxiliaryPrior
 from lods_jax.priors.hub import local, unet_hash
 from lods_jax.priors.registry import views_of, world_of
 from lods_jax.priors.zero123 import token, zero123

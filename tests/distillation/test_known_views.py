@@ -11,9 +11,9 @@ import pytest
 from lods_jax.core.cameras import Orbit, orbit_camera, sample_orbit
 from lods_jax.core.random import group_keys
 from lods_jax.core.types import Reference, ReferenceImage
-from lods_jax.distillation.known_views import groups_around_image, show_image
+from lods_jax.distillation.known_views import ReferenceView, groups_around_image, show_image
 from lods_jax.distillation.objectives import sds
-from lods_jax.distillation.train_step import ReferenceView, init_state, make_train_step
+from lods_jax.distillation.train_step import init_state, make_train_step
 from lods_jax.priors.gaussian import gaussian
 from lods_jax.scenes.images import pixels
 

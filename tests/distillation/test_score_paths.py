@@ -18,9 +18,10 @@ from lods_jax.core.noise_schedule import (
     x0_to_eps,
 )
 from lods_jax.core.types import Reference, Render, Scene
+from lods_jax.distillation.auxiliary_priors import AuxiliaryPrior
 from lods_jax.distillation.objectives import sds
 from lods_jax.distillation.score_paths import ENCODER, blend, clipped, mixed, push_forward, reconstruction, score_to_step, split
-from lods_jax.distillation.train_step import AuxiliaryPrior, init_state, make_train_step, select_view_prompts
+from lods_jax.distillation.train_step import init_state, make_train_step, select_view_prompts
 from lods_jax.priors.gaussian import gaussian
 from lods_jax.scenes.images import pixels
 from lods_jax.training.build import timeline_of

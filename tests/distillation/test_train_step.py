@@ -223,8 +223,8 @@ def test_the_first_leaf_that_is_not_finite_is_found_by_name():
 def seen_as(value, weight):
     """A known view that is to look like `value`, and what a step is held against."""
     from lods_jax.core.types import ReferenceImage
+    from lods_jax.distillation.known_views import ReferenceView
     from lods_jax.distillation.regularizers import image_errors
-    from lods_jax.distillation.train_step import ReferenceView
 
     camera = sample_orbit(jax.random.split(jax.random.key(0), 1), jnp.arange(1), 1)
     picture = ReferenceImage(jnp.full((1, 1, 3), value), jnp.ones((1, 1, 1)), camera)
@@ -233,7 +233,8 @@ def seen_as(value, weight):
 
 def other(weight, means=None, shares=False):
     """The same kind of prior once more, as a further guidance, and its inputs."""
-    from lods_jax.distillation.train_step import AuxiliaryPrior, select_view_prompts
+    from lods_jax.distillation.auxiliary_priors import AuxiliaryPrior
+    from lods_jax.distillation.train_step import select_view_prompts
 
     prior = gaussian(means or {"": 0.2, "y": 1.0}, 0.5)
     weights = prior.init(jax.random.key(0))

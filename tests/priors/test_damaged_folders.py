@@ -16,8 +16,8 @@ from lods_jax.core.errors import UserError
 from lods_jax.priors import flax_networks, tokenizer, torch_weights
 from lods_jax.priors.adapter_files import load_embedding, load_lora
 from lods_jax.priors.diffusers_folder import PARTS, read_vocabulary, weight_files
+from lods_jax.priors.networks import network, shapes_of
 from lods_jax.priors.scheduler_config import read_scheduler
-from lods_jax.priors.stable_diffusion import network, shapes_of
 
 REFUSED = (UserError, ValueError, FileNotFoundError)
 COUNTS = [150, pytest.param(3000, marks=pytest.mark.slow)]  # drawn changes to each kind of file

@@ -8,13 +8,14 @@ import pytest
 
 from lods_jax.core.noise_schedule import STABLE_DIFFUSION, add_noise, velocity
 from lods_jax.core.types import Cond, Query
+from lods_jax.distillation.latents import encode_each
 from lods_jax.distillation.prompts import prompt_table, view_prompts
-from lods_jax.distillation.train_step import encode_each
 from lods_jax.priors import flax_networks, tokenizer
 from lods_jax.priors.architectures import write_configs
+from lods_jax.priors.backbone import resize
 from lods_jax.priors.diffusers_folder import read_config, read_vocabulary
 from lods_jax.priors.sampling import prior_with_texts
-from lods_jax.priors.stable_diffusion import resize, stable_diffusion
+from lods_jax.priors.stable_diffusion import stable_diffusion
 
 
 def changed(sd, to, file, **changes):

@@ -8,8 +8,9 @@ from safetensors.numpy import load_file, save_file
 
 from lods_jax.core.types import Cond
 from lods_jax.priors.adapter_files import read_lora
+from lods_jax.priors.networks import load
 from lods_jax.priors.prompt_encoder import TABLE, replaced
-from lods_jax.priors.stable_diffusion import load, stable_diffusion
+from lods_jax.priors.stable_diffusion import stable_diffusion
 from lods_jax.priors.user_adapters import merge, read_token_embedding
 
 TEXTS = ["a red mug, front view", ""]

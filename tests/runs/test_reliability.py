@@ -230,9 +230,9 @@ NAN = f"""
 {TOY}
 import sys
 import jax.numpy as jnp
-from lods_jax.distillation import train_step
-encode = train_step.encode_each
-train_step.encode_each = lambda *args: jnp.log(encode(*args) - 1e9)
+from lods_jax.distillation import latents
+encode = latents.encode_each
+latents.encode_each = lambda *args: jnp.log(encode(*args) - 1e9)
 sys.exit(cli.main(sys.argv[1:]))
 """
 
