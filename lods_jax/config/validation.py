@@ -32,6 +32,25 @@ def check(config: Config) -> Config:
     for name, item, value in leaves(config):
         if item.type == Schedule and has_milestones(value):
             check_milestones(name, value, config.steps)
+    check_sizes(config)
+    check_exclusions(config)
+    check_cameras(config)
+    check_windows(config)
+    check_image(config)
+    if config.output.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise UserError("output.tensorboard needs tensorboardX: pip install 'lods_jax[log]'")
+    return replace(config, prior=replace(config.prior, name=PRIORS.get(config.prior.name, config.prior.name)))
+
+
+def check_sizes(config: Config) -> None:
+    """Checks that numbers of things fit each other: Gaussians, views, particles, steps.
+
+    Args:
+        config: any.
+
+    Raises:
+        UserError: it names the key, what came and what is allowed.
+    """
     g = config.gaussians
     if g.init_count > g.capacity:
         raise UserError(f"gaussians.init_count must be at most gaussians.capacity = {g.capacity}, got {g.init_count}")
@@ -41,27 +60,71 @@ def check(config: Config) -> Config:
         raise UserError(
             f"reduce ordered takes one view at a time, and {config.particles} particles need as many: pass --reduce sum"
         )
+    if config.edit.fit_first >= config.steps:
+        raise UserError(f"edit.fit_first must leave steps of the {config.steps} to the object, got {config.edit.fit_first}")
+
+
+def check_exclusions(config: Config) -> None:
+    """Checks that no two settings exclude each other.
+
+    Args:
+        config: any.
+
+    Raises:
+        UserError: it names the key, what came and what is allowed.
+    """
     if config.objective.fit_shares_noise and config.objective.reward != "none":
         raise UserError("objective.fit_shares_noise needs one noise a view, and a reward several: pass one of them alone")
     if config.debug_nans and (config.objective.schedule or config.edit.fit_first):
         raise UserError("debug_nans stops at every NaN, and steps of one half alone log one on purpose: pass one of them alone")
-    if config.edit.fit_first >= config.steps:
-        raise UserError(f"edit.fit_first must leave steps of the {config.steps} to the object, got {config.edit.fit_first}")
     if config.edit.run and (config.image.file or config.particles > 1):
         raise UserError("an edit starts from the one object of a run: leave image.file and particles out")
     for name in ("z_variance", "distortion", "orientation"):
         if config.scene != "nerf" and ever_on(getattr(config.regularizers, name)):
             raise UserError(f"regularizers.{name} is of rays through a NeRF: pass --scene nerf, or leave it at 0")
+
+
+def check_cameras(config: Config) -> None:
+    """Checks the distances and ranges of the cameras.
+
+    Args:
+        config: any.
+
+    Raises:
+        UserError: it names the key, what came and what is allowed.
+    """
     if (config.camera.radius is None) == (config.camera.extent is None):
         raise UserError(f"give either camera.radius or camera.extent, got {config.camera.radius} and {config.camera.extent}")
     for name in ("elevation", "fov_y", "radius", "extent", "overhead_elevation"):
         pair = getattr(config.camera, name)
         if pair and pair[0] > pair[1]:
             raise UserError(f"camera.{name} must be a lower and an upper limit, got {pair[0]:g} and {pair[1]:g}")
+
+
+def check_windows(config: Config) -> None:
+    """Checks that no window of timesteps is empty at any of its milestones.
+
+    Args:
+        config: any.
+
+    Raises:
+        UserError: it names the key, what came and what is allowed.
+    """
     for name, window in (("timesteps", config.timesteps), ("zero123", config.zero123)):
         knots = sorted({at for schedule in (window.min, window.max) for at, _ in milestones(schedule, config)})
         if any(held_at(milestones(window.min, config), at) > held_at(milestones(window.max, config), at) for at in knots):
             raise UserError(f"{name}.min must not exceed {name}.max, got {window.min} and {window.max}")
+
+
+def check_image(config: Config) -> None:
+    """Checks that an image is asked for where one is needed, and looked at where one is given.
+
+    Args:
+        config: any.
+
+    Raises:
+        UserError: it names the key, what came and what is allowed.
+    """
     p = config.image
     if not p.file and (config.zero123.name != "none" or p.invert):
         raise UserError("zero123 and image.invert need an image: use image-to-3d")
@@ -71,11 +134,8 @@ def check(config: Config) -> Config:
     if p.file and config.prompt and not any(looks):
         raise UserError("nothing of this run looks at the image: pass --config image-..., --image.rgb or --pose-prior")
     for name in ("depth", "normal"):
-        if any(getattr(config.image, name)) and not getattr(config.image, f"{name}_file"):
+        if any(getattr(p, name)) and not getattr(p, f"{name}_file"):
             raise UserError(f"image.{name} needs image.{name}_file: an image of it")
-    if config.output.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        raise UserError("output.tensorboard needs tensorboardX: pip install 'lods_jax[log]'")
-    return replace(config, prior=replace(config.prior, name=PRIORS.get(config.prior.name, config.prior.name)))
 
 
 def check_prior(prior: PriorConfig) -> None:

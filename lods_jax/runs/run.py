@@ -170,26 +170,8 @@ def execute(config: Config, components: Components, folder: Path, begin: Start, 
     components = with_picture(config, components, folder) if components.image_inputs else components
     if not is_first():
         return worker_loop(config, components, begin, once)
-    note = provenance.describe() | {"prior_sha256": components.prior_sha256}
-    note |= {"predictions_per_view": predictions_per_view(config, components.objective)}
-    if components.image_inputs:
-        note |= {"pose_sha256": components.image_inputs.zero123_sha256}
-    if components.reward and components.reward.judge.sha256:
-        note |= {"reward_sha256": components.reward.judge.sha256}
-    if components.adapters:
-        note |= {"adapters": components.adapters}
-    if config.prior.memory == "auto":
-        note |= {"memory": components.plan.memory._asdict()}
-    check_files(folder)
-    release_remarks()
-    write_json(folder / "run.json", note | {"state": "running"})
-    log("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
-    for adapter in components.adapters:
-        log("prior", note_line(adapter))
-    if config.objective.init_psi and begin.shapes is None:
-        keep_psi(folder, components.psi)
-    if components.source and begin.shapes is None:
-        keep_object(folder, components.source)
+    note = note_of(config, components)
+    open_folder(config, components, folder, note, fresh=begin.shapes is None)
     render_fn, diagnose = scene_renderer(components.setup, config.output.size, once), diagnosis(components, begin.shapes, once)
     with catch_signals() as stop:
         try:
@@ -214,6 +196,51 @@ def execute(config: Config, components: Components, folder: Path, begin: Start, 
         return 128 + stop[0]
     log("done", f"{folder / 'index.html'}")
     return 0
+
+
+def note_of(config: Config, components: Components) -> dict[str, Any]:
+    """The entries of run.json that say what a run is made by and of.
+
+    Args:
+        config: of the run.
+        components: of the run.
+
+    Returns:
+        A dict of JSON values.
+    """
+    note = provenance.describe() | {"prior_sha256": components.prior_sha256}
+    note |= {"predictions_per_view": predictions_per_view(config, components.objective)}
+    if components.image_inputs:
+        note |= {"pose_sha256": components.image_inputs.zero123_sha256}
+    if components.reward and components.reward.judge.sha256:
+        note |= {"reward_sha256": components.reward.judge.sha256}
+    if components.adapters:
+        note |= {"adapters": components.adapters}
+    if config.prior.memory == "auto":
+        note |= {"memory": components.plan.memory._asdict()}
+    return note
+
+
+def open_folder(config: Config, components: Components, folder: Path, note: dict[str, Any], fresh: bool) -> None:
+    """Says that a run has begun, on the screen and in its folder, and keeps there what it starts from.
+
+    Args:
+        config: of the run.
+        components: of the run.
+        folder: of the run.
+        note: from `note_of`.
+        fresh: whether this is its first sitting.
+    """
+    check_files(folder)
+    release_remarks()
+    write_json(folder / "run.json", note | {"state": "running"})
+    log("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
+    for adapter in components.adapters:
+        log("prior", note_line(adapter))
+    if config.objective.init_psi and fresh:
+        keep_psi(folder, components.psi)
+    if components.source and fresh:
+        keep_object(folder, components.source)
 
 
 def with_picture(config: Config, components: Components, folder: Path) -> Components:
