@@ -37,25 +37,25 @@ class AuxiliaryPrior(NamedTuple):
 def auxiliary_scores(
     priors: Sequence[AuxiliaryPrior],
     given: Sequence[tuple[Any, dict[str, Array]]],
-    latents: Sequence[Float[Array, "b m n c"]],
+    latents: Sequence[Float[Array, "b _ _ _"]],
     camera: Camera,
     step: Int[Array, ""],
     keys: Key[Array, "b"],
     on: Array | bool = True,
-) -> dict[str, Float[Array, "b m n c"]]:
+) -> dict[str, Float[Array, "b _ _ _"]]:
     """The weighed scores of auxiliary priors.
 
     Args:
         priors: the priors.
         given: (frozen parameters, prompt tables) of each, a `Reference`'s `auxiliary`.
-        latents: of the renders, for each.
+        latents: of the renders [b m n c], for each.
         camera: of the renders.
         step: index of the step, which windows and weights depend on.
         keys: one per view, from which each prior gets keys of its own.
         on: whether the scene is updated in this step; if not, nothing is asked and scores are zeros.
 
     Returns:
-        {"score_rms_NAME": weight w(t) residual}.
+        {"score_rms_NAME": weight w(t) residual [b m n c]}.
     """
     scores, pose = {}, camera.c2w.reshape(-1, 16)
     for i, (g, (weights, tables), z) in enumerate(zip(priors, given, latents, strict=True), 1):
