@@ -195,7 +195,7 @@ def image_edge(folder: Path, unet: nn.Module, vae: nn.Module, asked: int | None)
 
 
 def shrinking(vae: nn.Module) -> int:
-    """Pixels of an image along the edge of one pixel of its latents: 8 of Stable Diffusion."""
+    """Pixels of an image along the edge of one pixel of the latents that `vae` makes: 8 of Stable Diffusion."""
     return 2 ** (len(vae.block_out_channels) - 1)
 
 
