@@ -104,6 +104,8 @@ CLASSIFIER = {
 HEADLINES = ("kid", "view", "janus", "chamfer", "floaters", "saturation")  # of the README
 SEEN = ("kid", "view", "chamfer", "coverage", "floaters", "tint", "speckle", "part_recall")  # of its table of presets
 
+QUICK = ("kid", "view", "janus", "chamfer", "coverage", "floaters", "color_error", "speckle", "part_recall", "predictions")
+
 
 def bench(name: str, figures: tuple[str, ...] = (), apart: bool = False, by_method: bool = False) -> str:
     """The table of a shipped suite, from its rows in experiments/results/bench-NAME.jsonl.
@@ -204,6 +206,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-multi-view": of_priors,
     "bench-multi-view-objectives": lambda: of_priors(baseline="SDS"),
     "bench-multi-view-priors": gains_of_views,
+    "bench-tabletop-quick": lambda: bench("tabletop-quick", QUICK),
     "bench-rewards": lambda: bench("rewards", ("reward", "chamfer", "coverage", "color_error", "kid", "predictions")),
     "bench-presets-short": lambda: bench("presets", SEEN),
     "text-to-3d-exact": lambda: text_to_3d.table(rows("text_to_3d-exact-gaussians"), list(text_to_3d.TRIALS)),

@@ -129,7 +129,7 @@ def differences(rows: Rows, methods: Sequence[str], figure: str, baseline: str) 
         baseline: a method.
 
     Returns:
-        Texts; that of the baseline is 0.
+        Texts.
     """
     base = values_of(rows, baseline, figure)
     cells = []

@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from lods_jax.runs.page import document, frames_card, numbered
 from lods_jax.runs.plots import INK, Curve, scatter
 
 Rows = Sequence[Mapping[str, Any]]
-FRAMES, SIZE = 8, 128  # of each object in the grid
+FRAMES, SIZE = 8, 160  # of each object in the grid
 
 
 def write_report(
@@ -63,10 +64,10 @@ def write_report(
         f"<header><h1>{html.escape(suite.title or out.name)}</h1><p class=soft>{len(rows)} of {len(jobs)} runs. Interquartile "
         f"means with 95 % bootstrap intervals; differences are to {html.escape(suite.baseline)}, run by run.</p></header><main>",
         f"<p class=missing>{missing} runs are not there yet: the same command goes on.</p>" if missing else "",
+        pictures(suite, jobs, done, out, store),
         *(section_of(suite, block, rows) for block in blocks(suite)),
         stability(suite, rows),
         tuning_section(tuned),
-        pictures(suite, jobs, done, out, store),
         repeated(rows),
         "</main>",
     ]
@@ -115,16 +116,17 @@ def table(suite: Suite, rows: Rows, baseline: str | None = None) -> list[list[st
     Args:
         suite: the suite.
         rows: of one block.
-        baseline: a method whose figures are taken off, run by run; None for the figures themselves.
+        baseline: a method whose figures are taken off, run by run, and which has no column; None for the figures themselves.
 
     Returns:
         Rows of cells; the first is the head.
     """
-    methods, lines = list(suite.methods), [["", *suite.methods]]
+    methods = [method for method in suite.methods if method != baseline]
+    lines = [["", *methods]]
     for figure, about in figures_of(suite, rows).items():
         hint = "" if is_cost(figure) else f" ({meaning(figure)})"
         cells = differences(rows, methods, figure, baseline) if baseline else means(rows, methods, figure)
-        lines.append([f"{figure}: {about}{hint}", *cells])
+        lines.append([f"{figure.replace(': ', ' ')}: {about}{hint}", *cells])  # a colon parts a name from its meaning
     return [*lines, ["runs", *(str(sum(row["method"] == method for row in rows)) for method in methods)]]
 
 
@@ -147,16 +149,33 @@ def markdown_table(lines: list[list[str]]) -> str:
 
 def html_table(lines: list[list[str]], caption: str = "") -> str:
     """The lines of a table, the first of them the head, as HTML with a caption."""
-    head, *body = [
-        [line[0], *(cell.replace(" to ", "\u00a0to\u00a0") for cell in line[1:])] for line in lines
-    ]  # unbroken intervals
+    unbroken = lambda cell: cell.replace(" to ", "\u00a0to\u00a0")  # noqa: E731
+    head, *body = [[line[0], *map(unbroken, line[1:])] for line in lines]
     top = "".join(f"<th scope=col>{html.escape(cell)}</th>" for cell in head)
     rest = "".join(
-        f"<tr><th scope=row>{html.escape(line[0])}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line[1:])}</tr>"
+        f"<tr><th scope=row>{row_head(line[0])}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line[1:])}</tr>"
         for line in body
     )
     said = f"<p class=soft>{html.escape(caption)}</p>" if caption else ""
     return f"{said}<div class=scroll><table><tr>{top}</tr>{rest}</table></div>"
+
+
+def row_head(text: str) -> str:
+    """The name of a figure, and below it what it means, as HTML.
+
+    Args:
+        text: "name: meaning", or a name alone; code in backticks.
+
+    Returns:
+        HTML.
+
+    Examples:
+        >>> row_head("kid: a distance")
+        'kid<small>a distance</small>'
+    """
+    name, _, about = html.escape(text).partition(": ")
+    said = re.sub("`(.*?)`", r"<code>\1</code>", about)
+    return f"{name}<small>{said}</small>" if about else name
 
 
 def section_of(suite: Suite, block: Block, rows: Rows) -> str:
@@ -184,7 +203,8 @@ def section_of(suite: Suite, block: Block, rows: Rows) -> str:
         for figure in suite.curves
         if (curves := curves_of(suite, own, "step", figure))
     )
-    head = f"<section><h2>{html.escape(name_of(block))}</h2>{html_table(table(suite, own))}{apart}</section>"
+    title = html.escape(name_of(block) if len(blocks(suite)) > 1 else "Figures")
+    head = f"<section><h2>{title}</h2>{html_table(table(suite, own))}{apart}</section>"
     return head + plots_section(suite, "Quality over cost", plots) + plots_section(suite, "In the course of the runs", courses)
 
 
@@ -325,7 +345,7 @@ def pictures(suite: Suite, jobs: Sequence[Job], done: Mapping[str, Mapping[str, 
         head = ", ".join(word for word in (prompt, f"seed {seed}", scene, prior) if word)
         parts.append(f"<h3>{html.escape(head)}</h3><div class=tiles>{''.join(held)}</div>")
     bar = "<div class=bar><button type=button data-act=spin>Turn or stop</button></div>"
-    return f"<section><h2>Every run</h2>{bar}{''.join(parts)}</section>"
+    return f"<section class=runs><h2>Every run</h2>{bar}{''.join(parts)}</section>"
 
 
 def truth_of(prompt: str, store: list[str]) -> list[str]:

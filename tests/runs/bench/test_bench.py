@@ -87,13 +87,14 @@ def test_the_page_opens_from_disk_and_shows_every_run(whole):
     assert text.count("<circle") == 4  # two methods, over seconds and over predictions
 
 
-def test_the_difference_of_the_baseline_to_itself_is_nothing(whole):
+def test_differences_are_those_of_pairs_of_runs_and_the_baseline_has_no_column(whole):
     lines = (whole[0] / "table.md").read_text().splitlines()
-    (line,) = [
-        line for line in lines[lines.index("Minus that of strong, run by run:") :] if line.startswith("| psi_displacement")
-    ]
-    assert line.split("|")[2].strip() == "0 (0 to 0)"
-    assert line.split("|")[3].strip() != "0 (0 to 0)"
+    head, *rest = [line.split("|")[1:-1] for line in lines[lines.index("Minus that of strong, run by run:") + 2 :]]
+    assert [cell.strip() for cell in head[1:]] == ["weak"]
+    ((_, said),) = [line for line in rest if line[0].strip().startswith("psi_displacement")]
+    moved = {(row["method"], row["seed"]): row["psi_displacement"] for row in rows_in(whole[0]).values()}
+    apart = [moved["weak", seed] - moved["strong", seed] for seed in (1, 2)]
+    assert float(said.split()[0]) == pytest.approx(sum(apart) / 2, rel=5e-3)
 
 
 def test_the_same_command_again_makes_nothing(whole, suite, monkeypatch):
@@ -187,7 +188,7 @@ def test_rows_and_pictures_of_another_machine_make_the_page_here_and_no_run(whol
     assert bench(suite, out, "--report") == 0
     text, page = (out / "table.md").read_text(), (out / "index.html").read_text()
     assert "| seconds:" not in text
-    assert "seconds on gpu: other, 2 processes" in page
+    assert "seconds on gpu other, 2 processes<small>" in page
     assert page.count("<canvas") == 3
     assert "1 runs are not there yet" in page
     assert bench(suite, tmp_path / "none", "--report") == 2
