@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from lods_jax import config as configs
@@ -262,16 +263,18 @@ def export(args: flags.Export) -> None:
 
 
 def render(args: flags.Render) -> None:
-    """`lods render`: writes views of runs for the scorers of other programs.
+    """`lods render`: writes runs for the scorers of other programs.
+
+    A run that cannot be written does not keep the others from it.
 
     Args:
         args: its flags.
 
     Raises:
-        UserError: the method is no name of a folder, or a run cannot be rendered.
+        UserError: the method is no name of a folder, two runs are one object, or a run cannot be written.
     """
-    if args.method and not re.fullmatch(r"[\w][\w. -]{0,99}", args.method):
-        raise UserError(f"--method must be a name of letters, digits, spaces, dots and hyphens, got {args.method!r:.200}")
+    if args.method and not re.fullmatch(r"\w[\w.-]{0,99}", args.method):  # T3Bench hands it to a shell as it is
+        raise UserError(f"--method must be a name of letters, digits, dots and hyphens, got {args.method!r:.200}")
     check_place(args.out, folder=True)
     from lods_jax.training.distributed import start_jax
 
@@ -279,8 +282,20 @@ def render(args: flags.Render) -> None:
     from lods_jax.runs import render
     from lods_jax.runs.run_directory import read_run
 
-    for run in [read_run(path) for path in some(args.runs)]:
-        tell(render.render(run, args.layout, args.out, args.method, args.views, args.size))
+    write = {
+        "gpteval3d": partial(render.render_gpteval3d, views=args.views, size=args.size),
+        "t3bench": partial(render.render_t3bench, group=args.group, faces=args.faces, texture=args.texture),
+        "t3bench-views": partial(render.render_t3bench_views, group=args.group, size=args.size),
+    }[args.layout]
+    runs, failed = [read_run(path) for path in some(args.runs)], []
+    render.check_distinct(runs, args.method)
+    for run in runs:
+        try:
+            tell(write(run, args.out, args.method))
+        except UserError as error:
+            failed.append(f"{run.path}: {error}")
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 def info(args: flags.Info) -> None:

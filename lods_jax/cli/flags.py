@@ -156,20 +156,26 @@ class Export:
 
 @dataclass(frozen=True)
 class Render:
-    """Writes views of runs in the layouts that the scorers of GPTEval3D and T3Bench read."""
+    """Writes runs in the layouts that the scorers of GPTEval3D and T3Bench open."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    layout: Literal["gpteval3d", "t3bench"] = "gpteval3d"
-    """gpteval3d: methods/METHOD/PROMPT/SEED/rgb_0.png, normal_0.png, ... and prompts.json. t3bench: METHOD/PROMPT/000_0.png, ...
-    162 places on a sphere with five fields of view each (needs trimesh)."""
+    layout: Literal["gpteval3d", "t3bench", "t3bench-views"] = "gpteval3d"
+    """gpteval3d: views and normals, and prompts.json. t3bench: the mesh of each run, which T3Bench renders itself (extra `mesh`).
+    t3bench-views: the pictures that it would take, of the scene itself (needs trimesh)."""
     out: Path = Path("outputs/views")
-    """The folder of all runs."""
+    """The folder of all runs; of t3bench it is what the scorers call outputs_mesh_t3."""
     method: str = ""
     """Name of the method in the layout; by default the objective."""
-    views: int = bounded(120, 1, 10_000)
-    """Around the object, of gpteval3d."""
+    group: Literal["single", "surr", "multi"] = "single"
+    """Of t3bench: the set that the prompts are of, by the names of T3Bench."""
+    views: int = bounded(120, 9, 10_000)
+    """Around the object, of gpteval3d, whose published objects have 120."""
     size: int = bounded(512, 16, 2048)
-    """Edge of the images, pixels."""
+    """Edge of the images, pixels. GPTEval3D's published objects and T3Bench have 512."""
+    faces: int = bounded(50_000, 4, 10**8)
+    """Of the mesh at most, of t3bench."""
+    texture: int = bounded(1024, 16, 8192)
+    """Edge of the texture, pixels, of t3bench."""
 
 
 @dataclass(frozen=True)

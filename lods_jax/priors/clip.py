@@ -140,7 +140,9 @@ def likeness(clip: Clip, image_params: Any, rgb: Float[Array, "b h w 3"], texts:
 def judge(clip: Clip, rgb: Float[np.ndarray, "n h w 3"], prompt: str, others: Sequence[str] = ()) -> dict[str, float]:
     """The FIGURES of some views of an object.
 
-    CLIP score (Hessel et al. 2021) and CLIP R-precision (Jain et al. 2022, section 4), both means over the views.
+    CLIP score is a hundred times the cosine, as in torchmetrics; Hessel et al. (2021) multiply by 2.5 and cut at 0. CLIP
+    R-precision is the accuracy with which a view finds its prompt in the set (Park et al. 2021; of 3D objects Jain et al. 2022).
+    Both are means over the views.
 
     Args:
         clip: from `load_clip`.

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +102,15 @@ def mesh_of_run(components: Components, folder: Path, state: TrainState, once: O
 
 
 # --- meshes -----------------------------------------------------------------------------------------------------------------
-def write_mesh(surface: Surface, render_fn: RenderFn, orbit: Orbit, path: Path, faces: int = 10_000, texture: int = 512) -> str:
+def write_mesh(
+    surface: Surface,
+    render_fn: RenderFn,
+    orbit: Orbit,
+    path: Path,
+    faces: int = 10_000,
+    texture: int = 512,
+    obj_up: Literal["y", "z"] = "y",
+) -> str:
     """Writes a mesh at the level of density whose silhouettes agree best with renders.
 
     GLB and OBJ have a baked texture, PLY has colours at the vertices.
@@ -113,6 +122,7 @@ def write_mesh(surface: Surface, render_fn: RenderFn, orbit: Orbit, path: Path, 
         path: of the file; its suffix is the format.
         faces: largest number of faces.
         texture: edge of the texture, pixels.
+        obj_up: the axis that points up in an OBJ file.
 
     Returns:
         A line on what was written and how well it agrees.
@@ -134,7 +144,7 @@ def write_mesh(surface: Surface, render_fn: RenderFn, orbit: Orbit, path: Path, 
     if path.suffix == ".ply":
         write_mesh_ply(path, mesh._replace(colors=color(mesh.vertices)))
     else:
-        {".glb": write_glb, ".obj": write_obj}[path.suffix](path, bake(mesh, color, texture))
+        {".glb": write_glb, ".obj": partial(write_obj, up=obj_up)}[path.suffix](path, bake(mesh, color, texture))
     return (
         f"{path}: {len(mesh.faces):,} faces at the density {level:.3g}, where silhouettes of mesh and renders agree best: "
         f"IoU {agreement:.3f}"
@@ -219,19 +229,41 @@ def write_videos(render_fn: RenderFn, camera: Camera, folder: Path, fps: float) 
 
 
 def normals_of(render: Render, camera: Camera) -> Float[np.ndarray, "n h w 3"]:
-    """Unit normals of depth maps, by central differences.
+    """Unit normals of depth maps, by central differences; at an edge of the object by those to the side of the object.
 
     Args:
         render: n views.
         camera: n cameras.
 
     Returns:
-        [n h w 3] in the frame of the camera: x right, y up, z towards the camera.
+        [n h w 3] in the frame of the camera: x right, y up, z towards the camera. Zero where a pixel has no neighbour.
     """
-    z = ndimage.median_filter(render.depth[..., 0], size=(1, 3, 3))
+    depth = render.depth[..., 0]
+    seen = depth > 0
+    inside = ndimage.minimum_filter(seen, size=(1, 3, 3))  # elsewhere the median would be of the background too
+    z = np.where(inside, ndimage.median_filter(depth, size=(1, 3, 3)), depth)
     h, w = z.shape[1:]
     scale = (2 * np.tan(np.asarray(camera.fov_y) / 2) / h)[:, None, None]
     y, x = np.mgrid[:h, :w] + 0.5
     place = np.stack([(x - w / 2) * scale * z, (h / 2 - y) * scale * z, -z], -1)
-    normal = np.cross(np.gradient(place, axis=2), -np.gradient(place, axis=1))
+    normal = np.cross(differences(place, seen, axis=2), -differences(place, seen, axis=1))
     return normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
+
+
+def differences(x: Float[np.ndarray, "n h w 3"], counts: Bool[np.ndarray, "n h w"], axis: int) -> Float[np.ndarray, "n h w 3"]:
+    """Mean of the differences to the next and from the last pixel of an axis, of those between two pixels that count.
+
+    Args:
+        x: [n h w 3].
+        counts: [n h w].
+        axis: 1 or 2.
+
+    Returns:
+        [n h w 3]; zero where there is no such difference.
+    """
+    steps = np.diff(x, axis=axis)
+    first, last = (np.take(counts, np.arange(steps.shape[axis]) + i, axis) for i in (0, 1))
+    known = (first & last)[..., None]
+    around = [[(0, 0)] * axis + [side] + [(0, 0)] * (3 - axis) for side in ((0, 1), (1, 0))]
+    total, n = (sum(np.pad(part, pad) for pad in around) for part in (steps * known, known.astype(int)))
+    return total / np.maximum(n, 1)

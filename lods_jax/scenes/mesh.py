@@ -1,6 +1,7 @@
 """Triangle meshes: from a grid of densities, simplified, unwrapped, baked, and written for other programs (extra `mesh`).
 
-A mesh is in our world, z up. GLB and OBJ are written y up with the object's front towards +z, as glTF has it; PLY as it is.
+A mesh is in our world, z up. GLB and OBJ are written y up with the object's front towards +z, as glTF has it; PLY as it is, and
+OBJ too where `up` asks for it.
 """
 
 import json
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -305,17 +306,19 @@ def linear(srgb: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
-def write_obj(path: Path, mesh: Mesh) -> None:
+def write_obj(path: Path, mesh: Mesh, up: Literal["y", "z"] = "y") -> None:
     """Writes a Wavefront OBJ, and beside it the material (.mtl) and the texture (.png).
 
     Args:
         path: of the OBJ file.
         mesh: with texture.
+        up: "y" as in glTF, or "z" as in our world.
     """
+    axes = Y_UP if up == "y" else [0, 1, 2]
     rows = [f"mtllib {path.stem}.mtl", "usemtl baked"]
-    rows += [f"v {x:.6g} {y:.6g} {z:.6g}" for x, y, z in mesh.vertices[:, Y_UP]]
+    rows += [f"v {x:.6g} {y:.6g} {z:.6g}" for x, y, z in mesh.vertices[:, axes]]
     rows += [f"vt {u:.6g} {1 - v:.6g}" for u, v in mesh.uv]
-    rows += [f"vn {x:.4g} {y:.4g} {z:.4g}" for x, y, z in vertex_normals(mesh)[:, Y_UP]]
+    rows += [f"vn {x:.4g} {y:.4g} {z:.4g}" for x, y, z in vertex_normals(mesh)[:, axes]]
     rows += [f"f {a}/{a}/{a} {b}/{b}/{b} {c}/{c}/{c}" for a, b, c in mesh.faces + 1]
     with replacing(path.with_suffix(".png")) as file:
         file.write_bytes(png_bytes(mesh.texture))

@@ -76,6 +76,14 @@ def test_meshes_for_other_programs(whole, tmp_path, capsys, to, files):
     assert float(capsys.readouterr().out.rsplit("IoU ", 1)[1]) > 0.9
 
 
+def test_t3benchs_scorers_find_the_mesh_of_a_field_with_its_z_up(whole, tmp_path):
+    flags = ["--layout", "t3bench", "--method", "mine", "--group", "multi", "--faces", "500", "--texture", "64"]
+    assert main(["render", str(whole), *flags, "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("mine_multi/a_thing*/save/it*-export/model.obj")
+    scene, upright = trimesh.load(path), trimesh.load(whole / "mesh.glb", force="mesh")
+    np.testing.assert_allclose(scene.extents[[1, 2, 0]], upright.extents, rtol=0.1)  # a GLB has y up
+
+
 def test_videos_of_colour_depth_and_normals(whole, tmp_path):
     assert main(["export", str(whole), "--to", "mp4", "--out", str(tmp_path)]) == 0
     assert all((tmp_path / f"{name}.mp4").stat().st_size > 500 for name in ("video", "depth", "normal"))
@@ -100,12 +108,14 @@ def test_a_level_is_found_by_what_is_seen():
 
 
 def test_normals_of_a_tilted_plane():
-    """Depth of a plane with a known normal in the camera's frame."""
+    """Depth of a plane with a known normal in the camera's frame, whole and cut to a disc: a normal holds up to the edge."""
     camera, h = export.turntable_cameras(export.Orbit(extent=(0.8, 0.8)), 1), 16
     normal = np.array([0.3, 0.2, 0.9]) / np.linalg.norm([0.3, 0.2, 0.9])
     scale = 2 * np.tan(float(camera.fov_y[0]) / 2) / h
     y, x = np.mgrid[:h, :h] + 0.5
     ray = np.stack([(x - h / 2) * scale, (h / 2 - y) * scale, -np.ones_like(x)], -1)
     depth = -2.0 / (ray @ normal)
-    render = export.Render(None, None, depth[None, ..., None].astype(np.float32), {})
-    np.testing.assert_allclose(export.normals_of(render, camera)[0, 2:-2, 2:-2] @ normal, 1, atol=1e-3)
+    disc = np.hypot(x - h / 2, y - h / 2) < 6
+    for seen, held in ((np.ones((h, h), bool), np.s_[2:-2, 2:-2]), (disc, disc)):
+        render = export.Render(None, None, (depth * seen)[None, ..., None].astype(np.float32), {})
+        np.testing.assert_allclose(export.normals_of(render, camera)[0][held] @ normal, 1, atol=1e-3)

@@ -140,6 +140,16 @@ def test_other_programs_read_what_is_written(baked, sphere, tmp_path):
     np.testing.assert_allclose(points["rgb"], colour(points["means"]), atol=1 / 255)
 
 
+@pytest.mark.parametrize(("up", "axes"), [("y", [1, 2, 0]), ("z", [0, 1, 2])])
+def test_an_obj_has_the_axis_up_that_is_asked_for(baked, tmp_path, up, axes):
+    """Vertices and normals alike."""
+    write_obj(tmp_path / "a.obj", baked, up)
+    rows = [row.split() for row in (tmp_path / "a.obj").read_text().splitlines()]
+    for kind, expected in (("v", baked.vertices), ("vn", vertex_normals(baked))):
+        found = np.array([row[1:] for row in rows if row[0] == kind], float)
+        np.testing.assert_allclose(found, expected[:, axes], atol=1e-3)
+
+
 def test_colours_of_vertices_are_linear_light_in_a_glb(tmp_path):
     one = Mesh(np.eye(3, dtype=np.float32), np.array([[0, 1, 2]]), colors=np.full((3, 3), 0.5))
     write_glb(tmp_path / "a.glb", one)
