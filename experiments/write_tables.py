@@ -191,6 +191,16 @@ def side_by_side(tables: list[list[list[str]]]) -> str:
     )
 
 
+def edits_in_3d() -> str:
+    """The figures of each edit of an object, a column for each."""
+    held, known = rows("edits_3d"), text_to_3d.COLUMNS
+    named = {"attribute": "reads what was to change", "rest": "reads what was to stay", "moved": "surface moved, world units"}
+    shown = (*named, "kid", "color_error", "tint", "part_recall", "predictions")
+    lines = [["", *(f"{row['prompt']}, {'DDS' if row['objective'] == 'dds' else 'LODS-LoRA'}" for row in held)]]
+    lines += [[named.get(name) or known[name], *(f"{row[name]:.3g}" for row in held)] for name in shown]
+    return report.markdown_table(lines)
+
+
 def short(whole: str, labels: Collection[str]) -> str:
     """Only these rows of a table."""
     head, body = whole.splitlines()[:2], whole.splitlines()[2:]
@@ -213,6 +223,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "objectives-in-2d": objectives_in_2d,
     "lods-configurations": lambda: generation_2d.table(generation_2d.CONFIGURATIONS, rows("generation_2d")),
     "edits": lambda: editing_2d.table(rows("editing_2d")),
+    "edits-3d": edits_in_3d,
     "score-paths": lambda: score_paths.table(rows("score_paths")),
     "image-to-3d": lambda: image_to_3d.table(rows("image_to_3d")),
     "image-to-3d-presets": lambda: image_to_3d.table(rows("image_to_3d-presets")),

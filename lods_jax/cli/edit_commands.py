@@ -66,8 +66,8 @@ def edit_3d(args: flags.Edit3D) -> int:
     source = args.source or of.prompt
     from lods_jax.training.edit_3d import edit_config
 
-    objective = ObjectiveConfig(args.objective, args.guidance_scale)
-    settings = args.steps, 0 if args.objective == "dds" else args.fit_first, args.seed
+    objective = ObjectiveConfig(args.objective, 7.5 if args.guidance_scale is None else args.guidance_scale)
+    settings = args.steps, 0 if args.objective == "dds" else args.fit_first, args.seed, args.psi_lr
     config = configs.check(edit_config(of, args.run, args.target, source, objective, *settings))
     entry = registered(config.prior.name)
     folder = entry.vocabulary if entry else prior_folder(config.prior.name, config.prior.download)

@@ -269,13 +269,16 @@ class Edit3D:
     """What the object is to be: "a blue mug"."""
     source: str = ""
     """What it is; by default the prompt of the run."""
-    objective: str = "dds"
-    """`dds`, or `lods-lora` or `lods-embedding`, whose unconditional branch is first fitted to the object (`--fit-first`)."""
+    objective: str = "lods-lora"
+    """`lods-lora` or `lods-embedding`, whose unconditional branch is first fitted to the object (`--fit-first`), or `dds`."""
     guidance_scale: float | None = bounded(None, 0, math.inf)
+    """By default 7.5."""
     steps: int = bounded(400, 1, 10**6)
     """That move the object."""
     fit_first: int = bounded(100, 0, 10**6)
     """Steps of the learned branch alone before them; `dds` has none."""
+    psi_lr: float | None = bounded(None, 0, 10)
+    """Learning rate of the learned branch; by default 0.01 for an embedding and 0.003 for an adapter."""
     seed: int = bounded(0, 0, 2**32 - 1)
     out: Path | None = None
     """Folder of the edit, a run of its own; by default outputs/edit-3d/TARGET/TIME, with a link outputs/latest."""

@@ -18,11 +18,21 @@ from lods_jax.config import (
 )
 from lods_jax.config.milestones import Schedule, has_milestones
 
+PSI_LR = {"lods-embedding": 1e-2}  # of an embedding, beside that of adapters
+ADAPTER_LR = 3e-3
 RATE = 0.1  # of a new object's learning rates, for all but colours: Adam's steps are as large where there is little to change
 
 
 def edit_config(
-    of: Config, run: Path, target: str, source: str, objective: ObjectiveConfig, steps: int, fit_first: int, seed: int
+    of: Config,
+    run: Path,
+    target: str,
+    source: str,
+    objective: ObjectiveConfig,
+    steps: int,
+    fit_first: int,
+    seed: int,
+    psi_lr: float | None = None,
 ) -> Config:
     """The configuration of an edit.
 
@@ -38,6 +48,7 @@ def edit_config(
         steps: that move the object.
         fit_first: steps of the learned branch alone before them.
         seed: of the edit.
+        psi_lr: learning rate of the learned branch; None for that of its kind.
 
     Returns:
         The configuration, not checked.
@@ -54,6 +65,7 @@ def edit_config(
         resolution=of.resolution_after or of.resolution,
         resolution_after=None,
         edit=EditConfig(str(run.absolute()), fit_first),
+        optimizer=replace(of.optimizer, psi_lr=PSI_LR.get(objective.name, ADAPTER_LR) if psi_lr is None else psi_lr),
         image=ImageConfig(),
         zero123=Zero123Config(),
         regularizers=RegularizersConfig(),

@@ -108,8 +108,18 @@ def edit(source, out, *flags):
 @pytest.fixture(scope="module")
 def edited(source, tmp_path_factory):
     out = tmp_path_factory.mktemp("edited") / "edit"
-    assert edit(source, out) == 0
+    assert edit(source, out, "--objective", "dds") == 0
     return out
+
+
+def test_the_default_is_lods_whose_branch_is_fitted_first(source, tmp_path, monkeypatch):
+    """At a small guidance scale, and at the learning rate of its kind of branch unless one is asked for."""
+    seen = []
+    monkeypatch.setattr("lods_jax.runs.run.start", lambda config, out: seen.append(config) or 0)
+    for flags in ((), ("--objective", "lods-embedding"), ("--psi-lr", "0.02")):
+        assert edit(source, tmp_path / "edit", *flags) == 0
+    assert (seen[0].objective.name, seen[0].objective.guidance_scale, seen[0].edit.fit_first) == ("lods-lora", 7.5, 100)
+    assert [config.optimizer.psi_lr for config in seen] == [0.003, 0.01, 0.02]
 
 
 def test_an_edit_is_a_run_with_the_scene_of_the_other(source, edited):
