@@ -67,6 +67,8 @@ class PriorConfig:
     """The scale of each of these files; without it 1."""
     embedding: Annotated[tuple[str, ...], UseAppendAction] = ()
     """Textual inversions (diffusers, A1111), whose tokens are then words of prompts; once for each file."""
+    few_steps: bool = False
+    """Take a folder whose scheduler is that of networks distilled to a few steps, which are refused otherwise."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ TEXT_PARTS = ("text", "text_2")
 MVDREAM, MVDREAM_VIEWS = "MultiViewUNetModel", 4
 # The class of such a U-Net in diffusers' names, whose config says the number of its `views`: what `lods train-prior` writes.
 MULTI_VIEW = "MultiViewUNet"
+TEXT_TIME = "text_time"  # the addition_embed_type of SDXL's U-Net
 PICKLES = {".bin", ".ckpt", ".pt", ".pth"}
 
 

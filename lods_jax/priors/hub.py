@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from lods_jax.core.paths import TABLETOP, TABLETOP_64, TABLETOP_VIEWS
-from lods_jax.priors.diffusers_folder import ALL_PARTS, MULTI_VIEW, MVDREAM, MVDREAM_VIEWS, read_config
+from lods_jax.priors.diffusers_folder import ALL_PARTS, MULTI_VIEW, MVDREAM, MVDREAM_VIEWS, TEXT_TIME, read_config
 
 SHIPPED = {"tabletop": TABLETOP, "tabletop-128": TABLETOP, "tabletop-views": TABLETOP_VIEWS, "tabletop-64": TABLETOP_64}
 # Of a repository only what is read: the whole model in one file that many have beside the parts takes gigabytes.
@@ -77,7 +77,7 @@ def file_hash(*files: Path) -> str:
 
 
 def family(folder: Path) -> str:
-    """The Stable Diffusion family of a folder, by the width of its text: 768 is 1.x, 1024 is 2.x; or MVDream.
+    """The family of a folder: SDXL, MVDream, or Stable Diffusion by the width of its text; and what sets it apart there.
 
     Args:
         folder: in diffusers layout.
@@ -89,16 +89,23 @@ def family(folder: Path) -> str:
     if config.get("_class_name") == MVDREAM:
         return f"MVDream, {MVDREAM_VIEWS} views together, text width {config.get('context_dim')}"
     joined = f", {config.get('views')} views together" if config.get("_class_name") == MULTI_VIEW else ""
-    return family_of(config.get("cross_attention_dim")) + joined + flow_of(folder)
+    width = config.get("cross_attention_dim")
+    own = family_of(width)
+    if config.get("addition_embed_type") == TEXT_TIME and own != "SDXL":
+        own = f"SDXL, text width {width}"
+    return own + joined + scheduler_words(folder)
 
 
-def flow_of(folder: Path) -> str:
-    """Words on the flow matching of a folder in diffusers layout, to follow its family; empty for a prior of diffusion."""
-    from lods_jax.priors.scheduler_config import FLOW, read_scheduler, shift_of  # which loads jax
+def scheduler_words(folder: Path) -> str:
+    """What the scheduler of a folder in diffusers layout says of its network, to follow its family; empty for that of noise."""
+    from lods_jax.priors.scheduler_config import FLOW, few_steps_sign, read_scheduler, shift_of  # which loads jax
 
-    if read_scheduler(folder).prediction_type != FLOW:
-        return ""
-    return f", flow matching, shift {shift_of(read_config(folder / 'scheduler' / 'scheduler_config.json')):g}"
+    said, kind = "", read_scheduler(folder).prediction_type
+    if kind == FLOW:
+        said = f", flow matching, shift {shift_of(read_config(folder / 'scheduler' / 'scheduler_config.json')):g}"
+    elif kind == "v_prediction":
+        said = ", v-prediction"
+    return said + (", distilled to a few steps going by its scheduler" if few_steps_sign(folder) else "")
 
 
 def family_of(width: int | None) -> str:

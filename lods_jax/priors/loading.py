@@ -19,7 +19,7 @@ def load_prior(name: str = "tabletop", *, download: bool = False, dtype: DTypeLi
             layout, or the id of a repository.
         download: whether to fetch what the cache lacks of a repository.
         dtype: arithmetic of U-Net and VAE; predictions are float32 in any case.
-        **options: of `stable_diffusion`: `rank`, `attention`, `remat`, `variant`, `loras`, `embeddings`, ...
+        **options: of `stable_diffusion`: `rank`, `attention`, `remat`, `variant`, `loras`, `embeddings`, `few_steps`, ...
 
     Returns:
         The prior; `prior.init(key)` reads its weights.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lods_jax.priors import multi_view
-from lods_jax.priors.diffusers_folder import MULTI_VIEW, MVDREAM, is_number
-from lods_jax.priors.sdxl import TEXT_TIME, TIME_IDS
+from lods_jax.priors.diffusers_folder import MULTI_VIEW, MVDREAM, TEXT_TIME, is_number
+from lods_jax.priors.sdxl import TIME_IDS
 
 # What the Flax classes compute whatever the config says: another value would be ignored in silence.
 UNET_FIXED = {

@@ -90,11 +90,33 @@ def read_scheduler(folder: Path) -> Scheduler:
         raise ValueError(f"{file}: {error}") from None
 
 
-def check_scores(folder: Path) -> None:
-    """Checks that the predictions of a folder's U-Net are scores, at all timesteps.
+def few_steps_sign(folder: Path) -> str | None:
+    """What in the scheduler of a folder says that its U-Net was distilled to a few steps.
 
-    Networks that were distilled to a few steps say so by their scheduler alone: by its class, or as sd-turbo by the prediction of
-    noise with trailing timesteps. Those of v-prediction without terminal signal are sampled by trailing timesteps too.
+    Such networks say so nowhere else: by the class of the scheduler, or as sd-turbo by the prediction of noise with trailing
+    timesteps, which a scheduler of any other network may have too. Networks of v-prediction without terminal signal are sampled
+    by trailing timesteps as a rule.
+
+    Args:
+        folder: in diffusers layout.
+
+    Returns:
+        The setting, in words; None without a sign.
+
+    Raises:
+        FileNotFoundError: the config of the scheduler is missing.
+        ValueError: it cannot be read.
+    """
+    config = read_config(folder / "scheduler" / "scheduler_config.json")
+    name, of_noise = config.get("_class_name"), config.get("prediction_type", "epsilon") == "epsilon"
+    if name in FEW_STEPS:
+        return f"it is a {name}"
+    trailing = config.get("timestep_spacing") == "trailing" and of_noise and name not in FLOW_CLASSES
+    return "trailing timesteps with noise prediction" if trailing else None
+
+
+def check_scores(folder: Path) -> None:
+    """Checks that the predictions of a folder's U-Net are scores at all timesteps, going by its scheduler.
 
     Args:
         folder: in diffusers layout.
@@ -103,13 +125,10 @@ def check_scores(folder: Path) -> None:
         FileNotFoundError: the config of the scheduler is missing.
         ValueError: they are not.
     """
-    config = read_config(folder / "scheduler" / "scheduler_config.json")
-    name, of_noise = config.get("_class_name"), config.get("prediction_type", "epsilon") == "epsilon"
-    trailing = config.get("timestep_spacing") == "trailing" and of_noise and name not in FLOW_CLASSES
-    if trailing or name in FEW_STEPS:
+    if sign := few_steps_sign(folder):
         raise ValueError(
-            f"{folder} was distilled to a few steps, as sdxl-turbo or an LCM, going by its scheduler: its predictions are "
-            "no scores at most timesteps; pass the folder of the base model"
+            f"{folder} was distilled to a few steps, as sdxl-turbo or an LCM, going by its scheduler ({sign}): its predictions "
+            "are no scores at most timesteps; pass the folder of the base model, or --prior.few-steps if it was not distilled"
         )
 
 

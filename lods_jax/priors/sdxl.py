@@ -14,9 +14,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lods_jax.priors.diffusers_folder import TEXT_PARTS, read_config
+from lods_jax.priors.diffusers_folder import TEXT_PARTS, TEXT_TIME, read_config
 
-TEXT_TIME = "text_time"  # the addition_embed_type of its U-Net
 TIME_IDS = 6  # height and width of the original picture, top and left of the crop, height and width of what is asked for
 
 

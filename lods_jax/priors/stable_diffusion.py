@@ -35,6 +35,7 @@ def stable_diffusion(
     views: int | None = None,
     loras: Sequence[ScaledFile] = (),
     embeddings: Sequence[str | Path] = (),
+    few_steps: bool = False,
 ) -> Prior:
     """The prior of a Stable Diffusion folder. Networks are built here; weights are read by `init`.
 
@@ -55,6 +56,7 @@ def stable_diffusion(
         views: number of views that are denoised together; None for as many as the U-Net was trained on, 4 for MVDream's.
         loras: (file, scale) of adapters that are merged into U-Net and text encoder, see `adapter_files.read_lora`.
         embeddings: files of textual inversions; their tokens are words of texts, see `user_adapters.read_token_embedding`.
+        few_steps: whether a folder is taken whose scheduler is that of networks which were distilled to a few steps.
 
     Returns:
         The prior. Its weights are {"unet", "vae", "text"}, and "text_2" of SDXL.
@@ -70,7 +72,8 @@ def stable_diffusion(
     folder = Path(folder)
     make = lambda part: network(folder, part, flax_networks.text_encoder, jnp.float32, part == "text_2")  # noqa: E731
     texts = {part: make(part) for part in sdxl.text_parts(folder)}
-    check_scores(folder)
+    if not few_steps:
+        check_scores(folder)
     base = backbone(folder, texts, dtype, image_size, variant, attention, remat, untrained, views, loras)
     if base.unet.in_channels != base.vae.latent_channels:
         raise ValueError(f"{folder}: {describe_input(base.unet.in_channels, base.vae.latent_channels)}")

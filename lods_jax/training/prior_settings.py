@@ -21,7 +21,7 @@ def prior_options(p: PriorConfig) -> dict[str, Any]:
     options = {name: getattr(p, name) for name in ("dtype", "rank", "attention", "remat", "variant")}
     options |= {"remat": ("transformer",) * p.remat + ("resnet",)} if p.remat_resnets else {}
     # A prior that somebody registered need not know of these, unless they are asked for.
-    asked = {"image_size": p.image_size, "loras": p.lora and loras_of(p), "embeddings": p.embedding}
+    asked = {"image_size": p.image_size, "loras": p.lora and loras_of(p), "embeddings": p.embedding, "few_steps": p.few_steps}
     return options | {name: value for name, value in asked.items() if value}
 
 

@@ -10,6 +10,7 @@ import pytest
 from lods_jax.core.noise_schedule import STABLE_DIFFUSION, from_betas, linear_betas, scaled_linear_betas, v_to_eps
 from lods_jax.core.types import Cond
 from lods_jax.priors.diffusers_folder import read_config
+from lods_jax.priors.hub import family
 from lods_jax.priors.sampling import sample
 from lods_jax.priors.scheduler_config import FLOW, SCHEDULER, read_scheduler, scheduler_of
 from lods_jax.priors.stable_diffusion import stable_diffusion
@@ -78,12 +79,14 @@ def test_what_no_prior_here_is_trained_on_is_refused_by_name(tmp_path, config, n
         ({"_class_name": "UniPCMultistepScheduler", "prediction_type": FLOW, "timestep_spacing": "trailing"}, False),
     ],
 )
-def test_networks_of_a_few_steps_are_refused_whatever_their_family(sd, tmp_path, config, refused):
+def test_networks_of_a_few_steps_are_refused_whatever_their_family_unless_asked_for(sd, tmp_path, config, refused):
     folder = shutil.copytree(sd, tmp_path / "sd")
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config))
     says = pytest.raises(ValueError, match="was distilled to a few steps") if refused else nullcontext()
     with says:
         stable_diffusion(folder)
+    assert ("distilled to a few steps" in family(folder)) == refused
+    stable_diffusion(folder, few_steps=True)  # of somebody who knows better
 
 
 def test_noise_without_terminal_signal_is_pytorchs(torch_arrays):

@@ -270,7 +270,8 @@ def test_adapters_of_another_family_are_refused_both_ways(sd, weights, folder, x
             stable_diffusion(prior, embeddings=[file.with_suffix(".safetensors")])
 
 
-def test_the_family_of_the_published_folder_is_sdxl(tmp_path):
+def test_a_folder_of_any_width_is_sdxl_by_name(tmp_path):
     make_folder(tmp_path / "sdxl")
+    assert hub.family(tmp_path / "sdxl") == "SDXL, text width 40"
     change(tmp_path / "sdxl/unet/config.json", cross_attention_dim=2048)
     assert hub.family(tmp_path / "sdxl") == "SDXL"
