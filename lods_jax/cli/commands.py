@@ -216,7 +216,7 @@ def bench(args: flags.Bench) -> int:
         The exit code.
 
     Raises:
-        UserError: there is no such suite, or a run of it could not begin.
+        UserError: there is no such suite, a run of it could not begin, or it names a figure that there is not.
     """
     from lods_jax.runs.bench import suite as suites
 
@@ -239,8 +239,15 @@ def bench(args: flags.Bench) -> int:
     from lods_jax.training.distributed import start_jax
 
     start_jax(math.gcd(*(job.config.batch for job in jobs)))
+    from lods_jax.priors.clip import clip_config
     from lods_jax.runs.bench import bench
+    from lods_jax.runs.bench.report import check_figures
 
+    check_figures(suite)
+    if not args.report:
+        plan.check_methods(jobs)
+        if suite.clip:
+            clip_config(Path(suite.clip))
     if args.dry_run:
         bench.dry_run(suite, out)
         return 0

@@ -59,11 +59,7 @@ def load_clip(folder: Path) -> Clip:
         FileNotFoundError: a file is missing.
         ValueError: the folder holds another network, or damaged weights; one line.
     """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder / 'config.json'} is missing: expected a CLIP as transformers saves it")
-    config = read_config(folder / "config.json")
-    if config.get("model_type") != "clip":
-        raise ValueError(f"{folder} must hold a CLIP, with the model_type clip, got {config.get('model_type')!r}")
+    config = clip_config(folder)
     width = config.get("projection_dim", 512)  # of both towers; the value in a tower's own config is for the tower alone
     vision = flax_networks.image_encoder(clip_settings(config, "vision") | {"projection_dim": width})
     text = flax_networks.text_encoder(config)
@@ -92,6 +88,27 @@ def load_clip(folder: Path) -> Clip:
         return unit(np.concatenate(chunks)[: len(rgb)])
 
     return Clip(vision.config.image_size, embed_texts, embed_images, of_image, encode)
+
+
+def clip_config(folder: Path) -> dict[str, Any]:
+    """The config of the CLIP of a folder.
+
+    Args:
+        folder: as transformers saves it.
+
+    Returns:
+        What its config.json holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the folder holds another network; one line.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder / 'config.json'} is missing: expected a CLIP as transformers saves it")
+    config = read_config(folder / "config.json")
+    if config.get("model_type") != "clip":
+        raise ValueError(f"{folder} must hold a CLIP, with the model_type clip, got {config.get('model_type')!r}")
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:

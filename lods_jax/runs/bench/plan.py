@@ -186,6 +186,24 @@ def tuning_jobs(suite: Suite, method: str, block: Block, values: Values) -> list
     ]
 
 
+def check_methods(jobs: list[Job]) -> None:
+    """Checks, before any run is made, what a run of each method checks before it reads weights: its objective, batch and reward.
+
+    Args:
+        jobs: of a suite.
+
+    Raises:
+        UserError: the runs of a method could not begin; the line names it.
+    """
+    from lods_jax.training.build import checked
+
+    for job in {(job.method, job.scene, job.prior): job for job in jobs}.values():
+        try:
+            checked(job.config)
+        except (UserError, ValueError) as error:
+            raise UserError(f"the method {job.method}: {one_line(error)}") from None
+
+
 # --- what it costs -----------------------------------------------------------------------------------------------------------
 def predictions(config: Config) -> float:
     """Noise predictions of a run with this config, in thousands."""

@@ -235,6 +235,25 @@ def test_an_objective_of_a_file_gets_its_row_with_one_line(toy, suite, tmp_path)
     assert "| runs | 1 | 1 | 1 |" in (tmp_path / "out" / "table.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("{objective: mine.py:haff}", "the method Mine: objective mine.py:haff cannot be imported"),
+        ("{objective: {name: sds, reward: nowhere}}", "the method Mine: objective.reward must be none, classifier or the folder"),
+        ("{objective: {name: sds, guidance_scale: 0}}", "the method Mine: guidance needs s >= 1, got 0"),
+        ("{}\nclip: nowhere", "nowhere/config.json is missing: expected a CLIP"),
+    ],
+)
+def test_a_method_that_could_not_begin_is_refused_before_any_run(method, says, toy, suite, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "mine.yaml").write_text(f"base: {suite}\nmethods:\n  Mine: {method}\n")
+    assert bench("mine.yaml", tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line.replace(f"{tmp_path}/", "")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_changed_suite_is_refused_before_anything_begins(whole, suite, tmp_path, capsys):
     file = tmp_path / "changed.yaml"
     file.write_text(f"base: {suite}\nmethods: {{weak: {{objective: {{name: lods-embedding, guidance_scale: 4}}}}}}\n")

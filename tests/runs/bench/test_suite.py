@@ -6,6 +6,7 @@ from lods_jax.config import load
 from lods_jax.core.errors import UserError
 from lods_jax.runs.bench import suite as suites
 from lods_jax.runs.bench.plan import blocks, config_of, jobs_of, tuning_jobs
+from lods_jax.runs.bench.report import check_figures
 from lods_jax.runs.bench.suite import read_suite
 
 LEAST = "prompts: [a red mug]\nmethods: {A: {}, B: {objective: sds}}\n"
@@ -21,6 +22,7 @@ def test_every_shipped_suite_is_planned(name):
     suite = read_suite(name)
     jobs = jobs_of(suite)
     assert len({job.folder for job in jobs}) == len(jobs)
+    check_figures(suite)
     if suite.tuning.prompts:
         assert len(tuning_jobs(suite, suite.baseline, blocks(suite)[0], {})) == 2
 
@@ -107,6 +109,27 @@ def test_what_is_wrong_is_one_line_that_names_it(text, says, tmp_path):
         jobs_of(read_suite(written(tmp_path, text)))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("rank_by: chamfr", "rank_by must be figures of lods evaluate, got chamfr; the nearest is chamfer"),
+        ("figures: [kid, tnit]", "figures must be figures of lods evaluate, got tnit; the nearest is tint"),
+        ("rank_by: clip_score", "rank_by clip_score is what a CLIP says: name its folder, clip: path/to/clip"),
+        ("clip: a\nlooks: 2\ncurves: [clip_score]", "curves cannot be clip_score"),
+        ("clip: a\ntuning: {prompts: [b], figure: clip_score}", "tuning.figure cannot be clip_score"),
+        ("tuning: {prompts: [b], figure: colour_error}", "tuning.figure must be figures of lods evaluate, got colour_error"),
+    ],
+)
+def test_a_figure_that_no_run_will_have_is_refused_before_any_run(keys, says, tmp_path):
+    with pytest.raises(UserError) as error:
+        check_figures(read_suite(written(tmp_path, LEAST + keys)))
+    assert str(error.value).startswith(says)
+
+
+def test_a_suite_may_rank_by_its_clip(tmp_path):
+    check_figures(read_suite(written(tmp_path, LEAST + "clip: a\nrank_by: clip_score\nfigures: [clip_r_precision, seconds]")))
 
 
 def test_a_name_that_is_no_suite_is_refused_with_those_there_are():
