@@ -24,13 +24,15 @@ def prior_folder(name: str, download: bool = False) -> Path:
     from lods_jax.priors.hub import local
 
     folder = local(name, download)
-    if not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"no prior at {folder}: --prior takes {', '.join(PRIORS)}, a Stable Diffusion folder in diffusers "
-            "layout with safetensors, or the id of a repository in the local Hugging Face cache (text-to-3d fetches it with "
-            "--prior.download)"
-        )
-    return folder
+    if (folder / "model_index.json").is_file():
+        return folder
+    from lods_jax.priors.architectures import CONFIGS
+
+    takes = "a folder of Stable Diffusion, SDXL or MVDream in diffusers layout with safetensors, or the id of a repository in "
+    takes += "the local Hugging Face cache (--prior.download fetches it)"
+    if name in CONFIGS:
+        raise UserError(f"{name} is an architecture by name, enough for text-to-3d --dry-run alone: pass --prior with {takes}")
+    raise UserError(f"no prior at {folder}: --prior takes {', '.join(PRIORS)}, {takes}")
 
 
 def check_prompt(prompt: str, folder: Path | None, anyway: bool, place: str = "", embeddings: Sequence[str | Path] = ()) -> None:

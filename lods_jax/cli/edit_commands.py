@@ -6,7 +6,7 @@ from pathlib import Path
 from lods_jax import config as configs
 from lods_jax.cli import flags
 from lods_jax.cli.checks import check_prompt, prior_folder
-from lods_jax.cli.image_commands import images_folder
+from lods_jax.cli.image_commands import images_folder, tell_unused_words
 from lods_jax.config import ObjectiveConfig
 from lods_jax.core.errors import UserError, tell
 from lods_jax.core.files import check_place
@@ -42,6 +42,7 @@ def edit_image(args: flags.EditImage) -> None:
     recipe = distill_2d.DistillConfig(args.steps, args.lr, psi_lr=args.psi_lr, fit_first=args.fit_first)
     objective, texts = make_objective(args.objective, args.guidance_scale), (args.source, args.target)
     options = {"strict": not args.anyway, "batch": args.batch} | prior_options(args.prior)
+    tell_unused_words(args.prior, *texts, args.negative_prompt)
     frames = generate.edited(folder, objective, image, *texts, args.n, recipe, args.seed, args.negative_prompt, **options)
     generate.write_film(args.out, frames, image)
     tell(f"{args.out}: {args.image}, then {args.n} edits to {args.target!r} under {args.objective}, seed {args.seed}")

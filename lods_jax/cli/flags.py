@@ -37,7 +37,7 @@ class TextTo3D:
     """With --dry-run: 24GiB, the memory of a GPU that need not be here. Without a GPU the step is compiled for this CPU, which
     tells its memory roughly."""
     distributed: bool = False
-    """This process is one of several with the same command line, which split the views of each step: see the README."""
+    """This process is one of several with the same command line, which split the views of each step (guide Several machines)."""
     anyway: bool = False
     """Go on with words that the prior has never seen."""
 

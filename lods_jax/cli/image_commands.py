@@ -34,6 +34,7 @@ def text_to_image(args: flags.TextToImage) -> None:
     from lods_jax.training.prior_settings import prior_options
 
     options = {"strict": not args.anyway, "batch": args.batch} | prior_options(args.prior)
+    tell_unused_words(args.prior, args.prompt, args.negative_prompt, args.adapter_text)
     if args.objective:
         recipe = distill_2d.DistillConfig(steps, args.lr, args.decay, args.b2, args.psi_lr)
         adapter = {} if args.adapter_text is None else {"adapter_text": "adapter"}
@@ -46,6 +47,14 @@ def text_to_image(args: flags.TextToImage) -> None:
     rgb = sampling.text_to_image(folder, args.prompt, args.n, args.seed, s, steps, args.negative_prompt, **options)
     generate.write_images(args.out, rgb)
     tell(f"{args.out}: {args.n} samples of {args.prompt!r}, seeds {args.seed} to {args.seed + args.n - 1}")
+
+
+def tell_unused_words(prior: PriorConfig, *texts: str | None) -> None:
+    """Prints a line for each textual inversion of the flags of a prior whose word is in none of the texts."""
+    from lods_jax.priors.user_adapters import adapter_notes, unused_words
+
+    for line in unused_words(adapter_notes((), prior.embedding), texts):
+        tell(line)
 
 
 def images_folder(prior: PriorConfig, out: Path, last_seed: int) -> Path:

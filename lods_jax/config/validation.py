@@ -147,6 +147,8 @@ def check_prior(prior: PriorConfig) -> None:
     Raises:
         UserError: there are more or fewer.
     """
+    if prior.lora_scale and not prior.lora:
+        raise UserError("prior.lora_scale is the scale of a LoRA file, and there is none: pass --prior.lora FILE too")
     if prior.lora_scale and len(prior.lora_scale) != len(prior.lora):
         files = f"{len(prior.lora)} file{'' if len(prior.lora) == 1 else 's'} of prior.lora"
         raise UserError(f"prior.lora_scale must be one number for each of the {files}, got {len(prior.lora_scale)}")

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the errors of XLA
+
 
 class UserError(Exception):
     """Bad input: one line for the console, exit code 2."""

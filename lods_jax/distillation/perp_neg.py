@@ -5,7 +5,7 @@ the part perpendicular to what the prompt changes is subtracted, with a weight t
 prediction for the prompt before any residual, so that it works with every objective.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from lods_jax.distillation.scores import PredictNoise, predict_noise
 
 SIDE, FRONT, BACK, OVERHEAD = (VIEWS.index(name) for name in ("side", "front", "back", "overhead"))
 # (a, b, c) of a weight a exp(-b r) + c, as threestudio has them.
+NEGATIVES = ("not front", "not side")
 FRONT_FROM_FRONT_SIDE = SIDE_FROM_FRONT_SIDE = (4.0, 0.5, -2.426)
 SIDE_FROM_SIDE_BACK, FRONT_FROM_SIDE_BACK = (1.0, 0.5, -0.606), (1.0, 0.5, 0.967)
 
@@ -46,12 +47,12 @@ def interpolate_view_prompts(
     mix = lambda a, b: part * prompt[a][None] + (1 - part) * prompt[b][None]  # noqa: E731
     choose = lambda on, a, b: jnp.where(on[:, None, None], a, b)  # noqa: E731
     rows["prompt"] = choose(above, rows["prompt"], choose(ahead, mix(FRONT, SIDE), mix(SIDE, BACK)))
-    rows["not front"], rows["not side"] = (prompt[jnp.full_like(camera.view, row)] for row in (FRONT, SIDE))
+    rows |= {name: prompt[jnp.full_like(camera.view, row)] for name, row in zip(NEGATIVES, (FRONT, SIDE), strict=True)}
     curve = lambda abc, r: abc[0] * jnp.exp(-abc[1] * r) + abc[2]  # noqa: E731
     front = jnp.where(ahead, curve(FRONT_FROM_FRONT_SIDE, r), curve(FRONT_FROM_SIDE_BACK, r))
     side = jnp.where(ahead, curve(SIDE_FROM_FRONT_SIDE, 1 - r), curve(SIDE_FROM_SIDE_BACK, r))
     off = lambda weight: jnp.where(above, 0.0, jnp.maximum(weight, 0.0))  # noqa: E731
-    return rows, away_from({"not front": off(front), "not side": off(side)})
+    return rows, away_from(dict(zip(NEGATIVES, (off(front), off(side)), strict=True)))
 
 
 def away_from(weights: Mapping[str, Float[Array, "b"]]) -> PredictNoise:
@@ -68,15 +69,7 @@ def away_from(weights: Mapping[str, Float[Array, "b"]]) -> PredictNoise:
     """
 
     def predict_noise_fn(predict: Callable[..., jax.Array], psi: Any, queries: Mapping[str, Query], *rest) -> dict[str, Array]:
-        asked = dict(queries)
-
-        def name_of(query):  # what is asked already is not asked twice
-            known = next((name for name, other in asked.items() if other == query), query)
-            asked[known] = query
-            return known
-
-        turned = {name: query for name, query in queries.items() if query.text == "prompt"}
-        others = {name: [name_of(q._replace(text=text)) for text in ("null", *weights)] for name, q in turned.items()}
+        asked, others = with_negatives(queries, weights)
         e = predict_noise(predict, psi, asked, *rest)
         for name, (null, *negatives) in others.items():
             y = e[name] - e[null]
@@ -85,6 +78,34 @@ def away_from(weights: Mapping[str, Float[Array, "b"]]) -> PredictNoise:
         return {name: e[name] for name in queries}
 
     return predict_noise_fn
+
+
+def with_negatives(
+    queries: Mapping[str, Query], negatives: Iterable[str] = NEGATIVES
+) -> tuple[dict[Any, Query], dict[str, list[Any]]]:
+    """What is asked where the predictions for the prompt are turned away from negative texts.
+
+    Args:
+        queries: of an objective, by name.
+        negatives: the texts.
+
+    Returns:
+        All queries, each once, those of the objective first and by its names; and of each query for the prompt the names of the
+        null text and of the negatives.
+
+    Examples:
+        >>> len(with_negatives({"y": Query("prompt"), "null": Query("null")})[0])
+        4
+    """
+    asked: dict[Any, Query] = dict(queries)
+
+    def name_of(query: Query) -> Any:  # what is asked already is not asked twice
+        known = next((name for name, other in asked.items() if other == query), query)
+        asked[known] = query
+        return known
+
+    turned = {name: query for name, query in queries.items() if query.text == "prompt"}
+    return asked, {name: [name_of(q._replace(text=text)) for text in ("null", *negatives)] for name, q in turned.items()}
 
 
 def perpendicular(a: Float[Array, "b h w c"], to: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

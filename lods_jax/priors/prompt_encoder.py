@@ -1,6 +1,5 @@
 """Texts to the context of a U-Net: vocabulary, tokenizers, text encoders, and the words that textual inversions add to them."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from lods_jax.priors import flax_networks, tokenizer
 from lods_jax.priors.diffusers_folder import ALL_PARTS, read_config, read_vocabulary
 from lods_jax.priors.sdxl import pack, pooled_rows, text_parts, zeros_for_nothing
-from lods_jax.priors.user_adapters import TokenEmbedding, read_token_embeddings
+from lods_jax.priors.user_adapters import TokenEmbedding, pattern_of, read_token_embeddings
 
 TOKENIZERS = {"text": "tokenizer", "text_2": "tokenizer_2"}
 TABLE = ("text_model", "embeddings", "token_embedding", "embedding")  # the path of the token embeddings [vocabulary w]
@@ -200,12 +199,6 @@ def expander(names: Mapping[str, Sequence[str]]) -> Callable[[str], str]:
         return lambda text: text
     words = {token.lower(): " ".join(own) for token, own in names.items()}
     return lambda text: pattern_of(names).sub(lambda match: words[match[0].lower()], text)
-
-
-def pattern_of(tokens: Sequence[str] | Mapping[str, Any]) -> re.Pattern:
-    """A pattern that finds tokens, the longest first, which are no part of another word."""
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
 
 
 def without_tokens(added: Sequence[TokenEmbedding], text: str) -> str:

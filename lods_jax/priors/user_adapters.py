@@ -4,7 +4,8 @@ A merged LoRA costs nothing in a step, and a learned one acts beside it. It is a
 the dtype that they compute in: bfloat16 would lose small updates one by one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,6 +152,31 @@ def adapter_notes(loras: Sequence[ScaledFile], embeddings: Sequence[str | Path])
     for file in embeddings:
         one = read_token_embedding(Path(file))
         yield {"file": str(file), "sha256": file_hash(Path(file)), "token": one.token, "vectors": len(one.vectors[-1])}
+
+
+def unused_words(notes: Iterable[Mapping[str, Any]], texts: Sequence[str | None]) -> Iterator[str]:
+    """Yields a line for each textual inversion whose word stands in no text, so that it changes nothing.
+
+    Args:
+        notes: from `adapter_notes`.
+        texts: all that a prior is asked with; None for one that there is not.
+
+    Yields:
+        The line.
+
+    Examples:
+        >>> list(unused_words([{"file": "toy.safetensors", "token": "<cat-toy>"}], ["a <Cat-Toy> on a mug", None]))
+        []
+    """
+    for note in notes:
+        if "token" in note and not any(pattern_of([note["token"]]).search(text) for text in texts if text):
+            yield f"{note['file']} changes nothing: no prompt has its word {note['token']}"
+
+
+def pattern_of(tokens: Sequence[str] | Mapping[str, Any]) -> re.Pattern:
+    """A pattern that finds tokens, the longest first, which are no part of another word."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
 
 
 def note_line(note: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from lods_jax.config import Config, check, differences, dump, parse_yaml
 from lods_jax.core.errors import UserError, one_line, release_remarks
 from lods_jax.core.files import replacing
 from lods_jax.core.types import TrainState
-from lods_jax.priors.user_adapters import note_line
+from lods_jax.priors.user_adapters import note_line, unused_words
 from lods_jax.runs import provenance
 from lods_jax.runs.artifacts import scene_renderer, write_page_of, write_results
 from lods_jax.runs.export import mesh_of_run
@@ -28,7 +28,9 @@ from lods_jax.runs.run_directory import check_empty, check_files, locked, point_
 from lods_jax.runs.training_loop import Start, diagnosis, log, stops, tolerate_io_errors, training_loop
 from lods_jax.training import checkpoint, image_to_3d, textual_inversion
 from lods_jax.training.build import Components, build, predictions_per_view
+from lods_jax.training.checks import note_on_timesteps
 from lods_jax.training.compilation import Once, memory
+from lods_jax.training.cost import memory_errors_told
 from lods_jax.training.distributed import agreed, all_or_none, is_first
 from lods_jax.training.loop import first_state, mode_of, state_shapes, train
 from lods_jax.training.memory_plan import read_memory
@@ -71,6 +73,8 @@ def start(config: Config, folder: Path, once: Once | None = None) -> int:
             point_latest_at(folder)
         for note in notes:
             log("scene", note)
+        if note := note_on_timesteps(config, components.objective):
+            log("objective", note)
         if said:
             log("memory", said)
         return execute(config, components, folder, Start(first_state(components)), once)
@@ -176,7 +180,8 @@ def execute(config: Config, components: Components, folder: Path, begin: Start, 
     with catch_signals() as stop:
         try:
             steps = train(components, begin.state, begin.shapes, once=once)
-            state, seconds = training_loop(config, components, folder, begin, steps, diagnose, render_fn, stop)
+            with memory_errors_told(config, components.prior.views):
+                state, seconds = training_loop(config, components, folder, begin, steps, diagnose, render_fn, stop)
             log("write", "video, stills, scene and page")
             began = time.monotonic()
             write_results(config, components, folder, state, render_fn, log)
@@ -237,6 +242,9 @@ def open_folder(config: Config, components: Components, folder: Path, note: dict
     log("run", f"{config.prompt!r}, {config.objective.name} on the prior {config.prior.name}, seed {config.seed}: {folder}")
     for adapter in components.adapters:
         log("prior", note_line(adapter))
+    texts = (config.prompt, config.negative_prompt, config.source_prompt, config.objective.adapter_text)
+    for line in unused_words(components.adapters, texts):
+        log("prior", line)
     if config.objective.init_psi and fresh:
         keep_psi(folder, components.psi)
     if components.source and fresh:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from lods_jax.core.devices import traced_for
-from lods_jax.core.errors import UserError
+from lods_jax.core.errors import OUT_OF_MEMORY, UserError
 from lods_jax.core.types import TrainState
 from lods_jax.distillation.parallel import check_split, lowered, over_devices, placed
 from lods_jax.priors.attention import Layer, kernels_noted
@@ -87,7 +87,7 @@ def compile_ahead(components: Components, devices: list | None = None) -> Ahead:
             low = lowered(step, views, mode, devices, arguments)
         compiled = low.compile(compiler_options=quickly)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if OUT_OF_MEMORY not in str(error):
             raise
         raise TooLarge(f"a step does not fit: {' '.join(str(error).split())[:200]}") from None
     held = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arguments))

@@ -18,7 +18,7 @@ from lods_jax.core.random import run_key
 from lods_jax.core.types import Objective, Prior, Reference
 from lods_jax.distillation import prompts
 from lods_jax.distillation.known_views import ReferenceView
-from lods_jax.distillation.perp_neg import interpolate_view_prompts
+from lods_jax.distillation.perp_neg import interpolate_view_prompts, with_negatives
 from lods_jax.distillation.registry import make_objective
 from lods_jax.distillation.regularizers import IMAGE_ERRORS, image_errors, weighted_regularizers
 from lods_jax.distillation.rewards import Reward
@@ -28,7 +28,7 @@ from lods_jax.priors.hub import local, unet_hash
 from lods_jax.priors.registry import views_of
 from lods_jax.priors.tokenizer import left_out
 from lods_jax.priors.user_adapters import adapter_notes
-from lods_jax.training.checks import check_groups, check_precision, check_queries, check_reward
+from lods_jax.training.checks import check_groups, check_perp_neg, check_precision, check_queries, check_reward
 from lods_jax.training.compilation import Once, memory
 from lods_jax.training.gaussian_setup import gaussian_setup
 from lods_jax.training.image_to_3d import ImageInputs, image_inputs
@@ -212,6 +212,7 @@ def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
     objective, setup = objective_of(config), scene_setup(config)
     check_precision(config, objective)
     check_groups(config, views_of(config.prior.name))
+    check_perp_neg(config)
     check_reward(config, objective)
     # Built here for its complaints alone, before weights are read.
     setup.scene(setup.choose_shapes(config.resolution, None))
@@ -229,6 +230,8 @@ def objective_of(config: Config) -> Objective:
 def predictions_per_view(config: Config, objective: Objective) -> int:
     """Noise predictions per view and step: of the score, of its inversion, and of the denoising loss unless the score's serve it.
 
+    Those that Perp-Neg adds to the score count too.
+
     Args:
         config: of the run.
         objective: of the run.
@@ -238,7 +241,8 @@ def predictions_per_view(config: Config, objective: Objective) -> int:
     """
     apart = objective.trained_query is not None and not config.objective.fit_shares_noise
     noises = 1 if config.objective.reward == "none" else config.objective.noises
-    asked = noises * (len(objective.queries) + objective.inversion_predictions) + apart
+    queries = with_negatives(objective.queries)[0] if config.perp_neg else objective.queries
+    asked = noises * (len(queries) + objective.inversion_predictions) + apart
     return asked + 2 * (config.zero123.name != "none")
 
 

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lods_jax.config import Config
+from lods_jax.config import Config, ObjectiveConfig, has_milestones
 from lods_jax.core.errors import UserError
 from lods_jax.core.types import Objective
+from lods_jax.priors.clip import clip_config
+from lods_jax.priors.registry import views_of
 from lods_jax.training.rewards import CLASSIFIER, NONE
 
 
@@ -43,6 +45,23 @@ def check_groups(config: Config, views: int) -> None:
         raise UserError("image.invert fits an embedding to single images, and this prior takes groups of views: pass --prompt")
 
 
+def check_perp_neg(config: Config) -> None:
+    """Checks that there are view words for Perp-Neg to turn.
+
+    An object that the world of the prior knows to have no front passes: it may be one of a batch that shares a compiled step.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        UserError: no prompt of such a run names its view.
+    """
+    named = config.view_words == "on" or (config.view_words == "auto" and views_of(config.prior.name) == 1)
+    if config.perp_neg and not named:
+        why = "view_words is off" if config.view_words == "off" else "this prior sees the cameras of its views"
+        raise UserError(f"perp_neg turns the words of the view in a prompt, and {why}: pass --no-perp-neg, or --view-words on")
+
+
 def check_reward(config: Config, objective: Objective) -> None:
     """Checks that a reward is one, and that there is something to weigh.
 
@@ -51,13 +70,41 @@ def check_reward(config: Config, objective: Objective) -> None:
         objective: of the run.
 
     Raises:
-        UserError: it is no word that stands for one, and no folder; or the objective draws no noise.
+        UserError: it is no word that stands for one, and no folder; the objective draws no noise; or something is set that a
+            reward alone would read.
+        FileNotFoundError: the folder holds no network of transformers.
+        ValueError: it holds another network.
     """
-    reward = config.objective.reward
+    reward, usual = config.objective.reward, ObjectiveConfig()
+    for name in ("noises", "noise_weights", "reward_margin") if reward == NONE else ():
+        if (got := getattr(config.objective, name)) != getattr(usual, name):
+            raise UserError(f"objective.{name} is of a reward, and there is none, got {got}: pass --objective.reward too")
+    if config.objective.reward_margin and config.objective.noise_weights != "preference":
+        raise UserError("objective.reward_margin is of the weights preference: pass --objective.noise-weights preference too")
     if reward != NONE and not objective.draws_noise:
         raise UserError(f"objective.reward weighs several noises a view, and {config.objective.name} draws none: take it out")
     if reward not in (NONE, CLASSIFIER) and not Path(reward).is_dir():
         raise UserError(f"objective.reward must be {NONE}, {CLASSIFIER} or the folder of a CLIP, got {reward}")
+    if reward not in (NONE, CLASSIFIER):
+        clip_config(Path(reward))
+
+
+def note_on_timesteps(config: Config, objective: Objective) -> str:
+    """A line for whoever gives an objective of one noise the timesteps of one that draws its noise.
+
+    Args:
+        config: of the run.
+        objective: of the run.
+
+    Returns:
+        The line; empty unless the noise stays and the run begins with timesteps that are as low as they are high.
+    """
+    at_first = lambda schedule: schedule[0][1] if has_milestones(schedule) else schedule[0]  # noqa: E731
+    low, high = at_first(config.timesteps.min), at_first(config.timesteps.max)
+    if objective.noise is None or low > 0.5 * high:
+        return ""
+    fall = "--timesteps.max 0.98 0.3 --timesteps.min 0.94 0.02 --timesteps.anneal sqrt"
+    return f"{config.objective.name} keeps one noise and needs timesteps that fall; these begin at {low:g} to {high:g}: {fall}"
 
 
 def check_queries(config: Config, objective: Objective, texts: Mapping[str, Any]) -> None:

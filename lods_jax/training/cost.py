@@ -6,13 +6,15 @@ For the devices that are here, or for a TPU slice that is not: then the step is 
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from lods_jax.config import Config
-from lods_jax.core.errors import UserError
+from lods_jax.core.errors import OUT_OF_MEMORY, UserError, one_line
 from lods_jax.priors.attention import Layer
 from lods_jax.priors.registry import registered
 from lods_jax.training.ahead_of_time import Ahead, TooLarge, compile_ahead
@@ -151,6 +153,25 @@ def advice(config: Config, group: int = 1, planned: bool = False) -> str:
     """
     flags = [flag for flag, helps in SMALLER.items() if helps(config, group) and not (planned and flag in PLANNED)]
     return f"smaller with {', '.join(flags)}" if flags else "and no flag makes it smaller"
+
+
+@contextmanager
+def memory_errors_told(config: Config, group: int = 1) -> Iterator[None]:
+    """A block that runs steps: when a device is out of memory, one line says so and what makes a step smaller.
+
+    Args:
+        config: of the run.
+        group: number of views that the prior denoises together.
+
+    Raises:
+        UserError: a device is out of memory.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if OUT_OF_MEMORY not in str(error):
+            raise
+        raise UserError(f"a step does not fit into memory: {one_line(error, 200)}; {advice(config, group)}") from error
 
 
 def describe(cost: Cost) -> str:

@@ -80,7 +80,8 @@ def initial_psi(run: str, folder: Path | None, fresh: Any, prior: str | None) ->
     try:
         state, meta = checkpoint.restore(Path(run) / "checkpoints", {"psi": fresh})
     except ValueError as error:
-        raise UserError(f"--init-psi {run} has no learned branch for this run: {error}") from None
+        same = "it must be of the same prior, objective and --prior.rank"
+        raise UserError(f"--init-psi {run} has no learned branch for this run, {same}: {error}") from None
     inputs = meta.get("inputs") if isinstance(meta, dict) else None
     if changed_inputs(inputs, {PRIOR: prior} if prior else {}):
         raise UserError(f"--init-psi {run} learned beside another prior: pass the --prior of its config.yaml")

@@ -8,8 +8,8 @@ import pytest
 from lods_jax.core.cameras import VIEWS, orbit_camera
 from lods_jax.core.noise_schedule import STABLE_DIFFUSION
 from lods_jax.core.types import Query
-from lods_jax.distillation.objectives import OBJECTIVES, csd, sds
-from lods_jax.distillation.perp_neg import away_from, interpolate_view_prompts, perpendicular
+from lods_jax.distillation.objectives import OBJECTIVES, csd, lods_lora, sds
+from lods_jax.distillation.perp_neg import away_from, interpolate_view_prompts, perpendicular, with_negatives
 from lods_jax.distillation.scores import Denoiser, predict_noise, score
 
 B, SHAPE = 3, (3, 4, 4, 4)
@@ -68,9 +68,11 @@ def test_what_is_asked_already_is_not_asked_twice():
         seen.append(len(z_t) // B)
         return z_t
 
-    for queries in (csd().queries, {"y": Query("prompt")}):
+    given = csd().queries, {"y": Query("prompt")}, lods_lora().queries
+    for queries in given:
         away_from(WEIGHTS)(count, {}, queries, {"render": normal(9)}, TEXTS, T)
-    assert seen == [4, 4]  # prompt, null, two negatives: whether null was asked for or not
+    assert seen == [4, 4, 5]  # prompt, null, two negatives: whether null was asked for or not; and a null through the LoRA
+    assert [len(with_negatives(queries)[0]) for queries in given] == seen
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

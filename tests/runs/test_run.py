@@ -21,7 +21,8 @@ from lods_jax.cli import main
 from lods_jax.cli.command_line import parse
 from lods_jax.config import load
 from lods_jax.priors.adapter_files import load_lora
-from lods_jax.runs import training_loop
+from lods_jax.runs import run, training_loop
+from lods_jax.runs.run_directory import read_run
 from lods_jax.scenes.ply import read_ply
 from lods_jax.training import gaussian_setup, loop
 from lods_jax.training.build import build
@@ -232,6 +233,12 @@ def test_a_run_without_a_finite_gradient_ends_in_one_line_with_a_whole_checkpoin
         (["--prior", "/nowhere"], "no prior at /nowhere"),
         (["--gaussians.init-type", "/nowhere.ply"], "/nowhere.ply"),
         (["--prompt=x"], "no --prompt"),
+        (["--perp-neg", "--view-words", "off"], "view_words is off: pass --no-perp-neg, or --view-words on"),
+        (["--prior.lora-scale", "0.8"], "the scale of a LoRA file, and there is none: pass --prior.lora FILE too"),
+        (["--objective.noise-weights", "best"], "objective.noise_weights is of a reward, and there is none, got best"),
+        (["--objective.noises", "2"], "objective.noises is of a reward, and there is none, got 2: pass --objective.reward too"),
+        (["--objective.reward", "classifier", "--objective.reward-margin", "1"], "pass --objective.noise-weights preference too"),
+        (["--config", "sdxl-gaussians-lods-lora", "--prior", "stable-diffusion-xl-base-1.0"], "an architecture by name"),
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_written(own, capsys, flags, says):
@@ -241,6 +248,18 @@ def test_mistakes_are_one_line_and_nothing_is_written(own, capsys, flags, says):
     assert says in err
     assert err.count("\n") == 1
     assert [path for path in sorted(own.rglob("*")) if "__pycache__" not in str(path)] == before
+
+
+def test_want_of_memory_is_one_line_that_says_what_makes_a_step_smaller(own, capsys, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED:\nOut of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(run, "training_loop", full)
+    assert main([*TINY, "--resolution", "128", "--out", "o"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lods: a step does not fit into memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.;")
+    assert line.endswith("--batch, --resolution")
+    assert read_run(own / "o").end.startswith("failed: UserError: a step does not fit into memory")
 
 
 def test_a_run_that_starts_from_a_file_says_how_and_needs_it_no_more(own, capsys):

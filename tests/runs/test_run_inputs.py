@@ -1,7 +1,9 @@
 """A run names the files that it was made with, refuses others when it goes on, and starts from the learned branch of another."""
 
+import io
 import json
 import shutil
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from lods_jax.config import load
 from lods_jax.core.errors import UserError
 from lods_jax.priors.hub import file_hash
 from lods_jax.priors.registry import register_prior, registered
+from lods_jax.priors.user_adapters import unused_words
 from lods_jax.runs.run import last_state
 from lods_jax.training.build import build
 from lods_jax.training.run_inputs import COPY, PRIOR, changed_inputs, initial_psi, keep_psi
@@ -32,7 +35,9 @@ def made(toy, tmp_path_factory):
     register_prior("toy-of-files", lambda: closed._replace(folder=place))
     flags = ["--config", "gaussians-lods-embedding", "--steps", "4", "--prior", "toy-of-files"]
     flags += ["--prior.lora", str(files[0]), "--prior.lora-scale", "0.8", "--prior.embedding", str(files[1])]
-    assert main([*TINY, *flags, "--out", str(place / "run")]) == 0
+    with redirect_stdout(io.StringIO()) as said:
+        assert main([*TINY, *flags, "--out", str(place / "run")]) == 0
+    (place / "said.txt").write_text(said.getvalue())
     return place / "run", *files
 
 
@@ -54,6 +59,15 @@ def test_a_run_names_what_was_merged(made, capsys):
     ]
     assert main(["info", str(folder)]) == 0
     assert f"{lora}: a LoRA at scale 0.8, SHA-256 {file_hash(lora)[:16]}" in capsys.readouterr().out
+
+
+def test_a_word_of_ones_own_that_stands_in_no_prompt_is_told(made):
+    _, _, embedding = made
+    said = embedding.with_name("said.txt").read_text()
+    assert f"prior     {embedding} changes nothing: no prompt has its word <cat-toy>\n" in said
+    note = [{"file": "e.safetensors", "token": "<cat-toy>"}, {"file": "a LoRA", "scale": 1.0}]
+    assert not list(unused_words(note, ["a red mug", "a <CAT-TOY>, blurred", None]))
+    assert len(list(unused_words(note, ["a <cat-toy>s", ""]))) == 1  # part of another word
 
 
 def test_a_run_does_not_go_on_with_another_file_under_the_same_name(made, capsys):

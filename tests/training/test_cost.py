@@ -10,9 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from lods_jax.cli import main
-from lods_jax.config import Config, PriorConfig
+from lods_jax.config import Config, ObjectiveConfig, PriorConfig
 from lods_jax.core.errors import UserError
 from lods_jax.training import cost
+from lods_jax.training.build import objective_of, predictions_per_view
 
 SD = Path(__file__).parents[1] / "data" / "lods_parity" / "sd"
 SMALL = ["text-to-3d", "a red mug", "--config", "gaussians-lods-embedding", "--prior", str(SD), "--resolution", "16"]
@@ -110,6 +111,15 @@ def test_a_batch_that_devices_do_not_divide_is_refused():
     config = replace(Config(prompt="a red mug"), batch=3)
     with pytest.raises(UserError, match="batch must be a multiple of the 2 devices, got 3"):
         cost.estimate(config, build(config), devices=[None, None])
+
+
+def test_what_perp_neg_asks_is_counted():
+    """Null and two negatives beside the prompt of LODS, whose own null goes through the LoRA, and the fit; each noise anew."""
+    config = Config(prompt="a mug", objective=ObjectiveConfig("lods-lora"))
+    count = lambda c: predictions_per_view(c, objective_of(c))  # noqa: E731
+    assert (count(config), count(replace(config, perp_neg=True))) == (3, 6)
+    rewarded = replace(config, perp_neg=True, objective=ObjectiveConfig("sds", reward="classifier", noises=4))
+    assert count(rewarded) == 4 * 4
 
 
 @pytest.mark.slow

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lods_jax.config import Config, GaussianConfig, OptimizerConfig, check, ever_on, load, parse_yaml
+from lods_jax.cli import command_line
+from lods_jax.config import Config, GaussianConfig, ObjectiveConfig, OptimizerConfig, check, ever_on, load, parse_yaml
 from lods_jax.core.errors import UserError
+from lods_jax.distillation.objectives import cfd, sds
+from lods_jax.training.checks import note_on_timesteps
 from lods_jax.training.gaussian_setup import gaussian_optimizer
 from lods_jax.training.schedules import Timeline, annealed, phase, window
 
@@ -136,3 +139,14 @@ def test_the_learned_branch_has_a_second_momentum_of_its_own(psi_b2, used):
     tx = psi_optimizer(OptimizerConfig(b2=0.999, psi_b2=psi_b2))
     _, state = tx.update({"x": jnp.ones(3)}, tx.init({"x": jnp.ones(3)}))
     np.testing.assert_allclose(state[0].nu["x"], 1 - used, rtol=1e-4)
+
+
+def test_an_objective_of_one_noise_is_told_of_timesteps_that_do_not_fall():
+    """With the timesteps that the line names there is no line."""
+    usual = Config(objective=ObjectiveConfig("cfd"))
+    said = note_on_timesteps(usual, cfd())
+    assert said.startswith("cfd keeps one noise and needs timesteps that fall; these begin at 0.02 to 0.98: ")
+    named = command_line.parse(["text-to-3d", "a red mug", *said.split(": ")[1].split()]).settings.timesteps
+    assert note_on_timesteps(replace(usual, timesteps=named), cfd()) == ""
+    assert note_on_timesteps(replace(usual, timesteps=load("mvdream-nerf-sds").timesteps), cfd()) == ""
+    assert note_on_timesteps(usual, sds()) == ""
