@@ -1,6 +1,8 @@
 """What is known of the tabletop world, as `priors.registry.World` asks for it."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -8,6 +10,7 @@ from jaxtyping import Float
 from lods_jax.core.cameras import TABLETOP as ORBIT
 from lods_jax.core.cameras import VIEWS, turntable
 from lods_jax.core.cutouts import framed, over
+from lods_jax.core.errors import UserError
 from lods_jax.core.paths import TABLETOP, TABLETOP_VIEWS, figures_folder
 from lods_jax.priors.registry import World
 from lods_jax.tabletop import (
@@ -101,7 +104,11 @@ def train(
         optimizer: "muon" or "adamw".
         seed: of parameters and renders.
         measure_gates: whether to measure.
+
+    Raises:
+        UserError: the part takes no such setting, or there is no such prior to measure.
     """
+    check_settings(part, {"size": size, "batch": batch, "optimizer": None if optimizer == "muon" else optimizer})
     if minutes:
         if part == "classifier":
             path = out / "classifier.safetensors"
@@ -121,7 +128,30 @@ def train(
         reports = {"pose": train_pose.report, "multiview": evaluate_multi_view.report, "flow": evaluate.report}
         shipped = part == "multiview" and out == TABLETOP  # it lies beside the prior that it is a difference to
         measured = TABLETOP_VIEWS if shipped else out / part if part in reports else out
+        if part in reports and not (measured / "unet").is_dir():
+            raise UserError(f"there is no prior {measured} to measure: train one by --part {part}, or name its folder by --out")
         reports.get(part, evaluate.report)(measured, figures_folder(measured))
+
+
+def check_settings(part: str, given: Mapping[str, Any]) -> None:
+    """Checks that a part of the prior takes the settings that are given.
+
+    Args:
+        part: of `train`.
+        given: {name: value}, None for one that is not given.
+
+    Raises:
+        UserError: it does not.
+    """
+    fixed = {
+        "multiview": {"size": "it has that of the prior that it goes on from"},
+        "flow": {"size": "it has that of the prior that it goes on from"},
+        "pose": {"size": "it has that of the prior that it goes on from", "batch": "it has one of its own"},
+        "classifier": {"size": "it has one of its own", "optimizer": "it has one of its own"},
+    }
+    for name, why in fixed.get(part, {}).items():
+        if given[name] is not None:
+            raise UserError(f"--{name} is not for --part {part}, got {given[name]}: leave it out, {why}")
 
 
 WORLD = World(names_views, read_image, FIGURES, measure, SIZE, true_renders, train, classifier_judge, EDIT_FIGURES, measure_edit)

@@ -111,6 +111,21 @@ def test_shipped_weights_are_measured_and_stay_as_they_are(flags, module, weight
     assert out != Path("outputs/prior")
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--part", "flow", "--size", "64"], "--size is not for --part flow, got 64: leave it out"),
+        (["--part", "pose", "--batch", "512"], "--batch is not for --part pose, got 512: leave it out"),
+        (["--part", "classifier", "--optimizer", "adamw"], "--optimizer is not for --part classifier, got adamw: leave it out"),
+        (["--part", "flow", "--evaluate"], "weights/128/flow to measure: train one by --part flow, or name its folder by --out"),
+    ],
+)
+def test_a_part_of_the_prior_refuses_what_it_would_not_look_at(capsys, monkeypatch, tmp_path, flags, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(capsys, "train-prior", *flags)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_prior_of_ones_own_has_its_figures_beside_it(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("lods_jax.tabletop.evaluate.report", lambda *folders: asked.append(folders))
