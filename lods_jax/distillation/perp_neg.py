@@ -91,7 +91,7 @@ def with_negatives(
 
     Returns:
         All queries, each once, those of the objective first and by its names; and of each query for the prompt the names of the
-        null text and of the negatives.
+            null text and of the negatives.
 
     Examples:
         >>> len(with_negatives({"y": Query("prompt"), "null": Query("null")})[0])
