@@ -191,6 +191,19 @@ def side_by_side(tables: list[list[list[str]]]) -> str:
     )
 
 
+def scale_of_lods() -> str:
+    """The figures of the default preset at several guidance scales: a column for each, with those of each prompt."""
+    figures = ("kid", "chamfer", "coverage", "color_error", "speckle", "part_recall", "sharpness", "predictions")
+    own: dict[str, list[dict[str, Any]]] = {}
+    for row in rows("lods_scale"):
+        own.setdefault(f"{'SDS' if row['objective'] == 'sds' else 'LODS-LoRA'}, s = {row['s']:g}", []).append(row)
+    lines = [["", *own]]
+    lines += [
+        [text_to_3d.COLUMNS[name], *(", ".join(f"{row[name]:.3g}" for row in held) for held in own.values())] for name in figures
+    ]
+    return report.markdown_table(lines)
+
+
 def edits_in_3d() -> str:
     """The figures of each edit of an object, a column for each."""
     held, known = rows("edits_3d"), text_to_3d.COLUMNS
@@ -217,6 +230,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-multi-view-objectives": lambda: of_priors(baseline="SDS"),
     "bench-multi-view-priors": gains_of_views,
     "bench-tabletop-quick": lambda: bench("tabletop-quick", QUICK),
+    "lods-scale": scale_of_lods,
     "bench-rewards": lambda: bench("rewards", ("reward", "chamfer", "coverage", "color_error", "kid", "predictions")),
     "bench-presets-short": lambda: bench("presets", SEEN),
     "text-to-3d-exact": lambda: text_to_3d.table(rows("text_to_3d-exact-gaussians"), list(text_to_3d.TRIALS)),

@@ -9,7 +9,6 @@ alone, so that no folder of Stable Diffusion is needed. A row that is finished i
 """
 
 import argparse
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -18,73 +17,62 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from lods_jax import config as configs
-from lods_jax.config import Config
+from lods_jax.config import Config, ObjectiveConfig
 from lods_jax.core.errors import UserError
-from lods_jax.priors.registry import registered
 from lods_jax.runs.run_directory import append, truncate_log
-from lods_jax.training import build, cost, planning
+from lods_jax.training import build, cost
 
 TOPOLOGY = "v5e:2x4"
-LORA, NERF, MVDREAM = "sd21-gaussians-lods-lora", "sd21-nerf-lods-lora", "mvdream-gaussians-lods-lora"
+LORA, EMBEDDING, NERF = "sd21-gaussians-lods-lora", "sd21-gaussians-lods-embedding", "sd21-nerf-lods-lora"
 
 
-def preset(name: str, views: int, prior: dict | None = None, **changes) -> Callable[[], Config]:
-    """A preset with so many views on each of the eight chips, with `changes` of its own and of its prior."""
+def preset(name: str, prior: dict | None = None, **changes) -> Callable[[], Config]:
+    """A preset without Perp-Neg, rematerialised and at one resolution, with `changes` of its own and of its prior."""
 
     def made():
-        config = replace(configs.load(name), **({"prompt": "a red mug", "batch": 8 * views} | changes))
-        return replace(config, prior=replace(config.prior, **(prior or {})))
+        config = replace(configs.load(name), **({"prompt": "a red mug", "perp_neg": False} | changes))
+        flags = {"memory": "manual", "remat": True} | (prior or {})
+        return replace(config, resolution_after=config.resolution, prior=replace(config.prior, **flags))
 
     return made
 
 
-BY_HAND = {"memory": "manual"}
+# batch is of all eight chips.
 ROWS: dict[str, Callable[[], Config]] = {
-    "`gaussians-lods-embedding`, 64 px": preset("gaussians-lods-embedding", 1),
-    f"`{LORA}`": preset(LORA, 1),
-    f"`{LORA}`, without Perp-Neg": preset(LORA, 1, perp_neg=False),
-    f"`{LORA}`, without Perp-Neg, nothing given up": preset(LORA, 4, BY_HAND, perp_neg=False),
-    f"`{LORA}`, four views": preset(LORA, 4),
-    "`sd21-gaussians-lods-embedding`": preset("sd21-gaussians-lods-embedding", 1),
-    f"`{NERF}`": preset(NERF, 1),
-    "`sd21-nerf-lods-embedding`": preset("sd21-nerf-lods-embedding", 1),
-    f"`{MVDREAM}`": preset(MVDREAM, 4),
-    "`mvdream-nerf-sds`": preset("mvdream-nerf-sds", 4),
-    "`mvdream-nerf-lods-embedding`": preset("mvdream-nerf-lods-embedding", 4),
-    "`sdxl-gaussians-lods-lora`": preset("sdxl-gaussians-lods-lora", 1),
+    "tabletop, Gaussians 64 px, LODS-embedding": preset("gaussians-lods-embedding", {"remat": False}, batch=8),
+    "Gaussians 512 px, SDS": preset(EMBEDDING, objective=ObjectiveConfig("sds", 100.0)),
+    "Gaussians 512 px, LODS-embedding": preset(EMBEDDING),
+    "Gaussians 512 px, LODS-LoRA": preset(LORA),
+    "Gaussians 512 px, LODS-LoRA, Perp-Neg": preset(LORA, perp_neg=True),
+    "Gaussians 512 px, LODS-LoRA, no remat": preset(LORA, {"remat": False}),
+    "Gaussians 512 px, LODS-LoRA, four views": preset(LORA, batch=32),
+    "Gaussians 512 px, LODS-LoRA, four views, VAE sliced": preset(LORA, {"vae_slicing": True}, batch=32),
+    "NeRF 256 px, LODS-LoRA": preset(NERF, batch=8),
+    "NeRF 512 px, LODS-LoRA": preset(NERF, resolution=512, batch=8),
+    "NeRF 512 px, LODS-LoRA, Perp-Neg": preset(NERF, resolution=512, batch=8, perp_neg=True),
 }
 
 
 def compiled(name: str) -> dict:
     """One row, in a process of its own: what a compilation leaves behind is gone with it."""
     config, began, devices = ROWS[name](), time.monotonic(), cost.slice_of(TOPOLOGY)
-    components = (build.build if registered(config.prior.name) else build.build_abstract)(config)
-    row = {"row": name, "views": config.batch // len(devices)}
+    components = (build.build if config.prior.name == "tabletop" else build.build_abstract)(config)
     try:
-        if config.prior.memory == "manual":
-            found, said = cost.estimate(config, components, devices), planning.unplanned(config, components)
-        else:
-            planned = planning.find_plan(config, components, math.inf, devices)
-            found, said = cost.cost_of(components, planned.ahead), planned.said
-        row |= found._asdict() | {"plan": said}
+        found = cost.estimate(config, components, devices)._asdict()
     except UserError as error:
-        row |= {"error": str(error)}
-    return row | {"seconds": time.monotonic() - began}
+        found = {"error": str(error)}
+    return {"row": name, "views": config.batch // len(devices), "seconds": time.monotonic() - began, **found}
 
 
 def table(rows: list[dict]) -> str:
-    lines = [
-        "| step | views a chip | weights and state, GiB | step, GiB | TFLOP | collectives | memory plan | compiled in |",
-        "|---" * 8 + "|",
-    ]
+    lines = ["| step | views a chip | weights and state, GiB | step, GiB | TFLOP | collectives | compiled in |", "|---" * 7 + "|"]
     for row in rows:
-        took = f"{row['seconds']:.0f} s"
         if "error" in row:
-            lines.append(f"| {row['row']} | {row['views']} | | {row['error']} | | | | {took} |")
+            lines.append(f"| {row['row']} | {row['views']} | | {row['error']} | | | {row['seconds']:.0f} s |")
             continue
         memory = f"{row['arguments'] / cost.GIB:.2f} | {row['temporary'] / cost.GIB:.2f} | {row['operations'] / 1e12:.2f}"
         calls = ", ".join(f"{n} {kind}" for kind, n in row["collectives"].items())
-        lines.append(f"| {row['row']} | {row['views']} | {memory} | {calls} | {row.get('plan', '')} | {took} |")
+        lines.append(f"| {row['row']} | {row['views']} | {memory} | {calls} | {row['seconds']:.0f} s |")
     return "\n".join(lines)
 
 
