@@ -36,7 +36,7 @@ class AuxiliaryPrior(NamedTuple):
 
 def auxiliary_scores(
     priors: Sequence[AuxiliaryPrior],
-    given: Sequence[tuple[Any, dict[str, Array]]],
+    given: Sequence[tuple[Any, Any]],
     latents: Sequence[Float[Array, "b _ _ _"]],
     camera: Camera,
     step: Int[Array, ""],
