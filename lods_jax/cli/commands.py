@@ -241,7 +241,7 @@ def bench(args: flags.Bench) -> int:
     start_jax(math.gcd(*(job.config.batch for job in jobs)))
     from lods_jax.priors.clip import clip_config
     from lods_jax.runs.bench import bench
-    from lods_jax.runs.bench.report import check_figures
+    from lods_jax.runs.bench.figures import check_figures
 
     check_figures(suite)
     if not args.report:

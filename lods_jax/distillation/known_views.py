@@ -1,11 +1,10 @@
-"""A reference image in the train step: a view with costs of its own, and one view of a group of a prior of several views.
+"""A reference image in the train step: a view with costs of its own, which may also be one view of a group.
 
-The prior then says what the others show beside it.
-
-In every second group the first view is the image, at its own camera: its latents are noised like those of the renders, and the
-attention over the group carries what they show to the other views, 360 / V degrees apart. This is the simplest form of
-ImageDream's pixel variant (Wang and Shi 2023, section 3.3), for a network that was not trained on clean images. The image's view
-itself takes no score; the costs of the image are for that.
+A prior of several views then says what the others show beside it. In every second group the first view is the image, at its
+own camera: its latents are noised like those of the renders, and the attention over the group carries what they show to the
+other views, 360 / V degrees apart. This is the simplest form of ImageDream's pixel variant (Wang and Shi 2023, section 3.3),
+for a network that was not trained on clean images. The image's view itself takes no score; the costs of the image are for
+that.
 """
 
 from collections.abc import Callable

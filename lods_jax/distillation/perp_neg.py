@@ -18,8 +18,8 @@ from lods_jax.core.types import Camera, Query
 from lods_jax.distillation.scores import PredictNoise, predict_noise
 
 SIDE, FRONT, BACK, OVERHEAD = (VIEWS.index(name) for name in ("side", "front", "back", "overhead"))
-# (a, b, c) of a weight a exp(-b r) + c, as threestudio has them.
 NEGATIVES = ("not front", "not side")
+# (a, b, c) of a weight a exp(-b r) + c, as threestudio has them.
 FRONT_FROM_FRONT_SIDE = SIDE_FROM_FRONT_SIDE = (4.0, 0.5, -2.426)
 SIDE_FROM_SIDE_BACK, FRONT_FROM_SIDE_BACK = (1.0, 0.5, -0.606), (1.0, 0.5, 0.967)
 

@@ -85,7 +85,8 @@ def backbone(
     """
     check_dtype_and_attention(dtype, attention)
     folder = Path(folder)
-    views = views_of_network(views_of_folder(folder), views)
+    trained_views = views_of_folder(folder)
+    views = views_of_network(trained_views, views)
     for file, _ in loras:
         check_adapter_file(file)
     if not untrained:
@@ -110,8 +111,7 @@ def backbone(
         interceptors.append(attention_by(kernels))
     elif jnp.dtype(dtype) != jnp.float32:  # in float32 the formula of Flax is the same, and old runs go on bit for bit with it
         interceptors.append(attention_by(partial(plain, upcast=upcast)))
-    cameras = views_of_folder(folder) > 1
-    ask = noise_predictor(unet, vae, noise_schedule, interceptors, views, cameras)
+    ask = noise_predictor(unet, vae, noise_schedule, interceptors, views, cameras=trained_views > 1)
 
     def predict(
         weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond

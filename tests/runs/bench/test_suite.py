@@ -5,8 +5,8 @@ import pytest
 from lods_jax.config import load
 from lods_jax.core.errors import UserError
 from lods_jax.runs.bench import suite as suites
+from lods_jax.runs.bench.figures import check_figures
 from lods_jax.runs.bench.plan import blocks, config_of, jobs_of, tuning_jobs
-from lods_jax.runs.bench.report import check_figures
 from lods_jax.runs.bench.suite import read_suite
 
 LEAST = "prompts: [a red mug]\nmethods: {A: {}, B: {objective: sds}}\n"
