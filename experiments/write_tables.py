@@ -18,7 +18,7 @@ from typing import Any
 
 import lods_jax
 from experiments import editing_2d, generation_2d, image_to_3d, score_paths, text_to_3d
-from experiments.benchmarks import against_diffusers, against_gsplat, attention, slices
+from experiments.benchmarks import against_diffusers, against_gsplat, attention, dry_runs
 from lods_jax.core.paths import TABLETOP, TABLETOP_64
 from lods_jax.runs.bench import report
 from lods_jax.runs.bench.ranking import seconds_apart
@@ -101,27 +101,28 @@ CLASSIFIER = {
     },
 }
 
-HEADLINES = ("kid", "view", "janus", "chamfer", "floaters", "saturation")  # of the README
-SEEN = ("kid", "view", "chamfer", "coverage", "floaters", "tint", "speckle", "part_recall")  # of its table of presets
-
+SEEN = ("kid", "view", "chamfer", "coverage", "floaters", "tint", "color_error", "speckle", "part_recall")  # in the README
 QUICK = ("kid", "view", "janus", "chamfer", "coverage", "floaters", "color_error", "speckle", "part_recall", "predictions")
 
 
-def bench(name: str, figures: tuple[str, ...] = (), apart: bool = False, by_method: bool = False) -> str:
+def bench(name: str, figures: tuple[str, ...], methods: tuple[str, ...] = (), by_method: bool = False) -> str:
     """The table of a shipped suite, from its rows in experiments/results/bench-NAME.jsonl.
 
     Args:
         name: of the suite.
-        figures: to show; none for all of the suite.
-        apart: whether the figures of the baseline are taken off, run by run.
+        figures: to show.
+        methods: to show; none for all that have rows.
         by_method: whether methods are lines and figures columns.
 
     Returns:
         Markdown.
     """
     suite = read_suite(name)
-    suite, held = replace(suite, figures=figures or suite.figures), seconds_apart(rows(f"bench-{name}"))
-    lines = labelled(report.table(suite, held, suite.baseline if apart else None))
+    held = rows(f"bench-{name}")
+    shown = methods or tuple({row["method"] for row in held})
+    suite = replace(suite, figures=figures, methods={name: arm for name, arm in suite.methods.items() if name in shown})
+    held = seconds_apart([row for row in held if row["method"] in shown])
+    lines = labelled(report.table(suite, held, None))
     return report.markdown_table([list(column) for column in zip(*lines, strict=True)] if by_method else lines)
 
 
@@ -214,25 +215,18 @@ def edits_in_3d() -> str:
     return report.markdown_table(lines)
 
 
-def short(whole: str, labels: Collection[str]) -> str:
-    """Only these rows of a table."""
-    head, body = whole.splitlines()[:2], whole.splitlines()[2:]
-    return "\n".join(head + [line for line in body if line.split("|")[1].strip() in labels])
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "prior-gates": lambda: prior_gates({"`tabletop`": TABLETOP, "`tabletop-64`": TABLETOP_64}, GATES),
     "classifier": lambda: prior_gates({"value": TABLETOP}, CLASSIFIER),
     "text-to-3d": lambda: text_to_3d.table(rows("text_to_3d-tabletop"), list(text_to_3d.TRIALS)),
-    "text-to-3d-short": lambda: short(table("text-to-3d"), [text_to_3d.COLUMNS[name] for name in HEADLINES]),
-    "bench-presets": lambda: bench("presets"),
+    "bench-presets": lambda: bench("presets", (*SHAPE, "sharpness", "predictions")),
     "bench-multi-view": of_priors,
     "bench-multi-view-objectives": lambda: of_priors(baseline="SDS"),
     "bench-multi-view-priors": gains_of_views,
     "bench-tabletop-quick": lambda: bench("tabletop-quick", QUICK),
     "lods-scale": scale_of_lods,
     "bench-rewards": lambda: bench("rewards", ("reward", "chamfer", "coverage", "color_error", "kid", "predictions")),
-    "bench-presets-short": lambda: bench("presets", SEEN),
+    "bench-presets-short": lambda: bench("presets", SEEN, ("now", "SDS, s = 3", "before")),
     "text-to-3d-exact": lambda: text_to_3d.table(rows("text_to_3d-exact-gaussians"), list(text_to_3d.TRIALS)),
     "objectives-in-2d": objectives_in_2d,
     "lods-configurations": lambda: generation_2d.table(generation_2d.CONFIGURATIONS, rows("generation_2d")),
@@ -245,7 +239,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu-rasterizer": lambda: against_gsplat.table(rows("against_gsplat")),
     "gpu-steps": lambda: against_diffusers.table(rows("against_diffusers")),
     "gpu-attention": lambda: attention.table(rows("attention")),
-    "tpu": lambda: slices.table(rows("slices")),
+    "tpu": lambda: dry_runs.table(rows("dry_runs"), dry_runs.TPU),
+    "gpu-24": lambda: dry_runs.table(rows("dry_runs"), dry_runs.GPU),
 }
 
 
