@@ -17,11 +17,11 @@ from lods_jax.config import Config, ObjectiveConfig, PriorConfig
 from lods_jax.config.aliases import current_key
 from lods_jax.core.errors import UserError, remark
 
-DEFAULT_PRESETS = {  # by task and --scene
-    "gaussians": "views-gaussians-lods-lora",
-    "nerf": "nerf-lods-lora",
-    "image-gaussians": "image-views-gaussians-lods-lora",
-    "image-nerf": "image-nerf-lods-embedding",
+DEFAULT_PRESETS = {  # by task and --scene: of the shipped prior of four views, and of another one
+    "gaussians": ("views-gaussians-lods-lora", "gaussians-lods-lora"),
+    "nerf": ("views-nerf-lods-lora", "nerf-lods-lora"),
+    "image-gaussians": ("image-views-gaussians-lods-lora", "image-gaussians-lods-lora"),
+    "image-nerf": ("image-nerf-lods-embedding", "image-nerf-lods-embedding"),
 }
 
 
@@ -80,9 +80,10 @@ def unboxed(text: str) -> str:
 
 
 def preset(argv: list[str], task: str = "") -> Config:
-    """The configuration that flags start from: the file of --config, or the preset of the scene.
+    """The configuration that flags start from: the file of --config, or the preset of the scene and of the kind of prior.
 
-    An objective that a flag names replaces the file's as a whole, and a resolution holds for the whole run.
+    An objective that a flag names replaces the file's as a whole, and a resolution holds for the whole run. The little guidance
+    that serves the shipped prior of four views is not what another prior starts from: a prompt leaves the pose open there.
 
     Args:
         argv: the words after `lods`.
@@ -91,8 +92,9 @@ def preset(argv: list[str], task: str = "") -> Config:
     Returns:
         The configuration.
     """
-    default = DEFAULT_PRESETS.get(task + (given(argv, "--scene") or "gaussians"), DEFAULT_PRESETS[task + "gaussians"])
-    start = configs.load(given(argv, "--config") or default)
+    of_views, other = DEFAULT_PRESETS.get(task + (given(argv, "--scene") or "gaussians"), DEFAULT_PRESETS[task + "gaussians"])
+    prior = given(argv, "--prior") or given(argv, "--prior.name") or "tabletop-views"
+    start = configs.load(given(argv, "--config") or (of_views if prior == "tabletop-views" else other))
     if given(argv, "--resolution") and not given(argv, "--resolution-after"):
         start = replace(start, resolution_after=None)
     name = given(argv, "--objective") or given(argv, "--objective.name") or start.objective.name

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from lods_jax.cli import main
+from lods_jax.cli.command_line import preset
 from lods_jax.cli.commands import RUN
 from lods_jax.cli.flags import COMMANDS
 from lods_jax.core.paths import CLASSIFIER, TABLETOP, TABLETOP_64, WEIGHTS
@@ -76,6 +77,16 @@ def test_two_samples_of_the_shipped_prior_differ_and_repeat(tmp_path, capsys):
     left, right = np.split(images[0], 2, axis=1)
     assert np.abs(left.astype(float) - right).mean() > 1
     assert str(files[0]) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("task", "flags"), [("", []), ("", ["--scene", "nerf"]), ("image-", [])])
+def test_only_the_prior_of_four_views_starts_with_little_guidance(task, flags):
+    start = lambda *more: preset(["a-command", *flags, *more], task)  # noqa: E731
+    assert start() == start("--prior", "tabletop-views")
+    assert start().prior.name == "tabletop-views"
+    assert start().objective.guidance_scale == 3
+    assert start("--prior", "a folder").objective.guidance_scale == 1000
+    assert start("--prior", "a folder", "--config", "views-gaussians-lods-lora").objective.guidance_scale == 3
 
 
 def test_words_that_the_prior_has_never_seen_can_be_forced(tmp_path):
