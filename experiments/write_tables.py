@@ -149,6 +149,7 @@ def shared_runs(held: list[dict[str, Any]], arm: Collection[str]) -> list[dict[s
 
 
 PRIORS = {"tabletop-128": "single", "tabletop-views": "four"}  # of the suite multi-view, and how many views they see together
+REMEDIED = ("chamfer", "coverage", "tint", "color_error", "speckle", "part_recall")  # beside the KID
 SHAPE = ("kid", "view", "janus", "chamfer", "coverage", "floaters", "tint", "color_error", "speckle", "part_recall")
 
 
@@ -192,17 +193,20 @@ def side_by_side(tables: list[list[list[str]]]) -> str:
     )
 
 
-def scale_of_lods() -> str:
-    """The figures of the default preset at several guidance scales: a column for each, with those of each prompt."""
+def prompt_by_prompt(held: list[dict[str, Any]], setting: Callable[[dict[str, Any]], str]) -> str:
+    """A column for each setting that a row may have, with the figures of its prompts side by side."""
     figures = ("kid", "chamfer", "coverage", "color_error", "speckle", "part_recall", "sharpness", "predictions")
     own: dict[str, list[dict[str, Any]]] = {}
-    for row in rows("lods_scale"):
-        own.setdefault(f"{'SDS' if row['objective'] == 'sds' else 'LODS-LoRA'}, s = {row['s']:g}", []).append(row)
-    lines = [["", *own]]
-    lines += [
-        [text_to_3d.COLUMNS[name], *(", ".join(f"{row[name]:.3g}" for row in held) for held in own.values())] for name in figures
-    ]
+    for row in held:
+        own.setdefault(setting(row), []).append(row)
+    cells = lambda name: [", ".join(f"{row[name]:.3g}" for row in column) for column in own.values()]  # noqa: E731
+    lines = [["", *own], *([text_to_3d.COLUMNS[name], *cells(name)] for name in figures)]
     return report.markdown_table(lines)
+
+
+def scale_of(row: dict[str, Any]) -> str:
+    """The objective and the guidance scale of a row."""
+    return f"{'SDS' if row['objective'] == 'sds' else 'LODS-LoRA'}, s = {row['s']:g}"
 
 
 def edits_in_3d() -> str:
@@ -220,11 +224,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "classifier": lambda: prior_gates({"value": TABLETOP}, CLASSIFIER),
     "text-to-3d": lambda: text_to_3d.table(rows("text_to_3d-tabletop"), list(text_to_3d.TRIALS)),
     "bench-presets": lambda: bench("presets", (*SHAPE, "sharpness", "predictions")),
+    "bench-ablation": lambda: bench("ablation", REMEDIED, by_method=True),
     "bench-multi-view": of_priors,
     "bench-multi-view-objectives": lambda: of_priors(baseline="SDS"),
     "bench-multi-view-priors": gains_of_views,
     "bench-tabletop-quick": lambda: bench("tabletop-quick", QUICK),
-    "lods-scale": scale_of_lods,
+    "lods-scale": lambda: prompt_by_prompt(rows("lods_scale"), scale_of),
+    "nerf-views": lambda: prompt_by_prompt(rows("nerf_views"), lambda row: f"{PRIORS[row['prior']]} views, s = {row['s']:g}"),
     "bench-rewards": lambda: bench("rewards", ("reward", "chamfer", "coverage", "color_error", "kid", "predictions")),
     "bench-presets-short": lambda: bench("presets", SEEN, ("now", "SDS, s = 3", "before")),
     "text-to-3d-exact": lambda: text_to_3d.table(rows("text_to_3d-exact-gaussians"), list(text_to_3d.TRIALS)),
