@@ -149,7 +149,7 @@ def shared_runs(held: list[dict[str, Any]], arm: Collection[str]) -> list[dict[s
 
 
 PRIORS = {"tabletop-128": "single", "tabletop-views": "four"}  # of the suite multi-view, and how many views they see together
-REMEDIED = ("chamfer", "coverage", "tint", "color_error", "speckle", "part_recall")  # beside the KID
+REMEDIED = ("chamfer", "coverage", "tint", "color_error", "speckle", "part_recall", "sharpness")  # beside the KID
 SHAPE = ("kid", "view", "janus", "chamfer", "coverage", "floaters", "tint", "color_error", "speckle", "part_recall")
 
 
