@@ -1,7 +1,7 @@
 """One picture in, an object out: how near to the true object, and what does each part of the method add?
 
     python experiments/image_to_3d.py             # 3 pictures with Gaussians, 1 with NeRF, about 40 minutes on 2 cores
-    python experiments/image_to_3d.py --presets   # 6 pictures; today's default, what it was made of, and the one before: 1.5 h
+    python experiments/image_to_3d.py --presets   # 6 pictures; today's default, at s = 1000, on single views, and the one before
     python experiments/image_to_3d.py --full      # 24 pictures x 3 seeds with both: a day
     python experiments/image_to_3d.py --examples  # writes examples/*.png, and runs nothing
 

@@ -21,7 +21,6 @@ from experiments import editing_2d, generation_2d, image_to_3d, score_paths, tex
 from experiments.benchmarks import against_diffusers, against_gsplat, attention, dry_runs
 from lods_jax.core.paths import TABLETOP, TABLETOP_64
 from lods_jax.runs.bench import report
-from lods_jax.runs.bench.ranking import seconds_apart
 from lods_jax.runs.bench.suite import Arm, Suite, read_suite
 from lods_jax.tabletop.damage import DAMAGES
 
@@ -119,9 +118,9 @@ def bench(name: str, figures: tuple[str, ...], methods: tuple[str, ...] = (), by
     """
     suite = read_suite(name)
     held = rows(f"bench-{name}")
-    shown = methods or tuple({row["method"] for row in held})
-    suite = replace(suite, figures=figures, methods={name: arm for name, arm in suite.methods.items() if name in shown})
-    held = seconds_apart([row for row in held if row["method"] in shown])
+    shown = methods or {row["method"] for row in held}
+    suite = replace(suite, figures=figures, methods={method: arm for method, arm in suite.methods.items() if method in shown})
+    held = [row for row in held if row["method"] in shown]
     lines = labelled(report.table(suite, held, None))
     return report.markdown_table([list(column) for column in zip(*lines, strict=True)] if by_method else lines)
 

@@ -1,7 +1,7 @@
 """Does every preset for Stable Diffusion fit? Its step at full size, for devices that are not there. Nothing runs.
 
     pip install -e '.[tpu]'
-    python experiments/benchmarks/dry_runs.py                # every row, a process each; 3 hours on 2 cores, 7 GiB
+    python experiments/benchmarks/dry_runs.py                # every row, a process each; hours on 2 cores, 7 GiB
     python experiments/benchmarks/dry_runs.py --devices 24GiB --presets sd21-nerf-lods-lora
 
 A row is what `lods text-to-3d ... --dry-run` finds with `--topology v5e:2x4` or `--device-memory 24GiB`: the first memory plan
@@ -57,7 +57,7 @@ def compiled(device: str, preset: str) -> dict:
     row = {"device": device, "preset": preset, "views": config.batch // (len(devices) if devices else 1)}
     try:
         planned = planning.find_plan(config, components, memory, devices)
-        row |= cost.cost_of(components, planned.ahead)._asdict() | {"device": device, "plan": planned.said}
+        row |= cost.cost_of(components, planned.ahead)._asdict() | {"plan": planned.said}
     except UserError as error:
         row |= {"error": str(error)}
     return row | {"seconds": time.monotonic() - began}

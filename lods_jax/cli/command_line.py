@@ -83,7 +83,7 @@ def preset(argv: list[str], task: str = "") -> Config:
     """The configuration that flags start from: the file of --config, or the preset of the scene and of the kind of prior.
 
     An objective that a flag names replaces the file's as a whole, and a resolution holds for the whole run. The little guidance
-    that serves the shipped prior of four views is not what another prior starts from: a prompt leaves the pose open there.
+    of the shipped prior of four views is not what another prior starts from: it was tried there alone.
 
     Args:
         argv: the words after `lods`.

@@ -18,7 +18,8 @@ class TextTo3D:
 
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     config: str | None = None
-    """A YAML file, or a shipped preset: `gaussians-sds`, ... By default `views-gaussians-lods-lora`."""
+    """A YAML file, or a shipped preset: `gaussians-sds`, ... By default `views-gaussians-lods-lora`, or
+    `views-nerf-lods-lora` with --scene nerf; without `views-` for another --prior."""
     out: Path | None = None
     """Folder of the run; by default outputs/text-to-3d/PROMPT/TIME, with a link outputs/latest."""
     prompts: str | None = None
@@ -57,7 +58,8 @@ class ImageTo3D:
     image: tyro.conf.Positional[Path] = Path()
     settings: Annotated[PictureRun, tyro.conf.arg(name="")] = field(default_factory=PictureRun)
     config: str | None = None
-    """A YAML file, or a shipped preset: `image-views-gaussians-lods-lora` (also what runs without it), ..."""
+    """A YAML file, or a shipped preset: `image-views-gaussians-lods-lora` (what runs without it; with
+    another --prior `image-gaussians-lods-lora`), ..."""
     out: Path | None = None
     """Folder of the run; by default outputs/image-to-3d/IMAGE/TIME, with a link outputs/latest."""
     print_config: bool = False
