@@ -132,11 +132,11 @@ ROWS = {
     "NeRF, SDS and pose": ("nerf", "SDS", True),
     "NeRF, LODS and pose": ("nerf", "LODS", True),
 }
-PRESETS = {  # preset, prior and guidance scale
-    "now": ("image-views-gaussians-lods-lora", "tabletop-views", 3.0),
+PRESETS = {  # preset, prior, and a guidance scale where it is not the preset's
+    "now": ("image-views-gaussians-lods-lora", "tabletop-views", None),
     "now, s = 1000": ("image-views-gaussians-lods-lora", "tabletop-views", 1000.0),
-    "now, single views": ("image-gaussians-lods-lora", "tabletop-128", 1000.0),
-    "before": ("image-gaussians-lods-embedding", "tabletop-128", 100.0),
+    "now, single views": ("image-gaussians-lods-lora", "tabletop-128", None),
+    "before": ("image-gaussians-lods-embedding", "tabletop-128", None),
 }
 
 
@@ -161,7 +161,7 @@ def plan(full: bool, presets: bool) -> Plan:
         for name, (preset, prior, scale) in PRESETS.items():
             config = configs.load(preset)
             output = replace(config.output, frames=8, preview_every=0, log_every=50)
-            objective = replace(config.objective, guidance_scale=scale)
+            objective = replace(config.objective, guidance_scale=scale or config.objective.guidance_scale)
             rows[name] = replace(config, prior=replace(config.prior, name=prior), objective=objective, output=output)
         return Plan(rows, dict.fromkeys(PRESETS, range(6)), 128)
     few = {name: range(1 if scene == "nerf" else 3) for name, (scene, *_) in ROWS.items()}

@@ -1,4 +1,4 @@
-"""Does every preset for Stable Diffusion fit? Its step at full size, for devices that are not there. Nothing runs.
+"""Does every preset of text-to-3d for Stable Diffusion fit? Its step at full size, for devices that are not there. Nothing runs.
 
     pip install -e '.[tpu]'
     python experiments/benchmarks/dry_runs.py                # every row, a process each; hours on 2 cores, 7 GiB
@@ -21,13 +21,11 @@ from lods_jax import config as configs
 from lods_jax.cli.dry_run import device_memory
 from lods_jax.config import Config
 from lods_jax.core.errors import UserError
-from lods_jax.priors.registry import registered
 from lods_jax.runs.run_directory import append, truncate_log
 from lods_jax.training import build, cost, planning
 
 TPU, GPU = "v5e:2x4", "24GiB"
 VIEWS = {  # of a chip of the slice: one, or the group that the prior denoises together; a GPU has the batch of the preset
-    "gaussians-lods-embedding": 1,
     "sd21-gaussians-lods-embedding": 1,
     "sd21-gaussians-lods-lora": 1,
     "sd21-gaussians-lods-embedding-paper": 1,
@@ -53,7 +51,7 @@ def compiled(device: str, preset: str) -> dict:
     """One row, in a process of its own: what a compilation leaves behind is gone with it."""
     config, began = config_of(device, preset), time.monotonic()
     devices, memory = (cost.slice_of(device), math.inf) if device == TPU else (None, device_memory(device))
-    components = (build.build if registered(config.prior.name) else build.build_abstract)(config)
+    components = build.build_abstract(config)
     row = {"device": device, "preset": preset, "views": config.batch // (len(devices) if devices else 1)}
     try:
         planned = planning.find_plan(config, components, memory, devices)

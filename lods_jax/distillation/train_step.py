@@ -53,7 +53,7 @@ class ViewOutputs(NamedTuple):
     costs: Any
 
 
-class Seen(NamedTuple):
+class RenderedViews(NamedTuple):
     """The views of one shard.
 
     Attributes:
@@ -233,7 +233,7 @@ def make_train_step(
 
     joins = reference_view is not None and reference_view.joins and prior.views > 1
 
-    def see(state, reference, k, views) -> Seen:
+    def render_views(state, reference, k, views) -> RenderedViews:
         """Renders the views of a shard."""
         b, camera, known = len(views), cameras(k.camera, views), jnp.zeros(len(views), bool)
         if joins:
@@ -255,7 +255,7 @@ def make_train_step(
             return into_scene((g_rgb, jnp.full(b, 1 / batch)))
 
         rgb = show_image(rgb, render.opacity, reference.image, known) if joins else rgb
-        return Seen(camera, rgb, render, costs, pullback)
+        return RenderedViews(camera, rgb, render, costs, pullback)
 
     def departed_from(state, weights, reference, camera, k) -> dict[str, Array]:
         """Latents of the reference of an edit: of a fixed image, or of the object before."""
@@ -266,7 +266,7 @@ def make_train_step(
         rgb = scene.render(*reference.source, camera, k.render, probe).rgb
         return {"reference": encode_each(prior, weights, rgb, k.encode, vae_slicing)}
 
-    def ask(state, weights, texts, reference, seen, latents, k, fixed):
+    def query_prior(state, weights, texts, reference, seen, latents, k, fixed):
         """Asks the step's prior: the score of the renders, the denoising loss, and its gradient in psi."""
         rows, predict_noise_fn = select_prompts(texts, seen.camera)
         denoiser, stage, at = bind(prior, weights), objective.at(state.step), window(state.step)
@@ -287,7 +287,7 @@ def make_train_step(
     def compute_grads(state, weights, texts, reference, key, views) -> StepGrads:
         """Gradients and per-view outputs of one shard of the views."""
         reference, k = reference or Reference(), step_keys(key, state.step, views, prior.views)
-        seen = see(state, reference, k, views)
+        seen = render_views(state, reference, k, views)
         priors = [(prior, weights), *((g.prior, own) for g, (own, _) in zip(auxiliary_priors, reference.auxiliary, strict=True))]
         shared = [g.shares_latents for g in auxiliary_priors]
         encode = partial(encode_for_all, priors, shared, keys=k.encode, slicing=vae_slicing)
@@ -297,7 +297,7 @@ def make_train_step(
         fixed = None
         if objective.noise:
             fixed = objective.noise(fixed_keys(key, views // prior.views % scene.particles), zs[0], seen.render, seen.camera)
-        own, fit, g_psi = ask(state, weights, texts, reference, seen, latents, k, fixed)
+        own, fit, g_psi = query_prior(state, weights, texts, reference, seen, latents, k, fixed)
         scene_on, _ = active_updates(schedule, state.step, fit_first)
         scores = {"score_rms": own} | auxiliary_scores(
             auxiliary_priors, reference.auxiliary, zs[1:], seen.camera, state.step, k.score, scene_on

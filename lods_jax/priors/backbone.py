@@ -111,18 +111,18 @@ def backbone(
         interceptors.append(attention_by(kernels))
     elif jnp.dtype(dtype) != jnp.float32:  # in float32 the formula of Flax is the same, and old runs go on bit for bit with it
         interceptors.append(attention_by(partial(plain, upcast=upcast)))
-    ask = noise_predictor(unet, vae, noise_schedule, interceptors, views, cameras=trained_views > 1)
+    predict_noise = noise_predictor(unet, vae, noise_schedule, interceptors, views, cameras=trained_views > 1)
 
     def predict(
         weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
     ) -> Float[Array, "b h w c"]:
-        out = ask(weights, psi, z_t, t, cond)
+        out = predict_noise(weights, psi, z_t, t, cond)
         return out if prediction_type == "epsilon" else v_to_eps(noise_schedule, out, z_t, t)
 
     def predict_x0(
         weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
     ) -> Float[Array, "b h w c"]:
-        return v_to_x0(noise_schedule, ask(weights, psi, z_t, t, cond), z_t, t)
+        return v_to_x0(noise_schedule, predict_noise(weights, psi, z_t, t, cond), z_t, t)
 
     # Of v-predictions alone: `read_scheduler` refuses others.
     own_x0 = predict_x0 if noise_schedule.ends_in_noise else None
@@ -248,7 +248,9 @@ def noise_predictor(
     """
     pictured, pooled = unet.in_channels != vae.latent_channels, sdxl.pooled_width(unet)
 
-    def ask(weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond) -> Float[Array, "b h w c"]:
+    def predict_noise(
+        weights: dict, psi: dict, z_t: Float[Array, "b h w c"], t: Int[Array, "b"], cond: Cond
+    ) -> Float[Array, "b h w c"]:
         check_condition(cond, psi, pictured)
         hit: set[str] = set()
         own = [lora.side_path(psi["lora"], cond.lora, hit)] if cond.lora is not None else []
@@ -266,7 +268,7 @@ def noise_predictor(
             raise ValueError(f"the adapter has a layer that this U-Net does not have: {missed[0]}")
         return out.astype(jnp.float32)
 
-    return ask
+    return predict_noise
 
 
 def check_condition(cond: Cond, psi: Mapping[str, Any], pictured: bool) -> None:
