@@ -2,6 +2,7 @@
 
     python -m experiments.benchmarks.against_diffusers                      # a GPU of 80 GB: 3 minutes, most of them compiling
     python -m experiments.benchmarks.against_diffusers --sides count        # operations alone, on any machine
+    python -m experiments.benchmarks.against_diffusers --sides chip         # memory on a TPU chip, on any machine: 15 minutes
     python -m experiments.benchmarks.against_diffusers --prior tabletop-64 --batch 2 --dtype float32 --attentions plain   # a CPU
 
   forward     noise predictions of the score: two for a view, of 64 x 64 latents
@@ -13,7 +14,8 @@ in PyTorch the same lines by hand, with scaled_dot_product_attention. Weights ar
 nothing is computed twice (remat off) on either side. Milliseconds are medians of calls that end when the device has finished,
 after one that compiles. Each side runs in a process of its own. A row that is finished is a line in --out; a second call goes on.
 
-`count` are the operations of XLA's analysis of the program as it is traced with plain attention, on a CPU.
+`count` are the operations of XLA's analysis of the program as it is traced with plain attention, on a CPU. `chip` are the
+temporaries of our side compiled for the TPU chip that stands in for a GPU in `--dry-run --device-memory`.
 """
 
 import argparse
@@ -52,8 +54,8 @@ def settings(folder: Path) -> tuple[dict, dict, int, int]:
 
 
 # --- ours -------------------------------------------------------------------------------------------------------------------
-def programs(args: argparse.Namespace, attention: str) -> Iterator[tuple[str, Callable[[], tuple]]]:
-    """(name, function that makes the jitted program and its arguments) of our side, for random weights or their shapes."""
+def programs(args: argparse.Namespace, attention: str, abstract: bool = False) -> Iterator[tuple[str, Callable[[], tuple]]]:
+    """(name, function that makes the jitted program and its arguments) of our side, for random weights or, abstract, shapes."""
     import jax
     import jax.numpy as jnp
     from flax.traverse_util import flatten_dict
@@ -65,7 +67,6 @@ def programs(args: argparse.Namespace, attention: str) -> Iterator[tuple[str, Ca
     with prior_folder(args.prior) as folder:
         prior = stable_diffusion(folder, jnp.dtype(args.dtype), strict=False, untrained=True, attention=attention)
         unet, _, latent, edge = settings(folder)
-    abstract = args.sides == ["count"]
     shapes = {part: own for part, own in jax.eval_shape(prior.init, jax.random.key(0)).items() if part != "text"}
     weights = shapes if abstract else random(tuple(flatten_dict(shapes).items()))
     width, b = unet["cross_attention_dim"], 2 * args.batch
@@ -137,11 +138,30 @@ def count(args: argparse.Namespace, done: set) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    args.sides = ["count"]
-    for name, make in programs(args, "plain"):
+    for name, make in programs(args, "plain", abstract=True):
         if ("count", name) not in done:
             program, arguments = make()
             tell(args, {"side": "count", "what": name, "TFLOP": program.lower(*arguments).cost_analysis()["flops"] / 1e12})
+
+
+def chip(args: argparse.Namespace, done: set) -> None:
+    """Rows of temporaries, compiled for the TPU chip that stands in for a GPU."""
+    import jax
+    from jax.sharding import SingleDeviceSharding
+
+    from lods_jax.core.devices import traced_for
+    from lods_jax.training.cost import STAND_IN, slice_of
+
+    tpu = slice_of(STAND_IN)[0]
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(tpu))  # noqa: E731
+    for name, make in programs(args, "fused", abstract=True):
+        if ("chip", name) not in done:
+            program, arguments = make()
+            with traced_for("tpu"):
+                low = program.lower(*jax.tree.map(place, arguments))
+            memory = low.compile(compiler_options={"exec_time_optimization_effort": -1.0}).memory_analysis()
+            row = {"side": "chip", "what": name, "temporaries, GiB": memory.temp_size_in_bytes / 2**30}
+            tell(args, row | {"device": tpu.device_kind})
 
 
 # --- PyTorch ----------------------------------------------------------------------------------------------------------------
@@ -185,7 +205,7 @@ def tell(args: argparse.Namespace, row: dict) -> None:
 def table(rows: list[dict]) -> str:
     """Milliseconds and TFLOP a second by side, as Markdown."""
     counted = {row["what"]: row["TFLOP"] for row in rows if row["side"] == "count"}
-    timed = {(row["side"], row["what"]): row["ms"] for row in rows if row["side"] != "count"}
+    timed = {(row["side"], row["what"]): row["ms"] for row in rows if "ms" in row}
     heads = [f"{what}, {operations:.1f} TFLOP" for what, operations in counted.items()]
     lines = ["| milliseconds (TFLOP a second) | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for side in dict.fromkeys(side for side, _ in timed):
@@ -195,12 +215,23 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def memory_table(rows: list[dict]) -> str:
+    """Temporaries of our steps as a GPU has them and as the TPU chip in its place does, as Markdown."""
+    found = {(row["side"], row["what"]): row["temporaries, GiB"] for row in rows if "temporaries, GiB" in row}
+    whats = [what for side, what in found if side == "chip"]
+    lines = [f"| temporaries, GiB | {' | '.join(whats)} |", "|---" * (len(whats) + 1) + "|"]
+    for label, side in (("a GPU", "lods_jax, fused"), ("the TPU chip in its place", "chip")):
+        lines.append(f"| {label} | {' | '.join(f'{found[side, what]:.2f}' for what in whats)} |")
+    ratios = [f"{found['lods_jax, fused', what] / found['chip', what]:.2f}" for what in whats]
+    return "\n".join([*lines, f"| ratio | {' | '.join(ratios)} |"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="stable-diffusion-2-1-base", help="a published architecture, or tabletop-64")
     parser.add_argument("--batch", type=int, default=8, help="views")
     parser.add_argument("--dtype", default="bfloat16")
-    sides = {"ours": ours, "pytorch": pytorch, "count": count}
+    sides = {"ours": ours, "pytorch": pytorch, "count": count, "chip": chip}
     parser.add_argument("--sides", nargs="+", choices=sides, default=["pytorch", "ours"])
     parser.add_argument("--attentions", nargs="+", default=["fused", "plain"], help="the first also for steps")
     parser.add_argument("--layouts", nargs="+", choices=("channels first", "channels last"), default=["channels last"])

@@ -50,11 +50,14 @@ def config_of(device: str, preset: str) -> Config:
 def compiled(device: str, preset: str) -> dict:
     """One row, in a process of its own: what a compilation leaves behind is gone with it."""
     config, began = config_of(device, preset), time.monotonic()
-    devices, memory = (cost.slice_of(device), math.inf) if device == TPU else (None, device_memory(device))
+    if device == TPU:
+        devices, memory, margin = cost.slice_of(device), math.inf, 1.0
+    else:
+        devices, memory, margin = cost.chip_for_gpu(), device_memory(device), cost.GPU_MARGIN
     components = build.build_abstract(config)
-    row = {"device": device, "preset": preset, "views": config.batch // (len(devices) if devices else 1)}
+    row = {"device": device, "preset": preset, "views": config.batch // len(devices)}
     try:
-        planned = planning.find_plan(config, components, memory, devices)
+        planned = planning.find_plan(config, components, memory, devices, margin)
         row |= cost.cost_of(components, planned.ahead)._asdict() | {"plan": planned.said}
     except UserError as error:
         row |= {"error": str(error)}

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 UNITS = {"MiB": 2**20, "GiB": 2**30, "MB": 10**6, "GB": 10**9}
 FRACTIONS = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"  # of a GPU's memory that JAX takes
 FRACTION = 0.75  # without them
+IN_PLACE_OF_GPU = {
+    "tpu": "compiled for a TPU chip in place of the GPU; a step is said to take {margin:g} times what it does there",
+    "cpu": "compiled for a CPU, which takes several times as much; pip install 'lods_jax[tpu]' gives a better answer",
+}
 
 
 def check_dry_run(asked: bool, topology: str | None, memory: str | None) -> None:
@@ -124,13 +128,16 @@ def tell_cost(config: Config, components: "Components", memory: int | None = Non
     from lods_jax.training import cost, planning
 
     limit = memory or (math.inf if devices else planning.limit_here())
+    margin = 1.0
     if memory and jax.default_backend() == "cpu":
-        print(f"{'approximate':<14}compiled for a CPU: a GPU has other kernels, and computes bfloat16 without float32 copies")
+        if devices := cost.chip_for_gpu():
+            margin = cost.GPU_MARGIN
+        print(f"{'approximate':<14}{IN_PLACE_OF_GPU['tpu' if devices else 'cpu'].format(margin=margin)}")
     if config.prior.memory == "auto" and limit and config.reduce != "ordered":
-        planned = planning.find_plan(config, components, limit, devices)
+        planned = planning.find_plan(config, components, limit, devices, margin)
         found, said = cost.cost_of(components, planned.ahead), planned.said
     else:
-        found = cost.estimate(config, components, devices)
+        found = cost.estimate(config, components, devices, margin)
         said = planning.unplanned(config, components)
     found = found._replace(memory=memory or found.memory)
     print(cost.describe(found))

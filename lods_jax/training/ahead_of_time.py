@@ -31,6 +31,7 @@ class Ahead(NamedTuple):
         compiled: XLA's program.
         arguments: bytes of weights, state and texts on each device, also of those that the step does not read.
         kernels: {layer: the kernel that computes its attention}, where attention is fused.
+        margin: by which temporaries are multiplied.
     """
 
     step: Callable
@@ -40,12 +41,13 @@ class Ahead(NamedTuple):
     compiled: jax.stages.Compiled
     arguments: int
     kernels: dict[Layer, str]
+    margin: float = 1.0
 
     @property
     def temporary(self) -> int:
         """Bytes of a device that a step takes beside its arguments."""
         memory = self.compiled.memory_analysis()
-        return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return int(self.margin * memory.temp_size_in_bytes) + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
     @property
     def peak(self) -> int:
@@ -53,12 +55,13 @@ class Ahead(NamedTuple):
         return self.arguments + self.temporary
 
 
-def compile_ahead(components: Components, devices: list | None = None) -> Ahead:
+def compile_ahead(components: Components, devices: list | None = None, margin: float = 1.0) -> Ahead:
     """Compiles the step of a run at the larger of its resolutions, without running it.
 
     Args:
         components: of the run; shapes in place of arrays suffice (`build.build_abstract`).
         devices: None for those here; others are compiled for ahead of time.
+        margin: by which temporaries are multiplied, where the devices stand in for others.
 
     Returns:
         The step.
@@ -91,4 +94,4 @@ def compile_ahead(components: Components, devices: list | None = None) -> Ahead:
             raise
         raise TooLarge(f"a step does not fit: {' '.join(str(error).split())[:200]}") from None
     held = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arguments))
-    return Ahead(placed(compiled, views, mode, devices), shapes, devices, state, compiled, held, kernels)
+    return Ahead(placed(compiled, views, mode, devices), shapes, devices, state, compiled, held, kernels, margin)

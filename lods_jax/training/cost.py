@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,8 @@ SMALLER = {
     "--prior.image-size": lambda c, g: not registered(c.prior.name) and (c.prior.image_size or 512) > 256,
     "--resolution": lambda c, g: max(c.resolution, c.resolution_after or 0) > 64,
 }
+STAND_IN = "v5p:2x2x1"  # a slice whose chips, of 95 GiB, stand in for GPUs
+GPU_MARGIN = 1.6  # a GPU's temporaries beside the stand-in's: 1.2 to 1.6 in the steps that both compiled (docs/dev/tpu.md)
 # Have nothing to add to the leanest plan.
 PLANNED = ("--prior.view-chunk", "--prior.remat", "--prior.remat-resnets", "--prior.vae-slicing", "--batch")
 
@@ -70,13 +73,14 @@ class Cost(NamedTuple):
         return self.arguments + self.temporary
 
 
-def estimate(config: Config, components: Components, devices: list | None = None) -> Cost:
+def estimate(config: Config, components: Components, devices: list | None = None, margin: float = 1.0) -> Cost:
     """Compiles the step, without running it, and reads XLA's analysis.
 
     Args:
         config: of the run.
         components: of the run; shapes in place of arrays suffice (`build.build_abstract`).
         devices: None for those here; others are compiled for ahead of time.
+        margin: by which temporaries are multiplied, where the devices stand in for others.
 
     Returns:
         The cost, at the larger of the run's two resolutions.
@@ -85,7 +89,7 @@ def estimate(config: Config, components: Components, devices: list | None = None
         UserError: the batch cannot be split evenly, or a step does not fit into memory.
     """
     try:
-        return cost_of(components, compile_ahead(components, devices))
+        return cost_of(components, compile_ahead(components, devices, margin))
     except TooLarge as error:
         raise UserError(f"{error}; {advice(config, components.prior.views)}") from None
 
@@ -215,6 +219,7 @@ def slice_of(name: str) -> list:
         raise UserError(f"topology must read like v5e:2x4, got {name}")
     # libtpu asks the machine which TPU it has, and logs at length that there is none.
     answers = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+    answers |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # a dry run beside another, or beside a run on the TPU that is here
     for variable, value in answers.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
@@ -226,3 +231,14 @@ def slice_of(name: str) -> list:
     except Exception as error:  # whatever the plugin raises: not installed, no such slice
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"topology {name} cannot be compiled for: {reason} (needs pip install 'lods_jax[tpu]')") from None
+
+
+def chip_for_gpu() -> list | None:
+    """A TPU chip to compile for in place of a GPU that is described. Needs the extra `tpu`.
+
+    Its compiler computes in bfloat16 and has a flash kernel for attention, where a CPU's turns bfloat16 into float32.
+
+    Returns:
+        The chip alone in a list; None without the extra, or where a GPU is here to compile for.
+    """
+    return slice_of(STAND_IN)[:1] if jax.default_backend() == "cpu" and find_spec("libtpu") else None

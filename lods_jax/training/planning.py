@@ -74,7 +74,9 @@ def limit_here() -> int | None:
     return None if jax.default_backend() == "cpu" else memory_of(jax.local_devices()[0])
 
 
-def find_plan(config: Config, components: Components, memory: int | float, devices: list | None = None) -> Planned:
+def find_plan(
+    config: Config, components: Components, memory: int | float, devices: list | None = None, margin: float = 1.0
+) -> Planned:
     """The first candidate whose compiled step fits.
 
     Args:
@@ -82,6 +84,7 @@ def find_plan(config: Config, components: Components, memory: int | float, devic
         components: of the run; shapes in place of arrays suffice (`build.build_abstract`).
         memory: bytes of a device that a step may take; inf where the compiler is the judge.
         devices: None for those here; others are compiled for ahead of time.
+        margin: by which temporaries are multiplied, where the devices stand in for others.
 
     Returns:
         The plan.
@@ -97,7 +100,7 @@ def find_plan(config: Config, components: Components, memory: int | float, devic
     def peak_of(plan: MemoryPlan) -> int | None:
         kept.clear()  # there may be no room for two programs
         with suppress(TooLarge):
-            kept.append(compile_ahead(with_memory(config, components, plan), devices))
+            kept.append(compile_ahead(with_memory(config, components, plan), devices, margin))
         found = largest_anywhere(kept[0].peak if kept else math.inf)
         return None if found == math.inf else int(found)
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import load_file
@@ -12,7 +13,8 @@ from safetensors.numpy import load_file
 from lods_jax.cli import main
 from lods_jax.config import Config, ObjectiveConfig, PriorConfig
 from lods_jax.core.errors import UserError
-from lods_jax.training import cost
+from lods_jax.training import cost, planning
+from lods_jax.training.ahead_of_time import Ahead
 from lods_jax.training.build import objective_of, predictions_per_view
 
 SD = Path(__file__).parents[1] / "data" / "lods_parity" / "sd"
@@ -26,6 +28,7 @@ COST = cost.Cost({"unet": 5}, 1, "cpu", 3 * GIB, 2 * GIB, memory=4 * GIB, operat
 
 def test_a_dry_run_tells_sizes_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cost, "chip_for_gpu", lambda: None)
     found = []
     monkeypatch.setattr(cost, "describe", lambda x, describe=cost.describe: found.append(x) or describe(x))
     assert main(SMALL) == 0
@@ -45,6 +48,24 @@ def test_a_dry_run_tells_sizes_and_leaves_nothing(tmp_path, monkeypatch, capsys)
     assert found[0].memory == 6 * GIB
     assert f"memory plan   all views at once: {found[0].peak / GIB:.2f} of 6.00 GiB\n" in said
     assert not any(tmp_path.iterdir())
+
+
+def test_a_chip_in_place_of_a_gpu_has_a_margin(monkeypatch, capsys):
+    """Temporaries are multiplied, and nothing else."""
+
+    def find_plan(config, components, memory, devices, margin):
+        raise UserError(f"{memory / GIB:g} GiB, {devices}, times {margin:g}")
+
+    monkeypatch.setattr(cost, "chip_for_gpu", lambda: ["a chip"])
+    monkeypatch.setattr(planning, "find_plan", find_plan)
+    assert main(SMALL) == 2
+    said = capsys.readouterr()
+    assert f"6 GiB, ['a chip'], times {cost.GPU_MARGIN:g}" in said.err
+    assert "compiled for a TPU chip in place of the GPU" in said.out
+    sizes = SimpleNamespace(temp_size_in_bytes=100, output_size_in_bytes=7, alias_size_in_bytes=2)
+    compiled = SimpleNamespace(memory_analysis=lambda: sizes)
+    ahead = Ahead(None, None, [], None, compiled, arguments=1000, kernels={})
+    assert (ahead.peak, ahead._replace(margin=1.6).peak) == (1105, 1165)
 
 
 def test_a_step_that_does_not_fit_is_refused_with_what_would_make_it_smaller():

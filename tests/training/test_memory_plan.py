@@ -118,7 +118,7 @@ def test_a_run_is_planned_once_and_goes_on_with_its_plan(tmp_path, monkeypatch):
 def test_a_plan_builds_the_prior_anew_and_keeps_its_weights(monkeypatch):
     """A compiler refuses what does not compute all blocks of the U-Net again."""
 
-    def compile_ahead(components, devices):
+    def compile_ahead(components, devices, margin):
         if not components.plan.memory.remat_resnets:
             raise ahead_of_time.TooLarge("a step does not fit")
         return SimpleNamespace(peak=GIB)
