@@ -148,7 +148,7 @@ def shared_runs(held: list[dict[str, Any]], arm: Collection[str]) -> list[dict[s
 
 
 PRIORS = {"tabletop-128": "single", "tabletop-views": "four"}  # of the suite multi-view, and how many views they see together
-SHAPE = ("kid", "view", "janus", "chamfer", "coverage", "floaters", "tint", "color_error", "speckle", "part_recall")
+BENCH_FIGURES = ("kid", "view", "janus", "chamfer", "coverage", "floaters", "tint", "color_error", "speckle", "part_recall")
 
 
 def of_priors(baseline: str = "") -> str:
@@ -162,7 +162,7 @@ def of_priors(baseline: str = "") -> str:
     """
     suite, held = multi_view()
     methods = {name: arm for name, arm in suite.methods.items() if name != baseline}
-    suite, tables = replace(suite, methods=methods, figures=SHAPE if baseline else (*SHAPE, "predictions")), []
+    suite, tables = replace(suite, methods=methods, figures=BENCH_FIGURES if baseline else (*BENCH_FIGURES, "predictions")), []
     for prior, views in PRIORS.items():
         head, *body = report.table(suite, [row for row in held if row["prior_name"] == prior], baseline or None)
         tables.append([[head[0], *(f"{name}, {views}" for name in head[1:])], *body])
@@ -174,7 +174,7 @@ def gains_of_views() -> str:
     (suite, held), tables = multi_view(), []
     for method in suite.methods:
         pair = [row | {"method": PRIORS[row["prior_name"]], "prior_name": ""} for row in held if row["method"] == method]
-        head, *body = report.table(replace(suite, methods={"four": Arm()}, figures=SHAPE), pair, "single")
+        head, *body = report.table(replace(suite, methods={"four": Arm()}, figures=BENCH_FIGURES), pair, "single")
         tables.append([[head[0], method], *body])
     return side_by_side(tables)
 
@@ -221,7 +221,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "prior-gates": lambda: prior_gates({"`tabletop`": TABLETOP, "`tabletop-64`": TABLETOP_64}, GATES),
     "classifier": lambda: prior_gates({"value": TABLETOP}, CLASSIFIER),
     "text-to-3d": lambda: text_to_3d.table(rows("text_to_3d-tabletop"), list(text_to_3d.TRIALS)),
-    "bench-presets": lambda: bench("presets", (*SHAPE, "sharpness", "predictions")),
+    "bench-presets": lambda: bench("presets", (*BENCH_FIGURES, "sharpness", "predictions")),
     "bench-ablation": lambda: bench("ablation", REMEDIED, by_method=True),
     "bench-multi-view": of_priors,
     "bench-multi-view-objectives": lambda: of_priors(baseline="SDS"),

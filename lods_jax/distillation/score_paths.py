@@ -106,7 +106,7 @@ def push_forward(
         By how much each value of the renders changes along g, to first order.
     """
     decode = lambda z: prior.decode(weights, z)  # noqa: E731
-    pushed = by_view(lambda z, score: jax.jvp(decode, (z,), (score,))[1], slicing)(z, score)
+    pushed = sliced(lambda z, score: jax.jvp(decode, (z,), (score,))[1], slicing)(z, score)
     _, back = resizing(rgb, pushed.shape)
     return back(pushed)
 
@@ -132,7 +132,7 @@ def reconstruction(
     Returns:
         The direction, against which a scene moves.
     """
-    target = by_view(lambda z: prior.decode(weights, z), slicing)(z - step)
+    target = sliced(lambda z: prior.decode(weights, z), slicing)(z - step)
     resize, back = resizing(rgb, target.shape)
     return back(resize(rgb) - target)
 
@@ -190,7 +190,7 @@ def score_to_step(
     return sigma / divisor(alpha) / divisor(weight(schedule, t))
 
 
-def by_view(f: Callable[..., Array], slicing: bool) -> Callable[..., Array]:
+def sliced(f: Callable[..., Array], slicing: bool) -> Callable[..., Array]:
     """f of a batch, or with `slicing` of one view after the other."""
     one = lambda view: f(*(x[None] for x in view))[0]  # noqa: E731
     return (lambda *batch: jax.lax.map(one, batch)) if slicing else f

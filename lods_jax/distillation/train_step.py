@@ -22,7 +22,7 @@ from lods_jax.distillation.auxiliary_priors import AuxiliaryPrior, auxiliary_sco
 from lods_jax.distillation.known_views import ReferenceView, groups_around_image, seen_in_reference, show_image, where
 from lods_jax.distillation.latents import encode_each, encode_for_all
 from lods_jax.distillation.rewards import Reward, rewarded_score
-from lods_jax.distillation.score_paths import ENCODER, ScorePath, by_view, pull_into_scene, through_decoder
+from lods_jax.distillation.score_paths import ENCODER, ScorePath, pull_into_scene, sliced, through_decoder
 from lods_jax.distillation.scores import (
     PredictNoise,
     bind,
@@ -277,7 +277,7 @@ def make_train_step(
             return own, fit, g_psi
         scoring = partial(score, fixed=fixed)
         if reward:
-            scoring = partial(rewarded_score, reward, reference.reward, by_view(partial(prior.decode, weights), vae_slicing))
+            scoring = partial(rewarded_score, reward, reference.reward, sliced(partial(prior.decode, weights), vae_slicing))
         scored = partial(scoring, stage, denoiser, state.psi, latents, rows, at, k.score, pose, predict_noise_fn)
         fitted = partial(jax.value_and_grad(denoising_loss), state.psi, objective, denoiser, latents, rows, k.fit, pose)
         scene_on, prior_on = active_updates(schedule, state.step, fit_first)

@@ -97,7 +97,7 @@ def split_views(images: Float[np.ndarray, "n h w 3"], views: int) -> Float[np.nd
     return images.reshape(n, h, views, w // views, 3).transpose(0, 2, 1, 3, 4)
 
 
-def by_view(captions: list[Caption], views: int) -> list[Caption]:
+def view_captions(captions: list[Caption], views: int) -> list[Caption]:
     """What each view of samples should read as: the view's word is that of its camera, for kinds with a front.
 
     Args:
@@ -124,7 +124,7 @@ def read_samples(images: Float[np.ndarray, "n v h w 3"], asked: list[Caption], c
             where there is a front, the view are read rightly.
     """
     views = images.shape[1]
-    captions = by_view(asked, views)
+    captions = view_captions(asked, views)
     read = classify(classifier_params, images.reshape(-1, *images.shape[2:]))
     right = [
         KINDS[k] == c.kind and list(COLORS)[o] == c.color and c.view in (None, VIEW_WORDS[v])
@@ -204,7 +204,7 @@ def consistency(images: Float[np.ndarray, "n v h w 3"], asked: list[Caption], si
         Three means in decibels, and the share of the way from the second to the third at which the first lies.
     """
     views = images.shape[1]
-    camera, words = turntable(views, ELEVATION), by_view(asked, views)
+    camera, words = turntable(views, ELEVATION), view_captions(asked, views)
     single = stable_diffusion(TABLETOP)
     weights = single.init(jax.random.key(0))
     apart = sampler(single, weights)([str(c) for c in words], list(range(len(words))))

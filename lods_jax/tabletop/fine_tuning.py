@@ -12,7 +12,7 @@ import optax
 from lods_jax.priors import flax_networks as modules
 from lods_jax.priors import torch_weights as convert
 from lods_jax.tabletop.architectures import Architecture, Networks, networks
-from lods_jax.tabletop.fitting import NO_SITTINGS, Fit, Recipe, check_sitting, optimizer, resume_part, sit, start
+from lods_jax.tabletop.fitting import NO_SITTINGS, Fit, Recipe, check_sitting, optimizer, resume_part, run_sitting, start
 from lods_jax.tabletop.train_prior import write_folder
 
 SAVE_EVERY = 120.0  # seconds; a sitting on an accelerator is short
@@ -85,7 +85,7 @@ def fine_tune(
 
     begun = former_fit(task, tx, prior, out) if resume else (first_fit(task, tx, prior), NO_SITTINGS)
     batches = lambda seed: task.batches(task.arch, seed, task.recipe, vae)  # noqa: E731
-    sit(file, task.part, task.recipe, tx, begun, batches, minutes, seed, write, SAVE_EVERY)
+    run_sitting(file, task.part, task.recipe, tx, begun, batches, minutes, seed, write, SAVE_EVERY)
 
 
 def first_fit(task: Task, tx: optax.GradientTransformation, prior: Path) -> Fit:

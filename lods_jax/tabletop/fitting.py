@@ -273,7 +273,7 @@ def check_sitting(out: Path, minutes: float, resume: bool) -> Path:
     return file
 
 
-def sit(
+def run_sitting(
     file: Path,
     part: str,
     recipe: Recipe,

@@ -28,7 +28,7 @@ from lods_jax.priors.zero123 import token
 from lods_jax.tabletop.architectures import Architecture, architecture, size_of
 from lods_jax.tabletop.classifier import classify, load_classifier
 from lods_jax.tabletop.dataset import Renders, sample_renders
-from lods_jax.tabletop.fitting import NO_SITTINGS, Fit, Recipe, check_sitting, optimizer, resume_part, sit, start
+from lods_jax.tabletop.fitting import NO_SITTINGS, Fit, Recipe, check_sitting, optimizer, resume_part, run_sitting, start
 from lods_jax.tabletop.objects import COMPOSITE, KINDS
 from lods_jax.tabletop.prior_batches import decode, encode, in_chunks
 from lods_jax.tabletop.streams import PER_KIND, pool_batches
@@ -195,7 +195,7 @@ def train(out: Path, minutes: float, prior: Path, *, resume: bool = False, name:
         preview(out, arch.size, fit, vae)
 
     begun = resume_from(out, tx, prior, seed) if resume else (new_fit(tx, prior, seed), NO_SITTINGS)
-    sit(file, "pose", RECIPE, tx, begun, lambda seed: pairs(arch.size, seed, RECIPE.batch, vae), minutes, seed, write)
+    run_sitting(file, "pose", RECIPE, tx, begun, lambda seed: pairs(arch.size, seed, RECIPE.batch, vae), minutes, seed, write)
 
 
 def new_fit(tx: optax.GradientTransformation, prior: Path, seed: int) -> Fit:

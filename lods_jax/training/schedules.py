@@ -26,7 +26,7 @@ class Timeline(NamedTuple):
     milestone: float
 
     @property
-    def switch(self) -> float:
+    def milestone_step(self) -> float:
         """The step of the milestone."""
         return self.milestone * self.steps
 
@@ -47,7 +47,7 @@ def phase(timeline: Timeline, schedule: Schedule | tuple[int, int], step: Array 
         2.0
     """
     if not has_milestones(schedule):
-        return jnp.where(step < timeline.switch, *schedule)
+        return jnp.where(step < timeline.milestone_step, *schedule)
     value = jnp.asarray(schedule[0][1])
     for at, later in schedule[1:]:
         value = jnp.where(step < milestone_step(at, timeline.steps), value, later)

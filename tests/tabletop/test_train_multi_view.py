@@ -192,11 +192,11 @@ def test_a_second_sitting_goes_on_where_the_first_one_ended(folder, tmp_path, mo
     monkeypatch.setattr(fitting, "train_for", sitting)
     monkeypatch.setattr(train_multi_view, "PREVIEW", train_multi_view.PREVIEW[:1])
     out = tmp_path / "multiview"
-    sit = partial(fine_tuning.fine_tune, train_multi_view.task_of(folder, BATCH), out, 1.0, folder, name="adamw")
-    sit()
+    run_sitting = partial(fine_tuning.fine_tune, train_multi_view.task_of(folder, BATCH), out, 1.0, folder, name="adamw")
+    run_sitting()
     with pytest.raises(ValueError, match="pass --resume to go on with it"):
-        sit()
-    sit(resume=True)
+        run_sitting()
+    run_sitting(resume=True)
     first, second = began
     jax.tree.map(np.testing.assert_array_equal, second.params, jax.tree.map(lambda x: x + 1, first.params))
     assert (int(first.samples), int(second.samples)) == (0, BATCH)

@@ -29,7 +29,7 @@ TIMELINE = Timeline(1000, 0.4)
     ],
 )
 def test_a_schedule_has_its_value_from_the_milestone_on(schedule, values):
-    """A pair changes at the run's switch; a milestone up to 1 is a share of the run, above it a step."""
+    """A pair changes at the run's milestone; a milestone up to 1 is a share of the run, above it a step."""
     assert {step: float(phase(TIMELINE, schedule, step)) for step in values} == values
     assert float(jax.jit(lambda step: phase(TIMELINE, schedule, step))(jnp.asarray(999))) == list(values.values())[-1]
 
