@@ -101,27 +101,40 @@ CLASSIFIER = {
 }
 
 SEEN = ("kid", "view", "chamfer", "coverage", "floaters", "tint", "color_error", "speckle", "part_recall")  # in the README
+BENCH_FIGURES = ("kid", "view", "janus", "chamfer", "coverage", "floaters", "tint", "color_error", "speckle", "part_recall")
+PRESET_FIGURES = (*BENCH_FIGURES, "sharpness", "predictions")
 REMEDIED = ("kid", "chamfer", "coverage", "tint", "color_error", "speckle", "part_recall", "sharpness")  # in the ablation
 QUICK = ("kid", "view", "janus", "chamfer", "coverage", "floaters", "color_error", "speckle", "part_recall", "predictions")
 
 
-def bench(name: str, figures: tuple[str, ...], methods: tuple[str, ...] = (), by_method: bool = False) -> str:
+def bench(
+    name: str,
+    figures: tuple[str, ...],
+    methods: tuple[str, ...] = (),
+    *,
+    by_method: bool = False,
+    seed: int | None = None,
+    minus: str = "",
+) -> str:
     """The table of a shipped suite, from its rows in experiments/results/bench-NAME.jsonl.
 
     Args:
         name: of the suite.
         figures: to show.
-        methods: to show; none for all that have rows.
+        methods: to show; none for all that have rows. Their means are over the prompts and seeds that all of them have.
         by_method: whether methods are lines and figures columns.
+        seed: of the rows; None for all.
+        minus: a method whose figures are taken off, run by run.
 
     Returns:
         Markdown.
     """
     suite = read_suite(name)
-    held = rows(f"bench-{name}")
-    shown = methods or {row["method"] for row in held}
+    held = [row for row in rows(f"bench-{name}") if seed in (None, row["seed"])]
+    shown = {*methods, minus} - {""} if methods else {row["method"] for row in held}
+    held = shared_runs([row for row in held if row["method"] in shown], ("method",))
     suite = replace(suite, figures=figures, methods={method: arm for method, arm in suite.methods.items() if method in shown})
-    lines = labelled(report.table(suite, held, None))
+    lines = labelled(report.table(suite, held, minus or None))
     return report.markdown_table([list(column) for column in zip(*lines, strict=True)] if by_method else lines)
 
 
@@ -148,7 +161,6 @@ def shared_runs(held: list[dict[str, Any]], arm: Collection[str]) -> list[dict[s
 
 
 PRIORS = {"tabletop-128": "single", "tabletop-views": "four"}  # of the suite multi-view, and how many views they see together
-BENCH_FIGURES = ("kid", "view", "janus", "chamfer", "coverage", "floaters", "tint", "color_error", "speckle", "part_recall")
 
 
 def of_priors(baseline: str = "") -> str:
@@ -221,7 +233,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "prior-gates": lambda: prior_gates({"`tabletop`": TABLETOP, "`tabletop-64`": TABLETOP_64}, GATES),
     "classifier": lambda: prior_gates({"value": TABLETOP}, CLASSIFIER),
     "text-to-3d": lambda: text_to_3d.table(rows("text_to_3d-tabletop"), list(text_to_3d.TRIALS)),
-    "bench-presets": lambda: bench("presets", (*BENCH_FIGURES, "sharpness", "predictions")),
+    "bench-presets": lambda: bench("presets", PRESET_FIGURES, ("now", "SDS, s = 3", "before")),
+    "bench-presets-differences": lambda: bench("presets", BENCH_FIGURES, ("now",), minus="SDS, s = 3"),
+    "bench-presets-others": lambda: bench("presets", PRESET_FIGURES, seed=1),
     "bench-ablation": lambda: bench("ablation", REMEDIED, by_method=True),
     "bench-multi-view": of_priors,
     "bench-multi-view-objectives": lambda: of_priors(baseline="SDS"),
@@ -244,6 +258,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu-steps": lambda: against_diffusers.table(rows("against_diffusers")),
     "gpu-attention": lambda: attention.table(rows("attention")),
     "tpu": lambda: dry_runs.table(rows("dry_runs"), dry_runs.TPU),
+    "gpu-stand-in": lambda: against_diffusers.memory_table(rows("against_diffusers")),
     "gpu-24": lambda: dry_runs.table(rows("dry_runs"), dry_runs.GPU),
 }
 

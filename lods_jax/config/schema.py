@@ -286,6 +286,8 @@ class NerfConfig:
 
     size: Literal["tiny", "official"] = "tiny"
     """`scenes.nerf.TINY`, for CPUs, or the field of LODS and threestudio."""
+    finest: int | None = bounded(None, 16, 8192)
+    """Cells per edge of the finest level of the hash grid. Finer than a pixel of the renders it holds grain. None: of `size`."""
     samples: int = bounded(64, 1, 4096)
     """Per ray through the whole field."""
     background: Literal["white-or-grey", "white", "black", "random", "learned", "learned-or-random"] = "white-or-grey"

@@ -37,7 +37,7 @@ SMALLER = {
     "--resolution": lambda c, g: max(c.resolution, c.resolution_after or 0) > 64,
 }
 STAND_IN = "v5p:2x2x1"  # a slice whose chips, of 95 GiB, stand in for GPUs
-GPU_MARGIN = 1.6  # a GPU's temporaries beside the stand-in's: 1.2 to 1.6 in the steps that both compiled (docs/dev/tpu.md)
+GPU_MARGIN = 1.6  # a GPU's temporaries beside the stand-in's: 0.9 to 1.6 in the steps that both compiled (docs/dev/tpu.md)
 # Have nothing to add to the leanest plan.
 PLANNED = ("--prior.view-chunk", "--prior.remat", "--prior.remat-resnets", "--prior.vae-slicing", "--batch")
 
@@ -109,6 +109,8 @@ def cost_of(components: Components, ahead: Ahead) -> Cost:
     networks = {name: count(tree) for name, tree in weights.items()} if isinstance(weights, dict) else {}
     networks |= {"zero123": count([own for own, _ in reference.auxiliary])} if reference and reference.auxiliary else {}
     device, kernels = ahead.devices[0], ahead.kernels
+    # One that overlaps with computation stands in many fusions, under one channel. One device has nobody to talk to.
+    talks = set(COLLECTIVE.findall(ahead.compiled.as_text())) if len(ahead.devices) > 1 else set()
     return Cost(
         networks | {"scene": count(ahead.state.theta), "learned": count(ahead.state.psi)},
         len(ahead.devices),
@@ -117,8 +119,7 @@ def cost_of(components: Components, ahead: Ahead) -> Cost:
         ahead.temporary,
         memory_of(device) if device in jax.devices() else None,
         float(ahead.compiled.cost_analysis()["flops"]),
-        # One that overlaps with computation stands in many fusions, under one channel.
-        dict(Counter(kind for kind, _ in set(COLLECTIVE.findall(ahead.compiled.as_text())))),
+        dict(Counter(kind for kind, _ in talks)),
         {
             name: sorted((own for own, kernel in kernels.items() if kernel == name), reverse=True)
             for name in set(kernels.values())

@@ -36,7 +36,7 @@ def nerf_setup(n: NerfConfig, optimizer: OptimizerConfig, steps: int, normals: b
     Returns:
         The setup.
     """
-    field = FIELDS[n.size]
+    field = field_of(n)
 
     def scene(shapes: StaticShapes, for_eval: bool = False) -> Scene:
         behind = "white" if for_eval else n.background
@@ -65,9 +65,9 @@ def nerf_setup(n: NerfConfig, optimizer: OptimizerConfig, steps: int, normals: b
         lambda done: done % n.update_grid_every == 0,
         nerf_refine,
         lambda aux: {"samples": int(np.max(np.maximum(aux["total"], aux["last"])))},
-        export_nerf,
-        nerf_mass,
-        nerf_surface,
+        partial(export_nerf, field),
+        partial(nerf_mass, field),
+        partial(nerf_surface, field),
         exports_mesh=True,
     )
 
@@ -110,15 +110,24 @@ def nerf_shapes(samples: int, resolution: int, aux: Any) -> StaticShapes:
     return StaticShapes(resolution, min(x for x in capacities if x >= min(1.125 * max(most), every)))
 
 
-def field_of(aux: Any) -> radiance.FieldConfig:
-    """The sizes of a field, found by the size of the grid in aux."""
-    return next(field for field in FIELDS.values() if field.cells == len(aux["density"]))
+def field_of(n: NerfConfig) -> radiance.FieldConfig:
+    """The sizes of the field.
+
+    Args:
+        n: its settings.
+
+    Returns:
+        Those of its kind, with a finest level of its own where it has one.
+    """
+    field = FIELDS[n.size]
+    return field if n.finest is None else field._replace(finest=n.finest)
 
 
-def export_nerf(folder: Path, theta: Any, aux: Any) -> str:
+def export_nerf(field: radiance.FieldConfig, folder: Path, theta: Any, aux: Any) -> str:
     """Writes flat Gaussians on the field's surface, for viewers, as scene.ply and scene.splat.
 
     Args:
+        field: its sizes.
         folder: of the run.
         theta: parameters.
         aux: of the scene.
@@ -126,28 +135,30 @@ def export_nerf(folder: Path, theta: Any, aux: Any) -> str:
     Returns:
         A line on what was written.
     """
-    splats = density_field.surfels(nerf_surface(theta, aux), WALL)
+    splats = density_field.surfels(nerf_surface(field, theta, aux), WALL)
     write_ply(folder / "scene.ply", splats)
     write_splat(folder / "scene.splat", splats)
     return f"scene.ply and scene.splat with {len(splats['means'])} flat Gaussians on the field's surface, for viewers"
 
 
-def nerf_surface(theta: Any, aux: Any) -> Surface:
-    """The density field of a NeRF with theta and aux."""
-    return density_field.of_field(field_of(aux), theta)
+def nerf_surface(field: radiance.FieldConfig, theta: Any, aux: Any) -> Surface:
+    """The density field of a NeRF of these sizes with theta; its occupancy grid `aux` says nothing more."""
+    del aux
+    return density_field.of_field(field, theta)
 
 
-def nerf_mass(theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
+def nerf_mass(field: radiance.FieldConfig, theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
     """Centres of the occupancy cells, and the largest share of light that a cell absorbs.
 
     Args:
+        field: its sizes.
         theta: parameters.
         aux: of the scene.
 
     Returns:
         Points [n 3] and masses [n].
     """
-    held, field = np.asarray(aux["density"]), field_of(aux)
+    held = np.asarray(aux["density"])
     middles = np.asarray(radiance.centres(field)).T
     mass = 1 - np.exp(-held.ravel() * 2 * field.bound / field.cells)
     return middles[mass > MASS], mass[mass > MASS]
