@@ -219,6 +219,11 @@ def scale_of(row: dict[str, Any]) -> str:
     return f"{'SDS' if row['objective'] == 'sds' else 'LODS-LoRA'}, s = {row['s']:g}"
 
 
+def of_field(row: dict[str, Any]) -> str:
+    """The views, the guidance scale and what else is set in a row of a radiance field."""
+    return f"{PRIORS[row['prior']]} views, s = {row['s']:g}" + (f", {row['setting']}" if row.get("setting") else "")
+
+
 def edits_in_3d() -> str:
     """The figures of each edit of an object, a column for each."""
     held, known = rows("edits_3d"), text_to_3d.COLUMNS
@@ -242,7 +247,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-multi-view-priors": gains_of_views,
     "bench-tabletop-quick": lambda: bench("tabletop-quick", QUICK),
     "lods-scale": lambda: prompt_by_prompt(rows("lods_scale"), scale_of),
-    "nerf-views": lambda: prompt_by_prompt(rows("nerf_views"), lambda row: f"{PRIORS[row['prior']]} views, s = {row['s']:g}"),
+    "nerf-views": lambda: prompt_by_prompt(rows("nerf_views"), of_field),
     "bench-rewards": lambda: bench("rewards", ("reward", "chamfer", "coverage", "color_error", "kid", "predictions")),
     "bench-presets-short": lambda: bench("presets", SEEN, ("now", "SDS, s = 3", "before")),
     "text-to-3d-exact": lambda: text_to_3d.table(rows("text_to_3d-exact-gaussians"), list(text_to_3d.TRIALS)),
