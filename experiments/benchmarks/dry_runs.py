@@ -75,7 +75,8 @@ def table(rows: list[dict], device: str) -> str:
         else:
             cells += [f"{row['arguments'] / cost.GIB:.2f}", f"{row['temporary'] / cost.GIB:.2f}"]
             cells += [f"{row['operations'] / 1e12:.2f}"]
-            cells += [", ".join(f"{n} {kind}" for kind, n in sorted(row["collectives"].items())) or "none", row["plan"]]
+            talk = row["collectives"] if row["devices"] > 1 else {}
+            cells += [", ".join(f"{n} {kind}" for kind, n in sorted(talk.items())) or "none", row["plan"]]
         cells.append(f"{row['seconds']:.0f} s")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -326,12 +326,18 @@ def nerf(
 
         # Rows come front to back, so that what is beyond the capacity is farthest.
         packed = jnp.nonzero(active.ravel(), size=capacity, fill_value=active.size)[0]
-        at = points.reshape(3, -1).at[:, packed].get(mode="fill", fill_value=0.0)
+        # One number of a sample at a time: whole points of all samples, and rows of four, are what a large view would take.
+        ray = jnp.where(packed < active.size, packed % (height * width), height * width)
+        take = lambda x, rows: x.at[rows].get(mode="fill", fill_value=0.0)  # noqa: E731
+        distance = take(along.ravel(), packed)
+        at = jnp.stack([take(origins[k, 0], ray) + distance * take(directions[k, 0], ray) for k in range(3)])
         found = in_chunks(lambda x: query_field(field, theta, x), at)
-        unpack = lambda x: (  # noqa: E731
-            jnp.zeros((active.size, x.shape[1])).at[packed].set(x, mode="drop", unique_indices=True, indices_are_sorted=True)
-        )
-        sigma, *rgb = jnp.moveaxis(unpack(found).reshape(*active.shape, 4), -1, 0)
+
+        def unpack(x: Float[Array, "m"]) -> Float[Array, "s n"]:
+            where = jnp.zeros(active.size).at[packed]
+            return where.set(x, mode="drop", unique_indices=True, indices_are_sorted=True).reshape(active.shape)
+
+        sigma, *rgb = map(unpack, found.T)
         weights, passed = absorb(sigma, step)
         forward = jnp.sum(directions[:, 0] * camera.c2w[:3, 2, None], 0)
         opacity, depth, variance = moments(weights, along * forward[None])
@@ -340,7 +346,7 @@ def nerf(
         extras["distortion"] = image(distortion(weights, along, step))
         if normal_eps is not None:
             unit = in_chunks(lambda x: normals(field, theta, x, normal_eps), at)
-            unit = jnp.moveaxis(unpack(unit).reshape(*active.shape, 3), -1, 0)
+            unit = jnp.stack([*map(unpack, unit.T)])
             away = jnp.maximum(jnp.sum(unit * directions, 0), 0.0) ** 2
             extras["orientation"] = image(jnp.sum(jax.lax.stop_gradient(weights) * away, 0))
             extras["normal"] = jnp.sum(weights[None] * unit, 1).T.reshape(height, width, 3)
