@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.against_diffusers                      # a GPU of 80 GB: 3 minutes, most of them compiling
     python -m experiments.benchmarks.against_diffusers --sides count        # operations alone, on any machine
-    python -m experiments.benchmarks.against_diffusers --sides chip         # memory on a TPU chip, on any machine: 15 minutes
+    python -m experiments.benchmarks.against_diffusers --sides chip         # memory on a TPU chip: 15 minutes, extra `tpu`
     python -m experiments.benchmarks.against_diffusers --prior tabletop-64 --batch 2 --dtype float32 --attentions plain   # a CPU
 
   forward     noise predictions of the score: two for a view, of 64 x 64 latents

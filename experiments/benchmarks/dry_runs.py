@@ -1,7 +1,7 @@
 """Does every preset of text-to-3d for Stable Diffusion fit? Its step at full size, for devices that are not there. Nothing runs.
 
     pip install -e '.[tpu]'
-    python experiments/benchmarks/dry_runs.py                # every row, a process each; hours on 2 cores, 7 GiB
+    python experiments/benchmarks/dry_runs.py                # every row, a process each; hours on 2 cores, 7 GiB, SDXL 18
     python experiments/benchmarks/dry_runs.py --devices 24GiB --presets sd21-nerf-lods-lora
 
 A row is what `lods text-to-3d ... --dry-run` finds with `--topology v5e:2x4` or `--device-memory 24GiB`: the first memory plan
@@ -53,7 +53,7 @@ def compiled(device: str, preset: str) -> dict:
     if device == TPU:
         devices, memory, margin = cost.slice_of(device), math.inf, 1.0
     else:
-        devices, memory, margin = cost.chip_for_gpu(), device_memory(device), cost.GPU_MARGIN
+        devices, memory, margin = cost.slice_of(cost.STAND_IN)[:1], device_memory(device), cost.GPU_MARGIN
     components = build.build_abstract(config)
     row = {"device": device, "preset": preset, "views": config.batch // len(devices)}
     try:
@@ -65,18 +65,18 @@ def compiled(device: str, preset: str) -> dict:
 
 
 def table(rows: list[dict], device: str) -> str:
-    """The rows of one device, as Markdown."""
-    titles = "preset", "views", "weights and state, GiB", "step, GiB", "TFLOP", "collectives", "memory plan", "compiled in"
+    """The rows of one device, as Markdown; a GPU has nobody to talk to."""
+    talks = ["collectives"] if device == TPU else []
+    titles = ["preset", "views", "weights and state, GiB", "step, GiB", "TFLOP", *talks, "memory plan", "compiled in"]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in [row for row in rows if row["device"] == device]:
         cells = [f"`{row['preset']}`", str(row["views"])]
         if "error" in row:
-            cells += ["", "", "", "", f"does not fit: {row['error']}"]
+            cells += [*[""] * (3 + len(talks)), f"does not fit: {row['error']}"]
         else:
-            cells += [f"{row['arguments'] / cost.GIB:.2f}", f"{row['temporary'] / cost.GIB:.2f}"]
-            cells += [f"{row['operations'] / 1e12:.2f}"]
-            talk = row["collectives"] if row["devices"] > 1 else {}
-            cells += [", ".join(f"{n} {kind}" for kind, n in sorted(talk.items())) or "none", row["plan"]]
+            cells += [f"{row[part] / cost.GIB:.2f}" for part in ("arguments", "temporary")] + [f"{row['operations'] / 1e12:.2f}"]
+            cells += [", ".join(f"{n} {kind}" for kind, n in sorted(row["collectives"].items())) or "none"] if talks else []
+            cells.append(row["plan"])
         cells.append(f"{row['seconds']:.0f} s")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

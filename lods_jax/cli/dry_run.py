@@ -21,7 +21,7 @@ UNITS = {"MiB": 2**20, "GiB": 2**30, "MB": 10**6, "GB": 10**9}
 FRACTIONS = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"  # of a GPU's memory that JAX takes
 FRACTION = 0.75  # without them
 IN_PLACE_OF_GPU = {
-    "tpu": "compiled for a TPU chip in place of the GPU; a step is said to take {margin:g} times what it does there",
+    "tpu": "compiled for a TPU chip in place of the GPU; its temporaries are taken {margin:g} times",
     "cpu": "compiled for a CPU, which takes several times as much; pip install 'lods_jax[tpu]' gives a better answer",
 }
 
@@ -128,10 +128,10 @@ def tell_cost(config: Config, components: "Components", memory: int | None = Non
     from lods_jax.training import cost, planning
 
     limit = memory or (math.inf if devices else planning.limit_here())
-    margin = 1.0
-    if memory and jax.default_backend() == "cpu":
-        if devices := cost.chip_for_gpu():
-            margin = cost.GPU_MARGIN
+    described = memory is not None and jax.default_backend() != "gpu"
+    devices = cost.chip_for_gpu() if described else devices
+    margin = cost.GPU_MARGIN if described and devices else 1.0
+    if described:
         print(f"{'approximate':<14}{IN_PLACE_OF_GPU['tpu' if devices else 'cpu'].format(margin=margin)}")
     if config.prior.memory == "auto" and limit and config.reduce != "ordered":
         planned = planning.find_plan(config, components, limit, devices, margin)
@@ -140,6 +140,8 @@ def tell_cost(config: Config, components: "Components", memory: int | None = Non
         found = cost.estimate(config, components, devices, margin)
         said = planning.unplanned(config, components)
     found = found._replace(memory=memory or found.memory)
+    if described:  # whose kernels are not those of the device that stands in for it
+        found = found._replace(kind="described GPU", attention={})
     print(cost.describe(found))
     print(f"{'memory plan':<14}{said}")
     cost.check_fits(config, found, components.prior.views, described=memory is not None)

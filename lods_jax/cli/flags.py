@@ -35,8 +35,8 @@ class TextTo3D:
     """With --dry-run: a TPU slice that need not be there, v5e:2x4 (extra `tpu`). It is compiled with little effort: a run may
     need less memory, or more."""
     device_memory: str | None = None
-    """With --dry-run: 24GiB, the memory of a GPU that need not be here. Without a GPU the step is compiled for this CPU, which
-    tells its memory roughly."""
+    """With --dry-run: 24GiB, the memory of a GPU that need not be here. Without a GPU the step is compiled for a TPU chip in its
+    place, with a margin (extra `tpu`), or for this CPU, which takes several times as much."""
     distributed: bool = False
     """This process is one of several with the same command line, which split the views of each step (guide Several machines)."""
     anyway: bool = False

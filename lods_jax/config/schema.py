@@ -284,10 +284,8 @@ class NerfRates:
 class NerfConfig:
     """The scene of a radiance field on a hash grid (`scenes.nerf`)."""
 
-    size: Literal["tiny", "official"] = "tiny"
-    """`scenes.nerf.TINY`, for CPUs, or the field of LODS and threestudio."""
-    finest: int | None = bounded(None, 16, 8192)
-    """Cells per edge of the finest level of the hash grid. Finer than a pixel of the renders it holds grain. None: of `size`."""
+    size: Literal["tiny", "tiny-64", "official"] = "tiny"
+    """`scenes.nerf.TINY`, for CPUs; the same with 64 cells an edge, for renders of 64 pixels; that of LODS and threestudio."""
     samples: int = bounded(64, 1, 4096)
     """Per ray through the whole field."""
     background: Literal["white-or-grey", "white", "black", "random", "learned", "learned-or-random"] = "white-or-grey"

@@ -50,8 +50,8 @@ class Plan(NamedTuple):
         steps: number of steps.
         batch: views per step, on all devices together.
         resolution: edge of the renders, pixels.
-        later_resolution: the same from the step `milestone_step` on.
-        milestone_step: the step of the milestone.
+        later_resolution: the same from the step `later_from` on.
+        later_from: the step of the milestone.
         parallel: "auto", "jit", "pmap" or "shard_map".
         reduce: "sum" or "ordered".
         fit_shares_noise: see `train_step.make_train_step`.
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
     batch: int
     resolution: int
     later_resolution: int
-    milestone_step: float
+    later_from: float
     parallel: str
     reduce: str
     fit_shares_noise: bool
@@ -356,7 +356,7 @@ def plan_of(config: Config) -> Plan:
         batch=config.batch,
         resolution=config.resolution,
         later_resolution=config.resolution_after or config.resolution,
-        milestone_step=timeline_of(config).milestone_step,
+        later_from=timeline_of(config).later_from,
         parallel=config.parallel,
         reduce=config.reduce,
         fit_shares_noise=config.objective.fit_shares_noise,

@@ -196,7 +196,7 @@ def train(
         state, metrics = step(state, components.weights, components.texts, reference, key)
         if done > plan.fit_first and setup.should_refine(done):
             state = refine(jax.random.fold_in(step_key(key, done), 1), state)
-        resolution = plan.later_resolution if done >= plan.milestone_step else plan.resolution
+        resolution = plan.later_resolution if done >= plan.later_from else plan.resolution
         if done % PLAN_EVERY == 0 or resolution != shapes.resolution:
             grown = (resolution / shapes.resolution) ** 2  # as many times the pixels need as many times the capacity
             needed = {name: np.ceil(grown * np.asarray(state.aux[name])) for name in ("total", "last") if name in state.aux}

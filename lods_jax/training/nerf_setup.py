@@ -16,7 +16,7 @@ from lods_jax.scenes.density_field import Surface
 from lods_jax.scenes.ply import write_ply, write_splat
 from lods_jax.training.scene_setups import BACKGROUNDS, SceneSetup, StaticShapes, decaying, scaled_by_name
 
-FIELDS = {"tiny": radiance.TINY, "official": radiance.OFFICIAL}
+FIELDS = {"tiny": radiance.TINY, "tiny-64": radiance.TINY._replace(finest=64), "official": radiance.OFFICIAL}
 NORMAL_EPS = 0.01  # world units
 WALL = 10.0  # density that viewers take for solid, per world unit
 BESIDE_LEARNED = {"learned": "white-or-grey", "learned-or-random": "random"}  # what views without the learned background show
@@ -36,7 +36,7 @@ def nerf_setup(n: NerfConfig, optimizer: OptimizerConfig, steps: int, normals: b
     Returns:
         The setup.
     """
-    field = field_of(n)
+    field = FIELDS[n.size]
 
     def scene(shapes: StaticShapes, for_eval: bool = False) -> Scene:
         behind = "white" if for_eval else n.background
@@ -108,19 +108,6 @@ def nerf_shapes(samples: int, resolution: int, aux: Any) -> StaticShapes:
     if aux is None:
         return StaticShapes(resolution, capacities[1])
     return StaticShapes(resolution, min(x for x in capacities if x >= min(1.125 * max(most), every)))
-
-
-def field_of(n: NerfConfig) -> radiance.FieldConfig:
-    """The sizes of the field.
-
-    Args:
-        n: its settings.
-
-    Returns:
-        Those of its kind, with a finest level of its own where it has one.
-    """
-    field = FIELDS[n.size]
-    return field if n.finest is None else field._replace(finest=n.finest)
 
 
 def export_nerf(field: radiance.FieldConfig, folder: Path, theta: Any, aux: Any) -> str:

@@ -26,8 +26,8 @@ class Timeline(NamedTuple):
     milestone: float
 
     @property
-    def milestone_step(self) -> float:
-        """The step of the milestone."""
+    def later_from(self) -> float:
+        """The step from which pairs have their second value."""
         return self.milestone * self.steps
 
 
@@ -47,7 +47,7 @@ def phase(timeline: Timeline, schedule: Schedule | tuple[int, int], step: Array 
         2.0
     """
     if not has_milestones(schedule):
-        return jnp.where(step < timeline.milestone_step, *schedule)
+        return jnp.where(step < timeline.later_from, *schedule)
     value = jnp.asarray(schedule[0][1])
     for at, later in schedule[1:]:
         value = jnp.where(step < milestone_step(at, timeline.steps), value, later)

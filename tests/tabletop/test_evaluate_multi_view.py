@@ -71,12 +71,12 @@ def test_views_side_by_side_come_apart_in_their_order():
 def test_a_view_reads_as_its_camera_says_where_there_is_a_front():
     ball, mug = Caption("ball", "red"), Caption("mug", "blue", "striped", "overhead")
     words = ("front", "side", "back", "side")
-    assert gates.by_view([ball, mug], V) == [ball] * V + [mug._replace(view=word) for word in words]
+    assert gates.view_captions([ball, mug], V) == [ball] * V + [mug._replace(view=word) for word in words]
 
 
 def test_one_wrong_view_costs_a_whole_object(monkeypatch):
     asked = [Caption("mug", "red"), Caption("car", "blue", "striped")]
-    said = gates.by_view(asked, V)
+    said = gates.view_captions(asked, V)
     right = ClassifierOutput(
         *(np.array([values.index(getattr(c, name)) for c in said]) for name, values in
           (("kind", KINDS), ("color", list(COLORS)), ("pattern", PATTERNS), ("view", VIEW_WORDS))),

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from lods_jax.cli import main
 from lods_jax.config import Config, ObjectiveConfig, PriorConfig
 from lods_jax.core.errors import UserError
+from lods_jax.priors.attention import Layer
 from lods_jax.training import cost, planning
 from lods_jax.training.ahead_of_time import Ahead
 from lods_jax.training.build import objective_of, predictions_per_view
@@ -38,8 +39,8 @@ def test_a_dry_run_tells_sizes_and_leaves_nothing(tmp_path, monkeypatch, capsys)
         assert f"{part:<14}{sum(x.size for x in on_disk):>14,} parameters" in said
         weights += sum(x.nbytes for x in on_disk)  # float32 on disk, as in memory
     assert "TFLOP per step and device" in said
-    # 16 px are latents of 8 x 8; the U-Net has attention at two sizes, of itself and of 77 tokens, and so has the encoder.
-    assert "attention     plain for " in said
+    assert "1 x described GPU" in said
+    assert "attention" not in said  # the kernels would be those of this CPU
     assert "text" not in said  # the text encoder has done its work before the first step, and goes
     assert float(said.split(" per device: ")[1].split()[0]) == pytest.approx(weights / GIB, abs=0.011)
     assert 0 < found[0].arguments - weights < 2**20  # a few hundred kilobytes of scene, optimizers and texts
@@ -91,6 +92,16 @@ def test_advice_names_what_helps_the_prior_at_hand():
         said = cost.advice(Config(batch=batch), group=4)
         assert ("--prior.view-chunk" in said, "--batch" in said) == (helps, helps)
     assert "--batch" not in cost.advice(Config(batch=8, particles=2), group=4)
+
+
+def test_the_kernels_of_attention_are_told():
+    said = cost.describe(
+        COST._replace(attention={"flash": [Layer(4096, 4096, 64), Layer(1024, 1024, 64)], "plain": [Layer(64, 77, 8)]})
+    )
+    assert (
+        "attention     flash for 4096 x 4096 of width 64, 1024 x 1024 of width 64\nattention     plain for 64 x 77 of width 8"
+        in said
+    )
 
 
 def test_collectives_that_overlap_with_computation_are_counted_once():

@@ -10,9 +10,9 @@ from lods_jax.training.nerf_setup import nerf_setup
 from lods_jax.training.scene_setups import StaticShapes
 
 
-def test_a_finest_level_of_its_own_is_that_of_the_surface():
+def test_the_surface_is_read_with_the_cells_of_its_size():
     """The same tables read with 128 cells are another field."""
-    setup = nerf_setup(NerfConfig(finest=64), OptimizerConfig(), steps=1, normals=False)
+    setup = nerf_setup(NerfConfig(size="tiny-64"), OptimizerConfig(), steps=1, normals=False)
     theta, aux = setup.scene(StaticShapes(resolution=8, capacity=8 * 8 * 64)).init(jax.random.key(0))
     theta = theta | {"tables": [jax.random.normal(jax.random.key(1), table.shape) for table in theta["tables"]]}
     x = np.float32([[0.1, 0.2, 0.3], [-0.3, 0.05, 0.2], [0.0, -0.4, 0.1]])
