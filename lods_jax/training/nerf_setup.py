@@ -129,7 +129,16 @@ def export_nerf(field: radiance.FieldConfig, folder: Path, theta: Any, aux: Any)
 
 
 def nerf_surface(field: radiance.FieldConfig, theta: Any, aux: Any) -> Surface:
-    """The density field of a NeRF of these sizes with theta; its occupancy grid `aux` says nothing more."""
+    """The density field of a NeRF.
+
+    Args:
+        field: its sizes.
+        theta: parameters.
+        aux: of the scene, which says nothing more.
+
+    Returns:
+        The density field.
+    """
     del aux
     return density_field.of_field(field, theta)
 

@@ -45,8 +45,9 @@ def test_it_goes_on_as_the_old_code_did(resumed):
 @pytest.mark.skipif(jax.__version__ != json.loads((OLD / "run.json").read_text())["versions"]["jax"], reason="another XLA")
 def test_on_a_like_processor_it_does_so_bit_for_bit(resumed):
     expected, found = np.load(OLD / "final.npz"), checkpoint.read(resumed / "checkpoints" / "6")[0]
-    if not any(np.array_equal(expected[f"theta.{name}"], found[f"theta.{name}"]) for name in ("means", "quats", "log_scales")):
-        pytest.skip("no leaf is the same: this processor rounds another way")
+    # Not by scales, which end alike where gradients differ in their last bits.
+    if not any(np.array_equal(expected[f"theta.{name}"], found[f"theta.{name}"]) for name in ("means", "quats")):
+        pytest.skip("neither places nor rotations are the same: this processor rounds another way")
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
