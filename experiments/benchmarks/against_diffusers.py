@@ -150,6 +150,7 @@ def chip(args: argparse.Namespace, done: set) -> None:
     from jax.sharding import SingleDeviceSharding
 
     from lods_jax.core.devices import traced_for
+    from lods_jax.training.ahead_of_time import QUICKLY
     from lods_jax.training.cost import STAND_IN, slice_of
 
     tpu = slice_of(STAND_IN)[0]
@@ -159,7 +160,7 @@ def chip(args: argparse.Namespace, done: set) -> None:
             program, arguments = make()
             with traced_for("tpu"):
                 low = program.lower(*jax.tree.map(place, arguments))
-            memory = low.compile(compiler_options={"exec_time_optimization_effort": -1.0}).memory_analysis()
+            memory = low.compile(compiler_options=QUICKLY).memory_analysis()
             row = {"side": "chip", "what": name, "temporaries, GiB": memory.temp_size_in_bytes / 2**30}
             tell(args, row | {"device": tpu.device_kind})
 

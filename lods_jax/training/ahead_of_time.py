@@ -15,6 +15,9 @@ from lods_jax.training.build import Components
 from lods_jax.training.loop import first_state, largest_shapes, mode_of, train_step
 from lods_jax.training.scene_setups import StaticShapes
 
+# For a device that is not there speed does not count: Stable Diffusion 2.1 takes 4 minutes, and was given up after 23.
+QUICKLY = {"exec_time_optimization_effort": -1.0}
+
 
 class TooLarge(UserError):
     """A step that was not compiled for want of memory."""
@@ -83,12 +86,10 @@ def compile_ahead(components: Components, devices: list | None = None, margin: f
     state = jax.eval_shape(lambda psi: first_state(components._replace(psi=psi)), components.psi)
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments: tuple[Any, ...] = (state, components.weights, components.texts, components.reference, key)
-    # For a slice that is not there speed does not count: Stable Diffusion 2.1 takes 4 minutes, and was given up after 23.
-    quickly = {} if here else {"exec_time_optimization_effort": -1.0}
     try:
         with traced_for(devices[0].platform), kernels_noted() as kernels:
             low = lowered(step, views, mode, devices, arguments)
-        compiled = low.compile(compiler_options=quickly)
+        compiled = low.compile(compiler_options={} if here else QUICKLY)
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise

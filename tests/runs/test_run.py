@@ -149,7 +149,9 @@ def test_a_run_on_two_devices_leaves_the_same_things(whole, tmp_path):
     assert len(json.loads((tmp_path / "two" / "run.json").read_text())["devices"]) == 2
     names = lambda folder: {str(file.relative_to(folder)) for file in folder.glob("*")}  # noqa: E731
     assert names(tmp_path / "two") == names(whole)
-    # Rounding differs, and Adam with a tiny eps makes whole steps of it, also of splats that hardly show: they look alike.
+    # Rounding differs, Adam with a tiny eps makes whole steps of it, and a near tie of what is split may fall the other way.
+    moved = np.abs(final(tmp_path / "two").theta["means"] - final(whole).theta["means"]).max(1)
+    assert np.mean(moved < 0.1) > 0.95
     two, one = (np.asarray(Image.open(folder / "stills.png").convert("RGB"), np.float64) for folder in (tmp_path / "two", whole))
     assert one.std() > 5
     assert 20 * np.log10(255 / np.sqrt(np.mean((two - one) ** 2))) > 35

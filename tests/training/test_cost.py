@@ -30,7 +30,8 @@ COST = cost.Cost({"unet": 5}, 1, "cpu", 3 * GIB, 2 * GIB, memory=4 * GIB, operat
 def test_a_dry_run_tells_sizes_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cost, "chip_for_gpu", lambda: None)
-    found = []
+    found, costs = [], []
+    monkeypatch.setattr(cost, "cost_of", lambda *args, cost_of=cost.cost_of: costs.append(cost_of(*args)) or costs[-1])
     monkeypatch.setattr(cost, "describe", lambda x, describe=cost.describe: found.append(x) or describe(x))
     assert main(SMALL) == 0
     said, weights = capsys.readouterr().out, 0
@@ -40,7 +41,9 @@ def test_a_dry_run_tells_sizes_and_leaves_nothing(tmp_path, monkeypatch, capsys)
         weights += sum(x.nbytes for x in on_disk)  # float32 on disk, as in memory
     assert "TFLOP per step and device" in said
     assert "1 x described GPU" in said
-    assert "attention" not in said  # the kernels would be those of this CPU
+    # 16 px are latents of 8 x 8; the U-Net has attention at two sizes, of itself and of 77 tokens, and so has the encoder.
+    assert costs[0].attention["plain"]
+    assert "attention" not in said  # the kernels are those of this CPU
     assert "text" not in said  # the text encoder has done its work before the first step, and goes
     assert float(said.split(" per device: ")[1].split()[0]) == pytest.approx(weights / GIB, abs=0.011)
     assert 0 < found[0].arguments - weights < 2**20  # a few hundred kilobytes of scene, optimizers and texts
