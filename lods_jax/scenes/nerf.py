@@ -5,12 +5,13 @@ into a static number of slots, and beyond it the farthest are dropped (extras["t
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from lods_jax.core.cameras import rays
 from lods_jax.core.types import Camera, Render, Scene
@@ -21,6 +22,7 @@ from lods_jax.scenes.volume_rendering import absorb, before, distortion, moments
 HIDDEN = 7.0  # optical depth: a thousandth of the light comes from beyond it
 NEAR = 0.05  # world units before the camera, where nothing is seen
 CHUNK = 1 << 18  # samples that are evaluated at once
+TOGETHER = 1 << 25  # samples, empty ones too, that are held at once: a dense array of them takes 128 MiB
 
 
 class FieldConfig(NamedTuple):
@@ -297,6 +299,7 @@ def nerf(
     if samples < 1 or capacity < 1:
         raise ValueError(f"samples and capacity must be at least 1, got {samples} and {capacity}")
     step = 2 * field.bound / samples
+    parts = parts_of(height * width, samples)
 
     def init(key: Key[Array, ""]):
         k_field, k_environment, k_grid = jax.random.split(key, 3)
@@ -308,15 +311,19 @@ def nerf(
         aux["last"] = aux["total"]
         return theta, update_occupancy_grid(k_grid, field, theta, aux)
 
-    def view(theta, aux, camera: Camera, key) -> Render:
+    def render_rays(
+        theta, aux, camera: Camera, key, part: Int[Array, ""], origins: Float[Array, "3 n"], directions: Float[Array, "3 n"]
+    ):
+        """What a part of the rays of a view shows: {name: [n c]}, and "total", the number of samples that it needed."""
+        n = origins.shape[1]
         k_jitter, k_background = jax.random.split(key)
-        origins, directions = (x.reshape(-1, 3).T[:, None] for x in rays(jax.tree.map(lambda x: x[None], camera), height, width))
-        middle = -jnp.sum(origins * directions, 0)
+        k_jitter = k_jitter if parts == 1 else jax.random.fold_in(k_jitter, part)
+        middle = -jnp.sum(origins * directions, 0, keepdims=True)
         offsets = jnp.arange(samples)[:, None] + (
-            jax.random.uniform(k_jitter, (samples, height * width)) if stratified else jnp.full((1, 1), 0.5)
+            jax.random.uniform(k_jitter, (samples, n)) if stratified else jnp.full((1, 1), 0.5)
         )
         along = middle - field.bound + step * offsets  # [s n]
-        points = origins + along[None] * directions  # [3 s n]
+        points = origins[:, None] + along[None] * directions[:, None]  # [3 s n]
         inside = (jnp.sum(points**2, 0) < field.bound**2) & (along > NEAR)
         cell = jnp.clip((points / (2 * field.bound) + 0.5) * field.cells, 0, field.cells - 1).astype(jnp.int32)
         active = inside & aux["occupied"][cell[0], cell[1], cell[2]]
@@ -325,12 +332,12 @@ def nerf(
         active = active & (before(thickness) < 2 * HIDDEN)
 
         # Rows come front to back, so that what is beyond the capacity is farthest.
-        packed = jnp.nonzero(active.ravel(), size=capacity, fill_value=active.size)[0]
+        packed = jnp.nonzero(active.ravel(), size=-(-capacity // parts), fill_value=active.size)[0]
         # One number of a sample at a time: whole points of all samples, and rows of four, are what a large view would take.
-        ray = jnp.where(packed < active.size, packed % (height * width), height * width)
+        ray = jnp.where(packed < active.size, packed % n, n)
         take = lambda x, rows: x.at[rows].get(mode="fill", fill_value=0.0)  # noqa: E731
         distance = take(along.ravel(), packed)
-        at = jnp.stack([take(origins[k, 0], ray) + distance * take(directions[k, 0], ray) for k in range(3)])
+        at = jnp.stack([take(origins[k], ray) + distance * take(directions[k], ray) for k in range(3)])
         found = in_chunks(lambda x: query_field(field, theta, x), at)
 
         def unpack(x: Float[Array, "m"]) -> Float[Array, "s n"]:
@@ -339,31 +346,63 @@ def nerf(
 
         sigma, *rgb = map(unpack, found.T)
         weights, passed = absorb(sigma, step)
-        forward = jnp.sum(directions[:, 0] * camera.c2w[:3, 2, None], 0)
+        forward = jnp.sum(directions * camera.c2w[:3, 2, None], 0)
         opacity, depth, variance = moments(weights, along * forward[None])
-        image = lambda x: x.reshape(height, width, 1)  # noqa: E731
-        extras = {"total": jnp.sum(active), "z_var": image(variance)}
-        extras["distortion"] = image(distortion(weights, along, step))
+        shown = {"opacity": opacity, "depth": jnp.where(opacity > 0, depth, 0.0), "z_var": variance}
+        shown["distortion"] = distortion(weights, along, step)
+        shown = {name: x[:, None] for name, x in shown.items()}
         if normal_eps is not None:
             unit = in_chunks(lambda x: normals(field, theta, x, normal_eps), at)
             unit = jnp.stack([*map(unpack, unit.T)])
-            away = jnp.maximum(jnp.sum(unit * directions, 0), 0.0) ** 2
-            extras["orientation"] = image(jnp.sum(jax.lax.stop_gradient(weights) * away, 0))
-            extras["normal"] = jnp.sum(weights[None] * unit, 1).T.reshape(height, width, 3)
+            away = jnp.maximum(jnp.sum(unit * directions[:, None], 0), 0.0) ** 2
+            shown["orientation"] = jnp.sum(jax.lax.stop_gradient(weights) * away, 0)[:, None]
+            shown["normal"] = jnp.sum(weights[None] * unit, 1).T
         behind = background(k_background)[None]
         if environment and "environment" in theta:
-            learned = jax.nn.sigmoid(layers(theta["environment"], harmonics(directions[:, 0].T)))
+            learned = jax.nn.sigmoid(layers(theta["environment"], harmonics(directions.T)))
             behind = jnp.where(jax.random.bernoulli(jax.random.fold_in(k_background, 1)), learned, behind)
-        rgb = jnp.stack([jnp.sum(weights * channel, 0) for channel in rgb], -1) + passed[:, None] * behind
-        return Render(rgb.reshape(height, width, 3), image(opacity), image(jnp.where(opacity > 0, depth, 0.0)), extras)
+        shown["rgb"] = jnp.stack([jnp.sum(weights * channel, 0) for channel in rgb], -1) + passed[:, None] * behind
+        return shown, jnp.sum(active)
 
     def render(theta, aux, camera: Camera, keys: Key[Array, "b"], means2d_probe) -> Render:
-        return jax.lax.map(lambda one: view(theta, aux, *one), (camera, keys))
+        b = len(keys)
+        # Neighbouring rays go to different parts, so that each needs about as many samples.
+        own = [jnp.moveaxis(x.reshape(b, -1, parts, 3), 1, 3).reshape(b * parts, 3, -1) for x in rays(camera, height, width)]
+        view, part = jnp.divmod(jnp.arange(b * parts), parts)
+        render_part = partial(render_rays, theta, aux)
+        if b * samples * height * width > TOGETHER:
+            render_part = jax.checkpoint(render_part, prevent_cse=False)
+        cameras = jax.tree.map(lambda x: x[view], camera)
+        shown, total = jax.lax.map(lambda x: render_part(*x), (cameras, keys[view], part, *own))
+        image = lambda x: jnp.moveaxis(x.reshape(b, parts, -1, x.shape[2]), 1, 2).reshape(b, height, width, -1)  # noqa: E731
+        shown = jax.tree.map(image, shown)
+        main = [shown.pop(name) for name in ("rgb", "opacity", "depth")]
+        return Render(*main, shown | {"total": parts * jnp.max(total.reshape(b, parts), 1)})
 
     def update_stats(aux, means2d_grad, rendered: Render):
         return aux | {"total": jnp.maximum(aux["total"], jnp.max(rendered.extras["total"]))}
 
     return Scene(init, render, lambda aux, b: {}, update_stats, colors=("color", "environment"))
+
+
+def parts_of(rays: int, samples: int) -> int:
+    """In how many parts the rays of a view are rendered, one after the other; the backward pass renders each again.
+
+    Args:
+        rays: of a view.
+        samples: of a ray.
+
+    Returns:
+        A power of two.
+
+    Examples:
+        >>> parts_of(256 * 256, 512), parts_of(512 * 512, 512)
+        (1, 4)
+    """
+    parts = 1
+    while rays // parts * samples > TOGETHER and rays % (2 * parts) == 0:
+        parts *= 2
+    return parts
 
 
 def harmonics(d: Float[Array, "n 3"]) -> Float[Array, "n 9"]:

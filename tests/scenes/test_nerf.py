@@ -95,6 +95,34 @@ def test_samples_in_chunks_have_the_same_gradient_and_take_less_memory(start, mo
     assert little < 0.5 * much
 
 
+def test_rays_in_parts_show_the_same_and_take_less_memory(start, monkeypatch):
+    theta, aux = start
+    camera, tall = turntable(2), {"height": 4 * SIZE, "width": 4 * SIZE, "stratified": False, "normal_eps": 0.01}
+
+    def measured(capacity):
+        scene = make(capacity=capacity, environment=True, **tall)
+        init = scene.init(jax.random.key(0))[0]  # has a background
+
+        def total(theta):
+            render = scene.render(theta, aux, camera, KEYS[:2], {})
+            images = jax.tree.leaves((render.rgb, render.opacity, render.depth, render.extras | {"total": 0.0}))
+            return sum(jnp.sum(jnp.sin(x)) for x in images), render
+
+        compiled = jax.jit(jax.value_and_grad(total, has_aux=True)).lower(init | theta).compile()
+        (_, render), grad = compiled(init | theta)
+        return render, grad, compiled.memory_analysis().temp_size_in_bytes
+
+    whole, g_whole, much = measured(16 * FULL)
+    most = int(whole.extras["total"].max())
+    monkeypatch.setattr(module, "TOGETHER", 4 * FULL)
+    for capacity in (16 * FULL, int(1.125 * most)):  # of each part a quarter, though none needs quite as much as another
+        parts, g_parts, little = measured(capacity)
+        assert most <= int(parts.extras["total"].max()) < 1.05 * most
+        close(parts.replace(extras=parts.extras | {"total": 0}), whole.replace(extras=whole.extras | {"total": 0}), 2e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()), g_parts, g_whole)
+        assert little < 0.5 * much
+
+
 def test_one_ray_is_the_closed_loop_over_its_samples(start):
     theta, aux = start
     camera = orbit_camera(jnp.zeros(1), jnp.zeros(1), jnp.full(1, 2.0), jnp.full(1, 1e-4))  # every ray is the x axis
