@@ -1,5 +1,6 @@
 """What holds for every test. It imports no lods_jax: the shape checker must see the package before anyone loads it."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,10 +10,15 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of a test's time is XLA's; what is fast is no matter here
+# Without optimisation a step compiles in half the time by XLA's older fusions; with it, as users compile, in the same.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false" * (os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"))
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # the command line makes a device of every core
 
 import hypothesis
 import pytest
+
+# Tracing makes millions of objects that live on, and looking through them for garbage took a twelfth of the suite.
+gc.set_threshold(200_000, 20, 100)
 
 # The first example of a test compiles, so a deadline per example would measure XLA.
 hypothesis.settings.register_profile("lods_jax", deadline=None, derandomize=True, max_examples=25)

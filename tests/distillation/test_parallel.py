@@ -91,7 +91,7 @@ for sgd in (True, False):
 def on_devices(request, toy, tmp_path_factory):
     """(scene, folder, last states by (SGD or not, number of devices))."""
     out = tmp_path_factory.mktemp("devices")
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "XLA_FLAGS": ""}
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(out), request.param], env=env, cwd=ROOT, capture_output=True, text=True
     )

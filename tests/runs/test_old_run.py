@@ -4,7 +4,10 @@
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -42,9 +45,14 @@ def test_it_goes_on_as_the_old_code_did(resumed):
         np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.__version__ != json.loads((OLD / "run.json").read_text())["versions"]["jax"], reason="another XLA")
-def test_on_a_like_processor_it_does_so_bit_for_bit(resumed):
-    expected, found = np.load(OLD / "final.npz"), checkpoint.read(resumed / "checkpoints" / "6")[0]
+def test_on_a_like_processor_it_does_so_bit_for_bit(tmp_path):
+    """Compiled as the tests of that time were: without XLA's optimisations, and with its fusions."""
+    folder = shutil.copytree(OLD, tmp_path / "run")
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    subprocess.run([sys.executable, "-m", "lods_jax", "resume", str(folder)], env=env, cwd=ROOT, check=True)
+    expected, found = np.load(OLD / "final.npz"), checkpoint.read(folder / "checkpoints" / "6")[0]
     # Not by scales, which end alike where gradients differ in their last bits.
     if not any(np.array_equal(expected[f"theta.{name}"], found[f"theta.{name}"]) for name in ("means", "quats")):
         pytest.skip("neither places nor rotations are the same: this processor rounds another way")

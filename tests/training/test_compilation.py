@@ -16,6 +16,7 @@ from lods_jax.scenes.images import pixels
 from lods_jax.training import checkpoint, loop
 from lods_jax.training.build import build
 from lods_jax.training.compilation import PREFIX, Span, compilations, compile_seconds
+from lods_jax.training.distributed import start_jax
 from lods_jax.training.scene_setups import StaticShapes
 from tests.toy import TINY, metrics
 
@@ -95,3 +96,17 @@ def test_compilation_at_any_step_is_no_optimisation(tmp_path, monkeypatch):
     assert seconds["compile"] >= 2.0
     assert seconds["optimise"] < 1.0
     assert metrics(tmp_path)[-1]["seconds"] < 1.0
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, 0.5), ("3", 3.0)])
+def test_what_is_cached_is_for_the_environment_to_say(asked, found, monkeypatch):
+    name, before = "jax_persistent_cache_min_compile_time_secs", jax.config.jax_persistent_cache_min_compile_time_secs
+    monkeypatch.delenv(name.upper())
+    if asked:
+        monkeypatch.setenv(name.upper(), asked)
+    try:
+        jax.config.update(name, 3.0)  # as JAX reads it from the environment
+        start_jax()
+        assert getattr(jax.config, name) == found
+    finally:
+        jax.config.update(name, before)
