@@ -18,7 +18,7 @@ import hypothesis
 import pytest
 
 # Tracing makes millions of objects that live on, and looking through them for garbage took a twelfth of the suite.
-gc.set_threshold(200_000, 20, 100)
+gc.set_threshold(20_000)
 
 # The first example of a test compiles, so a deadline per example would measure XLA.
 hypothesis.settings.register_profile("lods_jax", deadline=None, derandomize=True, max_examples=25)

@@ -273,8 +273,9 @@ def test_the_cotangent_of_the_absolute_probe_sums_what_each_pixel_pulls():
     values, gradient, _ = render({**SCENE, "absolute_probe": jnp.zeros((B, N, 2))})
     assert_close(gradient["absolute_probe"], expected, 1e-4)
     plain_values, plain, _ = render(SCENE)
-    assert_close(values, plain_values, 0)
-    assert_close({name: gradient[name] for name in plain}, plain, 0)
+    # Another program, which may round another way.
+    assert_close(values, plain_values, 1e-5)
+    assert_close({name: gradient[name] for name in plain}, plain, 1e-4)
     assert np.all(gradient["absolute_probe"] >= np.abs(plain["means2d_probe"]) * (1 - 1e-4))
 
 
@@ -354,7 +355,7 @@ def test_devices_compute_what_one_jit_computes(how):
     else:
         mesh, spec = Mesh(jax.devices()[:1], "data"), PartitionSpec()
         result = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))(*inputs)
-    assert_close(result, render(SCENE), 1e-6)
+    assert_close(result, render(SCENE), 1e-5)
 
 
 def test_a_depth_order_sorts_like_argsort():
