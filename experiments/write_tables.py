@@ -103,10 +103,11 @@ CLASSIFIER = {
 SEEN = ("kid", "view", "chamfer", "coverage", "floaters", "tint", "color_error", "speckle", "part_recall")  # in the README
 BENCH_FIGURES = ("kid", "view", "janus", "chamfer", "coverage", "floaters", "tint", "color_error", "speckle", "part_recall")
 PRESET_FIGURES = (*BENCH_FIGURES, "sharpness", "predictions")
-REMEDIED = ("kid", "chamfer", "coverage", "floaters", "tint", "color_error", "speckle", "part_recall", "sharpness")  # in the ablation
+# Of the ablation: figures, settings on all of its prompts, and settings on half.
+REMEDIED = ("kid", "chamfer", "coverage", "floaters", "tint", "color_error", "speckle", "part_recall", "sharpness")
 WIDELY = ("the preset", "encoder alone", "growth of before", "rates of before", "all noise at first", "no 3D filter")
-WIDELY += ("white behind every view", "s = 1000")  # on all of its prompts
-FURTHER = ("push-forward for reconstruction", "embedding for LoRA", "64 px all along", "no pruned pieces", "single views")  # on half
+WIDELY += ("white behind every view", "s = 1000")
+FURTHER = ("push-forward for reconstruction", "embedding for LoRA", "64 px all along", "no pruned pieces", "single views")
 QUICK = ("kid", "view", "janus", "chamfer", "coverage", "floaters", "color_error", "speckle", "part_recall", "predictions")
 
 
