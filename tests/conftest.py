@@ -17,7 +17,7 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")  # the command line makes a de
 import hypothesis
 import pytest
 
-# Tracing makes millions of objects that live on, and looking through them for garbage took a twelfth of the suite.
+# Tracing makes millions of objects that live on, and looking through them for garbage took a twelfth of the time.
 gc.set_threshold(20_000)
 
 # The first example of a test compiles, so a deadline per example would measure XLA.
