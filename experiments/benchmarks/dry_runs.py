@@ -1,7 +1,7 @@
 """Does every preset of text-to-3d for Stable Diffusion fit? Its step at full size, for devices that are not there. Nothing runs.
 
     pip install -e '.[tpu]'
-    python experiments/benchmarks/dry_runs.py                # every row, a process each; hours on 2 cores, 7 GiB, SDXL 18
+    python experiments/benchmarks/dry_runs.py                # every row, a process each; hours on 2 cores, 7 GiB, SDXL twice that
     python experiments/benchmarks/dry_runs.py --devices 24GiB --presets sd21-nerf-lods-lora
 
 A row is what `lods text-to-3d ... --dry-run` finds with `--topology v5e:2x4` or `--device-memory 24GiB`: the first memory plan
@@ -39,7 +39,7 @@ VIEWS = {  # of a chip of the slice: one, or the group that the prior denoises t
     "mvdream-nerf-sds": 4,
     "sdxl-gaussians-lods-lora": 1,
 }
-ONE_BY_ONE = {(GPU, "sdxl-gaussians-lods-lora")}  # one view fits, two are too many: plans with more are not compiled, for 17 GiB
+ONE_BY_ONE = {(GPU, "sdxl-gaussians-lods-lora")}  # no plan with more fits, and the first takes 17 GiB to compile
 
 
 def config_of(device: str, preset: str) -> Config:
