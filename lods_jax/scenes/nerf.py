@@ -314,7 +314,7 @@ def nerf(
     def render_rays(
         theta, aux, camera: Camera, key, part: Int[Array, ""], origins: Float[Array, "3 n"], directions: Float[Array, "3 n"]
     ):
-        """What a part of the rays of a view shows: {name: [n c]}, and "total", the number of samples that it needed."""
+        """What a part of the rays of a view shows, {name: [n c]}, and the number of samples that it needed."""
         n = origins.shape[1]
         k_jitter, k_background = jax.random.split(key)
         k_jitter = k_jitter if parts == 1 else jax.random.fold_in(k_jitter, part)

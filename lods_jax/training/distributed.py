@@ -92,10 +92,13 @@ def start_jax(batch: int | None = None, distributed: bool = False) -> None:
         distributed: whether to join other processes; then each has the devices that JAX gives it, since several may share the
             cores of a CPU.
     """
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "lods_jax" / "jax"))
-    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    cache = {
+        "jax_compilation_cache_dir": str(Path.home() / ".cache" / "lods_jax" / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+    }
+    for name, value in cache.items():
+        if not os.environ.get(name.upper()):  # whose word counts
+            jax.config.update(name, value)
     if distributed:
         join()
         return
