@@ -31,7 +31,8 @@ from lods_jax.core.types import Camera, Scene, TrainState
 from lods_jax.distillation.train_step import apply_gradients
 from lods_jax.scenes.densification import DensifyStrategy, densify, relocate
 from lods_jax.scenes.gaussians import gaussians
-from lods_jax.scenes.nerf import TINY, nerf, update_occupancy_grid
+from lods_jax.scenes.nerf import nerf, update_occupancy_grid
+from lods_jax.scenes.radiance_field import TINY
 from lods_jax.tabletop.dataset import render_caption
 from lods_jax.tabletop.objects import COMPOSITE
 from lods_jax.training.distributed import start_jax

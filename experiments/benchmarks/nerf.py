@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lods_jax.core.cameras import turntable
-from lods_jax.scenes.nerf import OFFICIAL, TINY, FieldConfig, nerf
+from lods_jax.scenes.nerf import nerf
+from lods_jax.scenes.radiance_field import OFFICIAL, TINY, FieldConfig
 
 EDGE, SHARES = 64, (1.0, 0.25, 0.1, 0.05)
 SIZES = {"tiny": TINY, "official": OFFICIAL}

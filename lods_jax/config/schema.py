@@ -285,7 +285,7 @@ class NerfConfig:
     """The scene of a radiance field on a hash grid (`scenes.nerf`)."""
 
     size: Literal["tiny", "tiny-64", "official"] = "tiny"
-    """`scenes.nerf.TINY`, for CPUs; the same with 64 cells an edge, for renders of 64 pixels; that of LODS and threestudio."""
+    """`radiance_field.TINY`, for CPUs; the same with 64 cells an edge, for renders of 64 pixels; that of LODS and threestudio."""
     samples: int = bounded(64, 1, 4096)
     """Per ray through the whole field."""
     background: Literal["white-or-grey", "white", "black", "random", "learned", "learned-or-random"] = "white-or-grey"

@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from lods_jax.scenes.nerf import FieldConfig
-from lods_jax.scenes.nerf import query_field as query_nerf
+from lods_jax.scenes.radiance_field import FieldConfig
+from lods_jax.scenes.radiance_field import query_field as query_nerf
 from lods_jax.scenes.spherical_harmonics import Y00
 
 

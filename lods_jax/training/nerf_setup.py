@@ -11,12 +11,13 @@ from jaxtyping import Array, Key
 from lods_jax.config import NerfConfig, OptimizerConfig
 from lods_jax.core.types import Scene, TrainState
 from lods_jax.scenes import density_field
-from lods_jax.scenes import nerf as radiance
 from lods_jax.scenes.density_field import Surface
+from lods_jax.scenes.nerf import centres, nerf, update_occupancy_grid
 from lods_jax.scenes.ply import write_ply, write_splat
+from lods_jax.scenes.radiance_field import OFFICIAL, TINY, FieldConfig
 from lods_jax.training.scene_setups import BACKGROUNDS, SceneSetup, StaticShapes, decaying, scaled_by_name
 
-FIELDS = {"tiny": radiance.TINY, "tiny-64": radiance.TINY._replace(finest=64), "official": radiance.OFFICIAL}
+FIELDS = {"tiny": TINY, "tiny-64": TINY._replace(finest=64), "official": OFFICIAL}
 NORMAL_EPS = 0.01  # world units
 WALL = 10.0  # density that viewers take for solid, per world unit
 BESIDE_LEARNED = {"learned": "white-or-grey", "learned-or-random": "random"}  # what views without the learned background show
@@ -40,7 +41,7 @@ def nerf_setup(n: NerfConfig, optimizer: OptimizerConfig, steps: int, normals: b
 
     def scene(shapes: StaticShapes, for_eval: bool = False) -> Scene:
         behind = "white" if for_eval else n.background
-        return radiance.nerf(
+        return nerf(
             height=shapes.resolution,
             width=shapes.resolution,
             capacity=shapes.capacity,
@@ -54,7 +55,7 @@ def nerf_setup(n: NerfConfig, optimizer: OptimizerConfig, steps: int, normals: b
 
     def nerf_refine(tx: optax.GradientTransformation, key: Key[Array, ""], state: TrainState) -> TrainState:
         del tx  # no parameter moves
-        return state.replace(aux=radiance.update_occupancy_grid(key, field, state.theta, state.aux))
+        return state.replace(aux=update_occupancy_grid(key, field, state.theta, state.aux))
 
     return SceneSetup(
         scene,
@@ -110,7 +111,7 @@ def nerf_shapes(samples: int, resolution: int, aux: Any) -> StaticShapes:
     return StaticShapes(resolution, min(x for x in capacities if x >= min(1.125 * max(most), every)))
 
 
-def export_nerf(field: radiance.FieldConfig, folder: Path, theta: Any, aux: Any) -> str:
+def export_nerf(field: FieldConfig, folder: Path, theta: Any, aux: Any) -> str:
     """Writes flat Gaussians on the field's surface, for viewers, as scene.ply and scene.splat.
 
     Args:
@@ -128,7 +129,7 @@ def export_nerf(field: radiance.FieldConfig, folder: Path, theta: Any, aux: Any)
     return f"scene.ply and scene.splat with {len(splats['means'])} flat Gaussians on the field's surface, for viewers"
 
 
-def nerf_surface(field: radiance.FieldConfig, theta: Any, aux: Any) -> Surface:
+def nerf_surface(field: FieldConfig, theta: Any, aux: Any) -> Surface:
     """The density field of a NeRF.
 
     Args:
@@ -143,7 +144,7 @@ def nerf_surface(field: radiance.FieldConfig, theta: Any, aux: Any) -> Surface:
     return density_field.of_field(field, theta)
 
 
-def nerf_mass(field: radiance.FieldConfig, theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
+def nerf_mass(field: FieldConfig, theta: Any, aux: Any) -> tuple[np.ndarray, np.ndarray]:
     """Centres of the occupancy cells, and the largest share of light that a cell absorbs.
 
     Args:
@@ -155,6 +156,6 @@ def nerf_mass(field: radiance.FieldConfig, theta: Any, aux: Any) -> tuple[np.nda
         Points [n 3] and masses [n].
     """
     held = np.asarray(aux["density"])
-    middles = np.asarray(radiance.centres(field)).T
+    middles = np.asarray(centres(field)).T
     mass = 1 - np.exp(-held.ravel() * 2 * field.bound / field.cells)
     return middles[mass > MASS], mass[mass > MASS]

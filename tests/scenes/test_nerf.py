@@ -8,18 +8,10 @@ import numpy as np
 import pytest
 
 from lods_jax.core.cameras import orbit_camera, turntable
-from lods_jax.scenes import nerf as module
-from lods_jax.scenes.nerf import (
-    FieldConfig,
-    density,
-    grown,
-    init_field,
-    init_layers,
-    nerf,
-    normals,
-    query_field,
-    update_occupancy_grid,
-)
+from lods_jax.scenes import nerf as renderer
+from lods_jax.scenes import radiance_field
+from lods_jax.scenes.nerf import centres, grown, nerf, update_occupancy_grid
+from lods_jax.scenes.radiance_field import FieldConfig, density, init_field, init_layers, normals, query_field
 from lods_jax.scenes.volume_rendering import absorb
 
 FIELD = FieldConfig(levels=3, log2_rows=10, base=4, finest=16, hidden=16, cells=12)
@@ -53,7 +45,7 @@ def test_packing_equals_evaluating_everything_while_nothing_overflows(start, mon
     most = int(packed.extras["total"].max())
     assert 0.02 * FULL < most < 0.9 * FULL
     close(shown(most, theta, aux, camera), packed, 1e-6)
-    empty = density(FIELD, theta, module.centres(FIELD)).reshape(aux["occupied"].shape) * 0
+    empty = density(FIELD, theta, centres(FIELD)).reshape(aux["occupied"].shape) * 0
     everything = shown(FULL, theta, aux | {"occupied": jnp.ones_like(aux["occupied"]), "density": empty}, camera)
     close(packed.rgb, everything.rgb, 0.05)  # what lies outside the cells is thinner than `empty`
     thin = update_occupancy_grid(jax.random.key(2), FIELD, theta, aux, empty=0.0)
@@ -89,7 +81,7 @@ def test_samples_in_chunks_have_the_same_gradient_and_take_less_memory(start, mo
         return compiled(theta), compiled.memory_analysis().temp_size_in_bytes
 
     whole, much = measured()
-    monkeypatch.setattr(module, "CHUNK", 100)  # which does not divide the room
+    monkeypatch.setattr(radiance_field, "CHUNK", 100)  # which does not divide the room
     chunked, little = measured()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()), chunked, whole)
     assert little < 0.5 * much
@@ -114,7 +106,7 @@ def test_rays_in_parts_show_the_same_and_take_less_memory(start, monkeypatch):
 
     whole, g_whole, much = measured(16 * FULL)
     most = int(whole.extras["total"].max())
-    monkeypatch.setattr(module, "TOGETHER", 4 * FULL)
+    monkeypatch.setattr(renderer, "TOGETHER", 4 * FULL)
     for capacity in (16 * FULL, int(1.125 * most)):  # of each part a quarter, though none needs quite as much as another
         parts, g_parts, little = measured(capacity)
         assert most <= int(parts.extras["total"].max()) < 1.05 * most
@@ -143,7 +135,7 @@ def test_one_ray_is_the_closed_loop_over_its_samples(start):
 def ball(monkeypatch, radius, sharp):
     """The field of an even ball with a soft edge, in place of the network's."""
     raw = lambda field, theta, x, encoded: sharp * (radius - jnp.sqrt(jnp.sum(x * x, 0)))  # noqa: E731
-    monkeypatch.setattr(module, "before_softplus", raw)
+    monkeypatch.setattr(radiance_field, "before_softplus", raw)
 
 
 def test_normals_of_a_ball_point_outwards_to_2_degrees(monkeypatch):
@@ -179,7 +171,7 @@ def test_turning_field_and_camera_together_changes_nothing(monkeypatch):
     images = []
     for scale, azimuth in (((2.0, 4.0, 3.0), 0.4), ((4.0, 2.0, 3.0), 0.4 + np.pi / 2)):
         raw = lambda field, theta, x, encoded: 40 * (1 - jnp.sqrt(jnp.sum((jnp.array(scale)[:, None] * x) ** 2, 0)))  # noqa: B023, E731
-        monkeypatch.setattr(module, "before_softplus", raw)
+        monkeypatch.setattr(radiance_field, "before_softplus", raw)
         images.append(shown(FULL, theta, aux, at(azimuth), stratified=False).opacity)
     close(images[0], images[1], 1e-3)
     assert 0.05 < float(images[0].mean()) < 0.9
