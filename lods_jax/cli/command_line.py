@@ -170,6 +170,7 @@ def check_flags(argv: list[str]) -> None:
     flags = [name.replace("_", "-") for name in known]
     for word in argv[1:]:
         flag = word.partition("=")[0].replace("_", "-")
-        if re.match(r"--[a-z]", flag) and flag not in flags and flag.replace("--no-", "--") not in flags:
+        turned_on = re.sub(r"(^--|\.)no-", r"\1", flag)  # of --no-perp-neg and --prior.no-remat
+        if re.match(r"--[a-z]", flag) and flag not in flags and turned_on not in flags:
             nearest = difflib.get_close_matches(flag, flags, n=1, cutoff=0.0)[0]
             raise UserError(f"{argv[0]} has no {word.partition('=')[0]}; the nearest is {nearest}")

@@ -3,14 +3,16 @@
 import re
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from lods_jax import config as configs
 from lods_jax.cli import main
-from lods_jax.cli.command_line import preset
+from lods_jax.cli.command_line import parse, preset
 from lods_jax.cli.commands import RUN
 from lods_jax.cli.flags import COMMANDS
 from lods_jax.core.paths import CLASSIFIER, TABLETOP, TABLETOP_64, WEIGHTS
@@ -43,6 +45,18 @@ def test_unknown_words_are_named_with_prompts_that_would_do(capsys):
     assert "'a red robot'" in line or "'a red" in line
     assert "--prior DIR" in line
     assert "--anyway" in line
+
+
+@pytest.mark.parametrize(("command", "given"), [("text-to-3d", "a red mug"), ("image-to-3d", "mug.png")])
+def test_whatever_is_on_can_be_turned_off_by_a_flag(command, given):
+    """A setting in a section too: --no-perp-neg, but --prior.no-remat."""
+    settings = preset([command, given], "image-" if command == "image-to-3d" else "")
+    switches = [key for key in configs.keys(type(settings)) if isinstance(attrgetter(key)(settings), bool)]
+    assert {"perp_neg", "prior.remat"} <= {*switches}
+    for state, prefix in ((True, ""), (False, "no-")):
+        flags = ["--" + re.sub(r"(\w+)$", rf"{prefix}\1", key).replace("_", "-") for key in switches]
+        parsed = parse([command, given, *flags])
+        assert [attrgetter(key)(parsed.settings) for key in switches] == [state] * len(switches)
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", "a red\0mug", "mug " * 1000])
