@@ -170,6 +170,17 @@ def test_every_objective_stands_in_the_tables(page):
     assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row)} >= set(OBJECTIVES)
 
 
+def test_the_default_guidance_scales_are_those_of_the_objectives():
+    rows = [
+        line.split("|")
+        for line in PAGES["docs/concepts/objectives.md"].splitlines()
+        if re.match(r"\| `[\w-]+` .*\| +[\d.]* *\|$", line)
+    ]
+    written = {row[1].strip(" `"): row[-2].strip() for row in rows}
+    default = {name: inspect.signature(make).parameters.get("s") for name, make in OBJECTIVES.items()}
+    assert written == {name: f"{s.default:g}" if s else "" for name, s in default.items()}
+
+
 def test_every_package_has_a_page_of_the_api():
     """It shows every module of the package, and everything public in them that has a docstring."""
     packages = [path.parent.name for path in (ROOT / "lods_jax").glob("*/__init__.py")]

@@ -218,7 +218,7 @@ def _around(seen, pixels, radius):
 
 
 def speckle(ours: Views, true: TrueViews) -> float:
-    """Energy of the specks on the object beside the truth's: what the median filter takes away, root mean square.
+    """Energy of the specks on the object relative to the truth: what the median filter takes away, root mean square.
 
     Counted inside both objects, away from the edges of silhouettes and of true colours; pinholes count.
 

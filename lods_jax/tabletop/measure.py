@@ -38,10 +38,10 @@ FIGURES = {
     "saturation": "mean saturation minus that of the true object",
     "tint": "how coloured white and grey parts are: mean error of Oklab chroma, 0.02 is just noticeable",
     "color_error": "mean distance to the true colours of coloured parts, Oklab",
-    "speckle": "specks on the object's inside beside the truth's; 1 is the truth",
+    "speckle": "specks on the object's inside relative to the truth; 1 is the truth",
     "floater_pixels": "share of the rendered opacity outside the largest piece that is connected in the image",
     "part_recall": "share of each true part that our renders show, mean over the parts; 1 is everything",
-    "sharpness": "slope of the colours at edges beside the truth's; 1 is the truth",
+    "sharpness": "slope of the colours at edges relative to the truth; 1 is the truth",
 }
 
 
