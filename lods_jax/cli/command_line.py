@@ -102,18 +102,19 @@ def preset(argv: list[str], task: str = "") -> Config:
 
 
 def given(argv: list[str], flag: str) -> str | None:
-    """The value of a flag in argv, written `--flag VALUE` or `--flag=VALUE`; None without the flag.
+    """The value of a flag in argv, written `--flag VALUE` or `--flag=VALUE`; None without the flag. Of several the last counts.
 
     Examples:
-        >>> given(["text-to-3d", "--seed=3"], "--seed")
+        >>> given(["text-to-3d", "--seed", "2", "--seed=3"], "--seed")
         '3'
     """
+    value = None
     for word, following in zip(argv, [*argv[1:], None], strict=True):
         if word == flag:
-            return following
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}=")
-    return None
+            value = following
+        elif word.startswith(f"{flag}="):
+            value = word.removeprefix(f"{flag}=")
+    return value
 
 
 def check_command(argv: list[str]) -> None:

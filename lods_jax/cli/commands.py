@@ -17,7 +17,7 @@ from lods_jax.cli.dry_run import check_dry_run, device_memory, dry_run, tell_cos
 from lods_jax.cli.edit_commands import edit_3d, edit_image
 from lods_jax.cli.image_commands import text_to_image
 from lods_jax.config import Config
-from lods_jax.core.errors import UserError, tell
+from lods_jax.core.errors import UserError, one_line, tell
 from lods_jax.core.files import check_place, check_suffix
 from lods_jax.core.paths import TABLETOP, TABLETOP_64, figures_folder
 from lods_jax.priors.registry import PRIORS, embedded_world, registered
@@ -299,8 +299,8 @@ def render(args: flags.Render) -> None:
     for run in runs:
         try:
             tell(write(run, args.out, args.method))
-        except UserError as error:
-            failed.append(f"{run.path}: {error}")
+        except (UserError, OSError, ValueError) as error:
+            failed.append(f"{run.path}: {one_line(error)}")
     if failed:
         raise UserError("; ".join(failed))
 

@@ -5,6 +5,7 @@ import re
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 TRUTH = {word: word in ("true", "yes", "on") for word in ("true", "yes", "on", "false", "no", "off")}
@@ -47,6 +48,8 @@ def convert(kind: Any, value: Any) -> Any:
     text = value if isinstance(value, str) else refuse(value)
     if kind is bool:
         return TRUTH[text.lower()] if text.lower() in TRUTH else refuse(value)
+    if kind is Path:
+        return Path(text)
     return text if kind is str else whole(text) if kind is int else real(text)
 
 
@@ -147,4 +150,4 @@ def wanted(kind: Any) -> str:
         return f"names with {wanted(of[1])} each"
     if origin in (typing.Union, types.UnionType):
         return " or ".join("null" if x is type(None) else wanted(x) for x in of)
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}[kind]

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import BinaryIO
 
 from lods_jax.core.errors import UserError
@@ -40,7 +41,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The name may be as long as the system allows, so that of the partial file is a hash.
     name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
-    partial = path.with_name(f".{os.getpid()}.{name}{short_suffix(path)}")
+    partial = path.with_name(f".{token_hex(4)}.{name}{short_suffix(path)}")
     try:
         yield partial
         partial.replace(path)
@@ -49,7 +50,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def is_stream(path: str | Path) -> bool:
-    """Whether a path leads to a device or a pipe, such as /dev/stdout, which takes bytes and is no regular file.
+    """Whether a path leads to a device or a pipe, or to what this process has open, such as /dev/stdout.
 
     Args:
         path: need not exist.
@@ -61,8 +62,12 @@ def is_stream(path: str | Path) -> bool:
         mode = os.stat(path).st_mode
     except OSError:
         return False
-    # /dev/stdout may be a regular file that the shell has open: put in its place, another file would get the bytes.
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or os.path.abspath(path).startswith(("/dev/", "/proc/"))
+    if stat.S_ISDIR(mode):
+        return False
+    # /dev/stdout may be a regular file that the shell has open: put in its place, another file would get the bytes. A file of
+    # the RAM disk /dev/shm is one like any other.
+    is_open = os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
+    return is_open or not stat.S_ISREG(mode)
 
 
 def is_regular(path: Path) -> bool:
@@ -175,7 +180,7 @@ def point(link: Path, at: Path) -> None:
     """
     if link.exists() and not link.is_symlink():
         return
-    partial = link.with_name(f".{os.getpid()}.{link.name}")
+    partial = link.with_name(f".{token_hex(4)}.{link.name}")
     try:
         partial.symlink_to(at, target_is_directory=True)
         partial.replace(link)

@@ -70,6 +70,7 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 WRITTEN_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of pictures that are written, by suffix
+LONGEST_EDGE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}  # pixels
 
 
 def write_image(path: str | Path, rgb: np.ndarray, scale: int = 1) -> Path:

@@ -1,5 +1,7 @@
 """Paths of the data that is shipped with the package."""
 
+import tempfile
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
@@ -11,6 +13,15 @@ TABLETOP_POSE = TABLETOP_64 / "pose"  # the Zero-1-to-3 prior; it has an autoenc
 CLASSIFIER = WEIGHTS / "classifier.safetensors"
 PRESETS = PACKAGE / "config" / "presets"  # a link to configs/ in a checkout, a folder in a wheel
 SUITES = PRESETS / "bench"  # of `lods bench`
+
+
+@cache
+def cache_folder() -> Path:
+    """Where the package keeps what it can make again: below the home, or for a user without one in a new temporary folder."""
+    try:
+        return Path.home() / ".cache" / "lods_jax"
+    except RuntimeError:
+        return Path(tempfile.mkdtemp(prefix="lods_jax-"))
 
 
 def figures_folder(prior: Path) -> Path:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from lods_jax.core.cameras import view_of
+from lods_jax.core.cameras import Orbit, view_of
 from lods_jax.core.types import Camera, ReferenceImage, Render, Scene, TrainState
 
 EVERY = 2  # the other groups look from anywhere
@@ -27,15 +27,17 @@ class ReferenceView(NamedTuple):
         scene: the scene as the image shows it: on white, without random offsets.
         costs: (render of one view, `ReferenceImage`, step) -> {name: weighted cost [1]}.
         joins: whether the image is one view of every second group of a prior of several views (`known_views`).
+        orbit: of the other cameras, for the words of the views.
     """
 
     scene: Scene
     costs: Callable[..., dict[str, Array]]
     joins: bool = False
+    orbit: Orbit = Orbit()
 
 
 def groups_around_image(
-    camera: Camera, image: Camera, views: Int[Array, "b"], step: Int[Array, ""], group: int
+    camera: Camera, image: Camera, views: Int[Array, "b"], step: Int[Array, ""], group: int, orbit: Orbit
 ) -> tuple[Camera, Bool[Array, "b"]]:
     """The cameras of a step, of which those of every second group stand around the object beside the image's.
 
@@ -45,6 +47,7 @@ def groups_around_image(
         views: global indices of the views [b].
         step: of the run.
         group: number of views in a group.
+        orbit: says where the front ends and overhead begins.
 
     Returns:
         The cameras, and which of the views are the image.
@@ -56,7 +59,7 @@ def groups_around_image(
     around = camera.replace(
         c2w=turned.reshape(-1, 4, 4) @ image.c2w,
         azimuth=azimuth,
-        view=view_of(azimuth, jnp.broadcast_to(image.elevation, turn.shape)),
+        view=view_of(azimuth, jnp.broadcast_to(image.elevation, turn.shape), orbit.front, orbit.above),
         **{name: jnp.broadcast_to(getattr(image, name), turn.shape) for name in ("fov_y", "elevation", "radius")},
     )
     on = (step + views // group) % EVERY == 0

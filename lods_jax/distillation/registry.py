@@ -113,10 +113,12 @@ def load_module(name: str) -> ModuleType:
         return importlib.import_module(name)
     if not Path(name).is_file():
         raise ImportError(f"there is no file {name}")
-    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    own = f"file:{Path(name).resolve()}"  # a name that is nobody's
+    spec = importlib.util.spec_from_file_location(own, name)
     if spec is None or spec.loader is None:
         raise ImportError(f"{name} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[own] = module  # where a dataclass looks for the module of its class
     spec.loader.exec_module(module)
     return module
 

@@ -236,8 +236,10 @@ def make_train_step(
     def render_views(state, reference, k, views) -> RenderedViews:
         """Renders the views of a shard."""
         b, camera, known = len(views), cameras(k.camera, views), jnp.zeros(len(views), bool)
-        if joins:
-            camera, known = groups_around_image(camera, reference.image.camera, views, state.step, prior.views)
+        if reference_view and joins:
+            camera, known = groups_around_image(
+                camera, reference.image.camera, views, state.step, prior.views, reference_view.orbit
+            )
 
         def forward(theta, means2d_probe):
             render = scene.render(theta, state.aux, camera, k.render, means2d_probe)

@@ -183,7 +183,8 @@ def image_size(folder: Path, asked: int | None = None) -> int:
     Raises:
         ValueError: the networks take no images of the size that is asked for.
     """
-    prior = stable_diffusion(folder, image_size=asked, strict=False, few_steps=True)  # of any network; loading it decides
+    # Of any network; loading it decides. No weights are read for it.
+    prior = stable_diffusion(folder, image_size=asked, strict=False, few_steps=True, untrained=True)
     weights = jax.eval_shape(prior.init, jax.random.key(0))
     z = jax.ShapeDtypeStruct((1, *latent_shape(prior, weights)), jnp.float32)
     return jax.eval_shape(prior.decode, weights, z).shape[1]

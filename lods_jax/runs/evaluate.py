@@ -111,7 +111,7 @@ def clip_figures(run: Run, clip: clips.Clip, prompts: Sequence[str]) -> dict[str
     return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
 
-_RENDERERS: dict[tuple[str, str, int], SceneRenderer] = {}  # by what a compiled render depends on
+_RENDERERS: dict[str, SceneRenderer] = {}  # by what a compiled render depends on
 
 
 def shared_renderer(run: Run, size: int | None = None) -> SceneRenderer:
@@ -125,7 +125,9 @@ def shared_renderer(run: Run, size: int | None = None) -> SceneRenderer:
         From `artifacts.scene_renderer`.
     """
     size = size or embedded_world().measured_size
-    key = run.config.scene, repr((run.config.gaussians, run.config.nerf)), size
+    c = run.config
+    # The 3D filter of Gaussians is as wide as a pixel of training: it depends on the camera and on the resolutions.
+    key = repr((c.scene, c.gaussians, c.nerf, c.camera, c.resolution, c.resolution_after, c.particles, size))
     if key not in _RENDERERS:
         _RENDERERS[key] = scene_renderer(scene_setup(run.config), size)
     return _RENDERERS[key]

@@ -213,6 +213,9 @@ def write_videos(render_fn: RenderFn, camera: Camera, folder: Path, fps: float) 
 
     Returns:
         A line on what was written.
+
+    Raises:
+        UserError: there is no ffmpeg that writes them.
     """
     render = render_fn(camera)
     solid = render.opacity > 0.5
@@ -224,7 +227,10 @@ def write_videos(render_fn: RenderFn, camera: Camera, folder: Path, fps: float) 
         "normal": np.where(solid, 0.5 + 0.5 * normals_of(render, camera), 1.0),
     }
     for name, film in films.items():
-        write_video(folder / f"{name}.mp4", film, fps)
+        try:
+            write_video(folder / f"{name}.mp4", film, fps)
+        except RuntimeError as error:
+            raise UserError(str(error)) from error
     return f"{', '.join(str(folder / f'{name}.mp4') for name in films)}: {len(render.rgb)} frames"
 
 

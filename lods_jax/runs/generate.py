@@ -1,5 +1,6 @@
 """Images from a prior: by plain sampling, by distillation under an objective, and by editing an image."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float
 from lods_jax.core.cameras import VIEWS
 from lods_jax.core.errors import UserError, tell
 from lods_jax.core.files import is_stream
-from lods_jax.core.images import grid, write_image
+from lods_jax.core.images import LONGEST_EDGE, grid, write_image
 from lods_jax.core.types import Objective, Prior
 from lods_jax.core.videos import write_video
 from lods_jax.distillation.prompts import prompt_table, view_prompts
@@ -160,12 +161,19 @@ def learning(
 def write_images(path: Path, rgb: Float[np.ndarray, "n h w 3"]) -> None:
     """Writes images in rows of eight, or of as many as are as wide as eight squares; small ones enlarged.
 
+    A grid with an edge that the format cannot have is written as PNG, beside the path.
+
     Args:
         path: of the file; its suffix is the format.
         rgb: [n h w 3] in [0, 1].
     """
     fit = max(1, 8 * rgb.shape[1] // rgb.shape[2])
-    write_image(path, grid(rgb, columns=min(len(rgb), fit)), scale=enlarged(rgb))
+    image, scale = grid(rgb, columns=min(len(rgb), fit)), enlarged(rgb)
+    edge, most = scale * max(image.shape), LONGEST_EDGE.get(path.suffix.lower(), math.inf)
+    if edge > most:
+        tell(f"a {path.suffix} has at most {most} pixels an edge, and {len(rgb)} images need {edge}: {path.with_suffix('.png')}")
+        path = path.with_suffix(".png")
+    write_image(path, image, scale=scale)
 
 
 def write_film(path: Path, frames: Float[np.ndarray, "f n h w 3"], first: Float[np.ndarray, "h w 3"] | None = None) -> None:

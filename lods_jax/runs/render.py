@@ -51,7 +51,7 @@ def check_distinct(runs: Sequence[Run], method: str) -> None:
     taken: dict[tuple[str, str], Path] = {}
     for run in runs:
         name = method_name(run, method)
-        other = taken.setdefault((name, run.config.prompt.strip().casefold()), run.path)
+        other = taken.setdefault((name, t3bench_name(run.config.prompt).casefold()), run.path)
         if other != run.path:
             raise UserError(
                 f"{other} and {run.path} are both the object of {name} for {run.config.prompt!r:.200}, and the scorers look at "
@@ -248,8 +248,17 @@ def t3bench_folder(run: Run, out: Path, method: str, group: str) -> Path:
     Returns:
         The folder.
     """
-    prompt = run.config.prompt.strip().replace(" ", "_").replace("/", "_")
-    return out / f"{method_name(run, method)}_{group}" / prompt / "save" / "it0-export"
+    return out / f"{method_name(run, method)}_{group}" / t3bench_name(run.config.prompt) / "save" / "it0-export"
+
+
+def t3bench_name(prompt: str) -> str:
+    """The name of the folder of a prompt, as T3Bench makes it.
+
+    Examples:
+        >>> t3bench_name("a red/blue mug")
+        'a_red_blue_mug'
+    """
+    return prompt.strip().replace(" ", "_").replace("/", "_")
 
 
 def render_t3bench(run: Run, out: Path, method: str, group: str, faces: int, texture: int) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from lods_jax.config import Config, check, differences, dump, parse_yaml
 from lods_jax.core.errors import UserError, one_line, release_remarks
@@ -24,14 +26,14 @@ from lods_jax.runs import provenance
 from lods_jax.runs.artifacts import scene_renderer, write_page_of, write_results
 from lods_jax.runs.export import mesh_of_run
 from lods_jax.runs.log_window import Window, read_window
-from lods_jax.runs.run_directory import check_empty, check_files, locked, point_latest_at, read_metrics, write_json
+from lods_jax.runs.run_directory import check_empty, check_files, locked, point_latest_at, read_json, read_metrics, write_json
 from lods_jax.runs.training_loop import Start, diagnosis, log, stops, tolerate_io_errors, training_loop
 from lods_jax.training import checkpoint, image_to_3d, textual_inversion
 from lods_jax.training.build import Components, build, predictions_per_view
 from lods_jax.training.checks import note_on_timesteps
 from lods_jax.training.compilation import Once, memory
 from lods_jax.training.cost import memory_errors_told
-from lods_jax.training.distributed import agreed, all_or_none, is_first
+from lods_jax.training.distributed import agreed, all_or_none, from_first, is_first
 from lods_jax.training.loop import first_state, mode_of, state_shapes, train
 from lods_jax.training.memory_plan import read_memory
 from lods_jax.training.planning import plan_run
@@ -125,9 +127,15 @@ def last_state(config: Config, components: Components, folder: Path, changed: bo
         State, static shapes, log window and memory plan.
 
     Raises:
-        UserError: the settings or a file that they name have changed, or the checkpoint does not hold its static shapes.
+        UserError: the settings or a file that they name have changed, the checkpoint does not hold its static shapes, or a
+            finished run has none.
     """
     if not checkpoint.steps(folder / "checkpoints"):
+        if read_json(folder / "run.json").get("state") == "finished":
+            raise UserError(
+                f"{folder} is finished and has no checkpoint to go on from, and its results would be written over: for the same "
+                f"run once more pass --config {folder / 'config.yaml'} to the command that made it"
+            )
         log("resume", f"{folder} has no checkpoint: from the beginning")
         return Start(first_state(components))
     like = state_shapes(components)
@@ -252,7 +260,7 @@ def open_folder(config: Config, components: Components, folder: Path, note: dict
 
 
 def with_picture(config: Config, components: Components, folder: Path) -> Components:
-    """The components with the prompt fitted to the image, and copies of both in the folder. The first process writes for all.
+    """The components with the prompt fitted to the image, and copies of both in the folder, by the first process for all.
 
     Args:
         config: of the run.
@@ -265,18 +273,33 @@ def with_picture(config: Config, components: Components, folder: Path) -> Compon
     if is_first():
         with tolerate_io_errors("the picture", "stop"):
             image_to_3d.keep(folder, config.image, components.image_inputs)
-        if config.image.invert and textual_inversion.load_textual_inversion(folder, config) is None:
-            log("picture", f"fits the embedding of the prompt, {config.image.invert} steps")
-            by = textual_inversion.textual_inversion(
-                config, components.prior, components.weights, components.texts["prompt"], components.image_inputs.reference.image
-            )
-            with tolerate_io_errors("the fitted embedding", "stop"):
-                textual_inversion.save_textual_inversion(folder, config, by, components.texts, components.prior.pooled)
-    agreed(0)
-    by = textual_inversion.load_textual_inversion(folder, config) if config.image.invert else None
-    if by is None:
+    if not config.image.invert:
         return components
+    by = np.zeros(components.texts["prompt"].shape[1:], np.float32)
+    if is_first():
+        held = textual_inversion.load_textual_inversion(folder, config)
+        by = fitted_prompt(config, components, folder) if held is None else held
+    by = from_first(by)  # the others may have a folder of another name, and need not see this one
     return components._replace(texts=textual_inversion.shift_embeddings(components.texts, jnp.asarray(by)))
+
+
+def fitted_prompt(config: Config, components: Components, folder: Path) -> Float[np.ndarray, "k d"]:
+    """The shift of the prompt's embedding that makes it denoise the image of a run, with a copy in the folder.
+
+    Args:
+        config: of the run.
+        components: of the run.
+        folder: of the run.
+
+    Returns:
+        [k d].
+    """
+    log("picture", f"fits the embedding of the prompt, {config.image.invert} steps")
+    c = components
+    by = textual_inversion.textual_inversion(config, c.prior, c.weights, c.texts["prompt"], c.image_inputs.reference.image)
+    with tolerate_io_errors("the fitted embedding", "stop"):
+        textual_inversion.save_textual_inversion(folder, config, by, c.texts, c.prior.pooled)
+    return np.asarray(by)
 
 
 def worker_loop(config: Config, components: Components, begin: Start, once: Once) -> int:

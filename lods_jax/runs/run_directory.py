@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TextIO
 
 from lods_jax.config import Config, load
 from lods_jax.config.aliases import current_metrics
-from lods_jax.core.errors import UserError
+from lods_jax.core.errors import UserError, remark
 from lods_jax.core.files import check_place, is_regular, point, replacing
 
 LOCK = ".lock"
@@ -228,6 +228,8 @@ def locked(folder: Path, empty: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder} is being written by {holder(file)}: stop it, or wait for its end") from None
+        except OSError as error:  # of a file system that has no locks
+            remark(f"lods: {folder} cannot be locked ({error.strerror}): let no second process write into it")
         if empty:
             check_empty(folder)
         file.truncate(0)
@@ -262,10 +264,16 @@ def check_files(folder: Path) -> None:
 
 
 def point_latest_at(folder: Path) -> None:
-    """Turns the link outputs/latest to the folder of a run, if it lies below a folder named `outputs`."""
+    """Turns the link outputs/latest to the folder of a run, if it lies below a folder named `outputs`.
+
+    Where that cannot be, as on a disk without links, a line says so, and the run goes on.
+    """
     outputs = next((parent for parent in folder.absolute().parents if parent.name == "outputs"), None)
     if outputs:
-        point(outputs / "latest", at=folder.absolute().relative_to(outputs))
+        try:
+            point(outputs / "latest", at=folder.absolute().relative_to(outputs))
+        except OSError as error:
+            remark(f"lods: no link {outputs / 'latest'}: {error.strerror}")
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def training_loop(
         for done, state, shapes, metrics in steps:
             recent.append(metrics)
             last = stops(config, done, stop)
-            on_error = "stop" if last else config.checkpoint.on_error
+            on_error = config.checkpoint.on_error
             if last or is_logged(config, done):
                 window = window.after(recent)
                 line = {"step": done} | window.means() | components.setup.count(state.aux) | diagnose(state)
@@ -102,15 +102,15 @@ def training_loop(
             elif shapes != shape:
                 log("compile", f"the step again: {shapes.resolution} pixels, capacity {shapes.capacity:,} a view")
             shape = shapes
+            if last or due(config.checkpoint.every, done):  # before the preview, whose failure may end the run
+                with tolerate_io_errors(f"the checkpoint of step {done}", "stop" if last else on_error):
+                    measured = window.after(recent)._replace(seconds=begin.window.seconds + elapsed())
+                    save(config, components, folder, state, shapes, measured)
             if is_previewed(config, done):
                 with tolerate_io_errors("a preview", on_error):
                     path = write_preview(config, components, folder, done, state, render_fn)
                     if done == FIRST_PREVIEW:
                         log("preview", f"{path} and so on; `lods view {folder}` shows the scene while it grows")
-            if last or due(config.checkpoint.every, done):
-                with tolerate_io_errors(f"the checkpoint of step {done}", on_error):
-                    measured = window.after(recent)._replace(seconds=begin.window.seconds + elapsed())
-                    save(config, components, folder, state, shapes, measured)
             bar.update()
             if last:
                 break

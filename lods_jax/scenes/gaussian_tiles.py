@@ -84,10 +84,9 @@ def bin_tiles(
     Raises:
         ValueError: tiles times Gaussians exceed 2^31.
     """
+    check_size(height, width, len(opacities))
     rows, columns = tile_grid(height, width)
     tiles, rank_bits = rows * columns, (len(opacities) - 1).bit_length()
-    if tiles << rank_bits >= 2**31:
-        raise ValueError(f"need tiles * Gaussians < 2^31, got {tiles} * {len(opacities)}: render fewer pixels")
 
     # alpha >= ALPHA_CUT inside an ellipse of this squared radius, in standard deviations, and nowhere else.
     reach = 2 * jnp.log(jnp.maximum(opacities / ALPHA_CUT, 1.0))
@@ -149,6 +148,25 @@ def _span(mean: Float[Array, "n"], reach: Float[Array, "n"], size: int, tiles: i
     first = jnp.clip(jnp.floor((mean - reach) / size), 0, tiles)
     last = jnp.clip(jnp.floor((mean + reach) / size) + 1, 0, tiles)
     return first.astype(jnp.int32), last.astype(jnp.int32)
+
+
+def check_size(height: int, width: int, gaussians: int) -> None:
+    """Checks that a tile and a rank fit into one word.
+
+    Args:
+        height: of the image, pixels.
+        width: of the image, pixels.
+        gaussians: number of them.
+
+    Raises:
+        ValueError: they do not.
+    """
+    rows, columns = tile_grid(height, width)
+    if rows * columns << (gaussians - 1).bit_length() >= 2**31:
+        raise ValueError(
+            f"{height} x {width} pixels of {gaussians} Gaussians are too many: need {TILE_H} x {TILE_W} tiles times Gaussians "
+            f"(their next power of two) < 2^31, got {rows * columns} tiles"
+        )
 
 
 def tile_grid(height: int, width: int) -> tuple[int, int]:

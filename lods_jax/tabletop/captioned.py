@@ -8,11 +8,12 @@ import numpy as np
 from jaxtyping import Float
 
 from lods_jax.core.files import replacing
+from lods_jax.core.paths import cache_folder
 from lods_jax.tabletop.dataset import VIEWS, WORDS
 from lods_jax.tabletop.objects import COLORS, COMPOSITE, KINDS, PATTERNS
 from lods_jax.tabletop.streams import fresh_renders
 
-CACHE = Path.home() / ".cache" / "lods_jax" / "renders"
+CACHE = cache_folder() / "renders"
 FEATURES = (*KINDS, *COLORS, *PATTERNS, *VIEWS)
 
 

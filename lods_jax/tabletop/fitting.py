@@ -263,13 +263,15 @@ def check_sitting(out: Path, minutes: float, resume: bool) -> Path:
         The path of its checkpoint, which may not exist.
 
     Raises:
-        ValueError: `minutes` is not positive, or `out` holds a checkpoint and `resume` is not given.
+        ValueError: `minutes` is not positive, or `out` holds a checkpoint or weights and `resume` is not given.
     """
     if not minutes > 0:
         raise ValueError(f"minutes must be positive, got {minutes}")
     file = out / CHECKPOINT
-    if file.exists() and not resume:
-        raise ValueError(f"{out} holds a checkpoint already; pass --resume to go on with it, or another --out")
+    trained = {"a checkpoint": file.exists(), "weights": any(True for _ in out.glob("*/diffusion_pytorch_model*.safetensors"))}
+    for what, there in trained.items():
+        if there and not resume:
+            raise ValueError(f"{out} holds {what} already; pass --resume to go on with it, or another --out")
     return file
 
 

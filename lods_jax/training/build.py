@@ -28,7 +28,7 @@ from lods_jax.priors.hub import local, unet_hash
 from lods_jax.priors.registry import views_of
 from lods_jax.priors.tokenizer import left_out
 from lods_jax.priors.user_adapters import adapter_notes
-from lods_jax.training.checks import check_groups, check_perp_neg, check_precision, check_queries, check_reward
+from lods_jax.training.checks import check_groups, check_perp_neg, check_precision, check_queries, check_reward, check_tiles
 from lods_jax.training.compilation import Once, memory
 from lods_jax.training.gaussian_setup import gaussian_setup
 from lods_jax.training.image_to_3d import ImageInputs, image_inputs
@@ -211,6 +211,7 @@ def checked(config: Config) -> tuple[Objective, dict[str, Sequence[str]]]:
     """
     objective, setup = objective_of(config), scene_setup(config)
     check_precision(config, objective)
+    check_tiles(config)
     check_groups(config, views_of(config.prior.name))
     check_perp_neg(config)
     check_reward(config, objective)
@@ -322,7 +323,8 @@ def reference_view_of(config: Config, setup: SceneSetup) -> Callable[[StaticShap
         return lambda shapes: None
     weights = {name: getattr(config.image, name) for name in IMAGE_ERRORS}
     errors = image_errors({name: partial(phase, timeline_of(config), pair) for name, pair in weights.items() if any(pair)})
-    return lambda shapes: ReferenceView(setup.eval_scene(shapes), errors, config.image.joins)
+    orbit = orbit_of(config.camera)
+    return lambda shapes: ReferenceView(setup.eval_scene(shapes), errors, config.image.joins, orbit)
 
 
 def timeline_of(config: Config) -> Timeline:

@@ -9,7 +9,27 @@ from lods_jax.core.errors import UserError
 from lods_jax.core.types import Objective
 from lods_jax.priors.clip import clip_config
 from lods_jax.priors.registry import views_of
+from lods_jax.scenes.gaussian_tiles import check_size
 from lods_jax.training.rewards import CLASSIFIER, NONE
+
+
+def check_tiles(config: Config) -> None:
+    """Checks that the rasterizer takes every size that a run renders: those of training and that of its pictures.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        UserError: one is too large for the number of Gaussians.
+    """
+    if config.scene != "gaussians":
+        return
+    sizes = {"resolution": config.resolution, "resolution_after": config.resolution_after, "output.size": config.output.size}
+    for name, size in sizes.items():
+        try:
+            check_size(size or 1, size or 1, config.gaussians.capacity)
+        except ValueError as error:
+            raise UserError(f"{name} and gaussians.capacity do not fit: {error}") from None
 
 
 def check_precision(config: Config, objective: Objective) -> None:

@@ -7,13 +7,13 @@ what one of them alone can know (a signal, a folder that is taken) it tells the 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from lods_jax.core.errors import UserError
+from lods_jax.core.paths import cache_folder
 
 PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 PATIENCE = 20  # seconds that a process which ends waits for the others
@@ -66,6 +66,18 @@ def agreed(number: int) -> int:
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
+def from_first(x: np.ndarray) -> np.ndarray:
+    """The array of the first process. All must call it at the same point of the run, with arrays of one shape and dtype.
+
+    Args:
+        x: of this process.
+
+    Returns:
+        That of the first.
+    """
+    return x if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(x))
+
+
 @contextmanager
 def all_or_none() -> Iterator[None]:
     """A block that every process runs, and that raises in all of them if it raises in one.
@@ -93,7 +105,7 @@ def start_jax(batch: int | None = None, distributed: bool = False) -> None:
             cores of a CPU.
     """
     cache = {
-        "jax_compilation_cache_dir": str(Path.home() / ".cache" / "lods_jax" / "jax"),
+        "jax_compilation_cache_dir": str(cache_folder() / "jax"),
         "jax_persistent_cache_min_compile_time_secs": 0.5,
     }
     for name, value in cache.items():

@@ -59,6 +59,23 @@ def test_whatever_is_on_can_be_turned_off_by_a_flag(command, given):
         assert [attrgetter(key)(parsed.settings) for key in switches] == [state] * len(switches)
 
 
+def test_of_a_flag_that_is_given_twice_the_last_counts(tmp_path):
+    """For the preset too that a command starts from."""
+    for name, steps in (("a", 3), ("b", 4)):
+        (tmp_path / f"{name}.yaml").write_text(f"steps: {steps}")
+    twice = ["--config", f"{tmp_path / 'a.yaml'}", "--config", f"{tmp_path / 'b.yaml'}"]
+    assert preset(["text-to-3d", "a red mug", *twice]).steps == 4
+    once = parse(["text-to-3d", "a red mug", "--objective", "sds"]).settings
+    assert parse(["text-to-3d", "a red mug", "--objective", "lods-lora", "--objective=sds"]).settings == once
+    assert preset(["text-to-3d", "a red mug", "--scene", "gaussians", "--scene", "nerf"]).nerf.size == "tiny-64"
+
+
+def test_a_file_of_settings_may_name_the_picture_to_write(tmp_path):
+    (tmp_path / "mine.yaml").write_text("out: here.png\nsteps: 7")
+    command = parse(["text-to-image", "a red mug", "--config", str(tmp_path / "mine.yaml")])
+    assert (command.out, command.steps) == (Path("here.png"), 7)
+
+
 @pytest.mark.parametrize("prompt", ["", "  ", "a red\0mug", "mug " * 1000])
 def test_impossible_prompts_are_refused(capsys, prompt):
     said = refused(capsys, "text-to-image", prompt)

@@ -5,12 +5,14 @@ import re
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from lods_jax.cli import main
 from lods_jax.core.files import check_place, open_regular, point, replacing
+from lods_jax.core.paths import cache_folder
 
 
 def write(path, text):
@@ -90,6 +92,24 @@ def test_standard_output_that_is_a_file_gets_the_bytes_behind_its_own(tmp_path):
     assert (tmp_path / "out").read_text() == "a\nb"
 
 
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="this system has no RAM disk there")
+def test_a_file_on_a_ram_disk_is_replaced_like_any_other():
+    """It lies below /dev, and is no device."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        for text in ("a long one", "short"):
+            write(Path(folder, "x"), text)
+        assert Path(folder, "x").read_text() == "short"
+
+
+def test_two_that_write_one_file_at_once_do_not_meet(tmp_path):
+    """Processes of two containers may have one number."""
+    with replacing(tmp_path / "x") as slow:
+        slow.write_text("half")
+        write(tmp_path / "x", "other")
+        slow.write_text("whole")
+    assert (tmp_path / "x").read_text() == "whole"
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to(path)], ids=["folder", "circle"])
 def test_a_folder_and_a_link_to_itself_are_errors_and_stay(tmp_path, make):
     make(tmp_path / "x")
@@ -128,6 +148,15 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path, folde
         with pytest.raises(OSError, match=re.escape(str(path)[:50])) as caught:
             check_place(path, folder)
         assert caught.value.filename == str(path)
+
+
+def test_a_user_without_a_home_has_a_place_for_what_can_be_made_again(monkeypatch, tmp_path):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    check_place(cache_folder.__wrapped__() / "renders", folder=True)
 
 
 def test_a_link_turns_and_a_folder_of_its_name_stays(tmp_path):

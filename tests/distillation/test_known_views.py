@@ -18,7 +18,7 @@ from lods_jax.priors.gaussian import gaussian
 from lods_jax.scenes.images import pixels
 
 V, B = 4, 8
-ORBIT = Orbit(radius=(2.0, 4.0))
+ORBIT = Orbit(radius=(2.0, 4.0), front=80.0, above=85.0)
 CAMERA = orbit_camera(*(jnp.array([x]) for x in (3.0, 0.3, 2.5, 0.8)), ORBIT)
 VIEWS = jnp.arange(B)
 DRAWN = sample_orbit(group_keys(jax.random.split(jax.random.key(0), B), V), VIEWS, B, ORBIT, V)
@@ -26,7 +26,7 @@ DRAWN = sample_orbit(group_keys(jax.random.split(jax.random.key(0), B), V), VIEW
 
 @pytest.mark.parametrize("step", [0, 1])
 def test_every_second_group_stands_around_the_object_beside_the_image(step):
-    camera, known = groups_around_image(DRAWN, CAMERA, VIEWS, jnp.int32(step), V)
+    camera, known = groups_around_image(DRAWN, CAMERA, VIEWS, jnp.int32(step), V, ORBIT)
     beside, free = slice(V * step, V * step + V), slice(V - V * step, 2 * V - V * step)
     assert np.flatnonzero(known).tolist() == [V * step]
     jax.tree.map(np.testing.assert_array_equal, *(jax.tree.map(lambda x: x[free], c) for c in (camera, DRAWN)))

@@ -1,5 +1,8 @@
 """Asked in small batches, a prior gives the values and the gradients that it gives when it is asked for all at once."""
 
+import shutil
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 
 from lods_jax.core.types import Cond
 from lods_jax.priors.gaussian import gaussian
-from lods_jax.priors.sampling import in_batches
+from lods_jax.priors.sampling import image_size, in_batches
 
 N = 5
 z = jax.random.normal(jax.random.key(0), (N, 2, 2, 4))
@@ -42,3 +45,10 @@ def test_no_batch_is_larger_than_was_asked_for():
         seen.clear()
         getattr(in_batches(prior, 2), asked)({}, {"a": 1.0}, z, t, cond)
         assert set(seen) == {2}
+
+
+def test_the_size_of_a_priors_images_is_known_without_its_weights(tmp_path):
+    """Nor does it matter which variants of them a folder has."""
+    folder = Path(__file__).parents[1] / "data" / "lods_parity" / "sd"
+    bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert image_size(bare) == image_size(folder)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,15 @@ def test_evaluate_prints_a_table_and_writes_json(whole, tmp_path, capsys):
     assert "missing" not in row
     assert json.loads((whole / "figures.json").read_text()) == row
     assert "Figures against the true object after step 4" in (whole / "index.html").read_text()
+
+
+def test_a_run_is_seen_through_its_own_3d_filter(whole):
+    """It is as wide as a pixel of the run's own training. Runs that differ in the prompt alone share what is compiled."""
+    run = read_run(whole)
+    renderer = lambda **changes: evaluate.shared_renderer(run._replace(config=replace(run.config, **changes)), 32)  # noqa: E731
+    assert renderer(prompt="a blue mug") is renderer()
+    for changes in ({"resolution": 8}, {"resolution_after": 32}, {"camera": replace(run.config.camera, extent=(0.5, 0.6))}):
+        assert renderer(**changes) is not renderer()
 
 
 def test_clip_judges_any_prompt(killed, tmp_path, capsys):

@@ -5,12 +5,23 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lods_jax.core.cameras import Orbit
+from lods_jax.core.cameras import Orbit, turntable
 from lods_jax.core.errors import UserError
+from lods_jax.core.types import Render
 from lods_jax.runs import export
 from lods_jax.scenes.density_field import Surface
 
 BALL = Surface(0.9, lambda x: np.repeat(np.maximum(10 * (0.7 - np.linalg.norm(x, axis=1, keepdims=True)), 0), 4, 1))
+
+
+def test_an_encoder_that_fails_is_one_line(tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("ffmpeg wrote no video")
+
+    monkeypatch.setattr(export, "write_video", fails)
+    image = np.zeros((2, 4, 4, 1))
+    with pytest.raises(UserError, match="wrote no video"):
+        export.write_videos(lambda camera: Render(image.repeat(3, -1), image, image, {}), turntable(2), tmp_path, 12.0)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import pytest
 from lods_jax.cli import main
 from lods_jax.cli.command_line import parse
 from lods_jax.config import dump
+from lods_jax.runs import training_loop
 from lods_jax.runs.run_directory import locked
 from lods_jax.training import checkpoint, loop
 from lods_jax.training.build import build
@@ -178,6 +179,26 @@ def test_it_costs_the_run_where_that_is_asked_for_or_nothing_would_be_left(tmp_p
     assert done.returncode == 2
     assert "the checkpoint of step 8 could not be written" in done.stderr
     final(tmp_path / "last", 4)
+
+
+def test_a_preview_that_fails_in_the_last_step_costs_no_checkpoint(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: a preview is too much")
+
+    monkeypatch.setattr(training_loop, "write_preview", full)
+    assert main([*TINY, "--output.preview-every", "4", "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.count("a preview could not be written, training goes on") == 2
+    final(tmp_path / "run")
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_written_over(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*TINY, "--out", str(folder)]) == 0
+    shutil.rmtree(folder / "checkpoints")
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
+    assert main(["resume", str(folder)]) == 2
+    assert "is finished and has no checkpoint" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 # --- other processes, other settings ------------------------------------------------------------------------------------------

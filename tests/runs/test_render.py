@@ -234,3 +234,17 @@ def test_a_run_that_cannot_be_written_does_not_keep_the_others_from_it(run, tmp_
     assert main(["render", str(bare), str(run), *flags]) == 2
     assert json.loads((tmp_path / "out" / "prompts.json").read_text()) == ["a thing"]
     assert str(bare) in capsys.readouterr().err
+
+
+def test_nor_does_one_that_the_disk_refuses(run, tmp_path, capsys, monkeypatch):
+    """T3Bench's folders are named by their prompts, which may be too long for it."""
+    long = shutil.copytree(run, tmp_path / "long")
+    config = long / "config.yaml"
+    config.write_text(config.read_text().replace("a thing", "a thing " + 30 * "very long "))
+    monkeypatch.setattr(render, "write_sphere", lambda look, sphere, middle, half, folder: folder.mkdir(parents=True) or 1)
+    flags = ["--layout", "t3bench-views", "--group", "single", "--out", str(tmp_path / "out")]
+    assert main(["render", str(long), str(run), *flags]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith(f"lods: {long}: ")
+    assert "File name too long" in told.err
+    assert "2 images" in told.out

@@ -20,6 +20,7 @@ from PIL import Image
 from lods_jax.cli import main
 from lods_jax.cli.command_line import parse
 from lods_jax.config import load
+from lods_jax.distillation.registry import make_objective
 from lods_jax.priors.adapter_files import load_lora
 from lods_jax.runs import run, training_loop
 from lods_jax.runs.run_directory import read_run
@@ -208,6 +209,14 @@ def test_an_objective_of_ones_own_runs_by_its_name(own):
     assert "psi_displacement" not in metrics(own / "o")[0]
 
 
+def test_an_objective_of_a_file_may_use_a_dataclass(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom lods_jax import objectives\n"
+        "@dataclass\nclass Own:\n    scale: float = 2.0\ndef mine(): return objectives.sds(Own().scale)"
+    )
+    assert make_objective(f"{tmp_path / 'mine.py'}:mine").trained_query is None
+
+
 def test_a_run_without_a_finite_gradient_ends_in_one_line_with_a_whole_checkpoint(own, capsys, monkeypatch):
     monkeypatch.setattr(training_loop, "GIVE_UP", 3)
     assert main([*TINY, "--objective", "own_objectives:nan", "--out", "o", "--checkpoint.every", "2"]) == 2
@@ -232,6 +241,7 @@ def test_a_run_without_a_finite_gradient_ends_in_one_line_with_a_whole_checkpoin
         (["--objective", "csd", "--guidance-scale", "3"], "objective csd takes no s"),
         (["--guidance-scale", "0.5"], "guidance needs s >= 1, got 0.5"),
         (["--resolution", "0"], "resolution must lie in 8..2048, got 0"),
+        (["--gaussians.capacity", "65536", "--output.size", "2048"], "output.size and gaussians.capacity do not fit"),
         (["--stesp", "3"], "no --stesp; the nearest is --steps"),
         (["--config", "nothing.yaml"], "no file nothing.yaml, and no preset"),
         (["--prior", "/nowhere"], "no prior at /nowhere"),

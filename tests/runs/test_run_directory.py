@@ -1,5 +1,6 @@
 """What is read of a run's folder, whatever lies in it; and that one process writes it, into a place that was empty."""
 
+import errno
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ from lods_jax.core.errors import UserError
 from lods_jax.core.images import write_png
 from lods_jax.runs import run
 from lods_jax.runs.page import plots, write_page
-from lods_jax.runs.run_directory import LOCK, check_files, locked, read_metrics, read_run
+from lods_jax.runs.run_directory import LOCK, check_files, locked, point_latest_at, read_metrics, read_run
 from lods_jax.training.build import Components
 
 
@@ -134,6 +135,26 @@ def test_a_lock_that_is_a_pipe_is_named(tmp_path):
     os.mkfifo(tmp_path / LOCK)
     with pytest.raises(UserError, match=r"\.lock is no file: remove it"), locked(tmp_path):
         pass
+
+
+def refuses(number):
+    """A function that raises as the system does."""
+
+    def function(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return function
+
+
+def test_a_disk_without_locks_or_links_holds_a_run_and_says_what_it_lacks(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "outputs" / "run"
+    monkeypatch.setattr(fcntl, "flock", refuses(errno.ENOLCK))
+    monkeypatch.setattr(Path, "symlink_to", refuses(errno.EOPNOTSUPP))
+    with locked(folder):
+        point_latest_at(folder)
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"{folder} cannot be locked (No locks available)" in first
+    assert f"no link {tmp_path / 'outputs' / 'latest'}: Operation not supported" in second
 
 
 @pytest.mark.parametrize("name", ["scene.ply", "run.json", "index.html"])

@@ -126,6 +126,8 @@ def test_bad_sittings_are_refused_in_one_line(tmp_path):
         train_prior.train(tmp_path, 1.0, size=96)
     with pytest.raises(ValueError, match="train --part vae or all first"):
         train_prior.train(tmp_path, 1.0, part="unet")
+    with pytest.raises(ValueError, match="64 holds weights already; pass --resume"):
+        train_prior.train(TABLETOP_64, 1.0)
     (tmp_path / "checkpoint.safetensors").touch()
     with pytest.raises(ValueError, match="pass --resume to go on with it"):
         train_prior.train(tmp_path, 1.0)

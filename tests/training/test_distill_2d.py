@@ -14,6 +14,7 @@ from lods_jax.core.cameras import turntable
 from lods_jax.core.images import write_png
 from lods_jax.distillation.objectives import dds, lods_embedding, sds, vsd
 from lods_jax.priors.gaussian import gaussian
+from lods_jax.runs import generate
 from lods_jax.runs.generate import image_prompts
 from lods_jax.scenes.images import image_batch
 from lods_jax.training.distill_2d import DistillConfig, distill, film, fit_on, in_latents, optimizers
@@ -22,6 +23,13 @@ TINY_SD = str(Path(__file__).parents[1] / "data" / "lods_parity" / "sd")
 PRIOR = gaussian({"": 0.2, "y": 1.0, "now": 0.5})
 TEXTS = {key: PRIOR.embed({}, [text] * 4) for key, text in {"prompt": "y", "plain": "y", "null": "", "source": "now"}.items()}
 START = jnp.stack([jnp.full((2, 2, 3), x) for x in (0.0, 2.0)])
+
+
+def test_a_grid_with_an_edge_that_its_format_cannot_have_is_a_png(tmp_path, monkeypatch):
+    monkeypatch.setitem(generate.LONGEST_EDGE, ".webp", 255)
+    generate.write_images(tmp_path / "one.webp", np.zeros((1, 128, 128, 3)))
+    generate.write_images(tmp_path / "two.webp", np.zeros((2, 128, 128, 3)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.webp", "two.png"]
 
 
 def last(steps):

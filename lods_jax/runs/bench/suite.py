@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lods_jax.config import bounded, check_ranges, from_mapping
+from lods_jax.config.conversion import real
 from lods_jax.config.loading import check_no_circle, find_named, shown
 from lods_jax.config.yaml_text import MAX_BYTES, read_yaml
 from lods_jax.core.errors import UserError
@@ -208,8 +209,23 @@ def arms(value: Any, source: str, grids: bool = False) -> dict[str, Arm]:
         for key, values in mapping(grid, f"{source}.{name}.grid").items():
             if not isinstance(values, list) or len(values) < 2 or not all(isinstance(x, str) for x in values):
                 raise UserError(f"{source}.{name}.grid.{key} must be a list of two values or more, got {shown(values)}")
+            if len({value_of(x) for x in values}) < len(values):
+                raise UserError(f"{source}.{name}.grid.{key} must name each value once, got {', '.join(values)}")
         found[name] = Arm(preset, own, {key: tuple(values) for key, values in (grid or {}).items()})
     return found
+
+
+def value_of(text: str) -> float | str:
+    """The number that a text of YAML is, else the text itself.
+
+    Examples:
+        >>> value_of("1.0") == value_of("1")
+        True
+    """
+    try:
+        return real(text)
+    except ValueError:
+        return text
 
 
 def prompt_sets(value: Any, file: Path) -> dict[str, tuple[str, ...]]:

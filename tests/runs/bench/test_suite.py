@@ -92,6 +92,7 @@ def test_a_file_beside_the_suite_is_meant_from_any_folder(tmp_path, monkeypatch)
         ("prompts: [a]\nmethods: [A]\n", "methods must hold keys and values"),
         ("prompts: [a]\nmethods: {A: {preset: [x]}}\n", "methods.A.preset must be the name of a preset"),
         ("prompts: [a]\nmethods: {A: {grid: {steps: 3}}}\n", "methods.A.grid.steps must be a list of two values or more"),
+        ("prompts: [a]\nmethods: {A: {grid: {steps: [1, 1.0]}}}\n", "methods.A.grid.steps must name each value once, got 1, 1.0"),
         ("prompts: nowhere.txt\nmethods: {A: }\n", "prompts: no file of prompts nowhere.txt"),
         ("prompts: [a]\nseeds: [-1]\nmethods: {A: }\n", "seeds must lie in 0..4294967295, got -1"),
         ("base: mine.yaml\n", "base goes in a circle"),
