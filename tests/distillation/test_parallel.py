@@ -224,14 +224,14 @@ def test_two_processes_make_the_same_20_steps_as_one(by_two, sgd, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_make_of_a_picture_what_one_makes(sgd, tmp_path):
-    """With one embedding, which the first fits for both."""
+    """With one embedding, which the first fits for both, though each names its folder by its own clock."""
     y, x = np.mgrid[:64, :64] - 31.5
     file = write_png(tmp_path / "disc.png", np.where((np.hypot(x, y) < 20)[..., None], [0.8, 0.1, 0.1], [1.0, 1.0, 1.0]))
     priors = ["--prior", str(DATA / "lods_parity" / "sd"), "--pose-prior", str(DATA / "zero123"), "--image.invert", "3"]
     words = ["image-to-3d", str(file), *priors, *TWENTY[TWENTY.index("--steps") :], "--gaussians.refine.every", "0"]
     assert main([*words, "--out", str(tmp_path / "one")]) == 0
-    shared = [*words, "--distributed", "--out", str(tmp_path / "two")]
-    for code, said, errors in ends(together(shared, shared, code=SGD_RUN)):
+    shared = [[*words, "--distributed", "--out", str(tmp_path / name)] for name in ("two", "of the second")]
+    for code, said, errors in ends(together(*shared, code=SGD_RUN)):
         assert code == 0, errors[-3000:] + said
     one, two = leaves_of(tmp_path / "one"), leaves_of(tmp_path / "two")
     print(f"an image by two processes beside one: {near(one, two):.1e}")
