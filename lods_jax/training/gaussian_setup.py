@@ -71,17 +71,17 @@ def gaussian_setup(g: GaussianConfig, optimizer: OptimizerConfig, steps: int, vi
         return densify(key, state, tx, strategy)
 
     return SceneSetup(
-        scene,
-        partial(scene, blank=True),
-        partial(scene, background="white", blank=True),
-        gaussian_optimizer(g, optimizer, steps),
-        partial(gaussian_shapes, g.capacity),
-        lambda done: r.every > 0 and done % r.every == 0 and r.start * steps <= done <= r.stop * steps,
-        gaussian_refine,
-        lambda aux: {"gaussians": int(np.sum(aux["alive"]))},
-        lambda folder, theta, aux: export_gaussians(folder, gs.filtered(theta, filter_std), aux),
-        lambda theta, aux: gaussian_mass(gs.filtered(theta, filter_std), aux),
-        lambda theta, aux: density_field.of_gaussians(gs.filtered(theta, filter_std), np.asarray(aux["alive"])),
+        scene=scene,
+        blank_scene=partial(scene, blank=True),
+        eval_scene=partial(scene, background="white", blank=True),
+        tx=gaussian_optimizer(g, optimizer, steps),
+        choose_shapes=partial(gaussian_shapes, g.capacity),
+        should_refine=lambda done: r.every > 0 and done % r.every == 0 and r.start * steps <= done <= r.stop * steps,
+        refine=gaussian_refine,
+        count=lambda aux: {"gaussians": int(np.sum(aux["alive"]))},
+        export=lambda folder, theta, aux: export_gaussians(folder, gs.filtered(theta, filter_std), aux),
+        mass=lambda theta, aux: gaussian_mass(gs.filtered(theta, filter_std), aux),
+        surface=lambda theta, aux: density_field.of_gaussians(gs.filtered(theta, filter_std), np.asarray(aux["alive"])),
         exports_mesh=False,
         notes=lambda: points_of_file(g, view, seed)[1] if from_file else [],
     )

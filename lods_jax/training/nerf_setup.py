@@ -58,17 +58,17 @@ def nerf_setup(n: NerfConfig, optimizer: OptimizerConfig, steps: int, normals: b
         return state.replace(aux=update_occupancy_grid(key, field, state.theta, state.aux))
 
     return SceneSetup(
-        scene,
-        scene,
-        partial(scene, for_eval=True),
-        nerf_optimizer(n, optimizer, steps),
-        partial(nerf_shapes, n.samples),
-        lambda done: done % n.update_grid_every == 0,
-        nerf_refine,
-        lambda aux: {"samples": int(np.max(np.maximum(aux["total"], aux["last"])))},
-        partial(export_nerf, field),
-        partial(nerf_mass, field),
-        partial(nerf_surface, field),
+        scene=scene,
+        blank_scene=scene,
+        eval_scene=partial(scene, for_eval=True),
+        tx=nerf_optimizer(n, optimizer, steps),
+        choose_shapes=partial(nerf_shapes, n.samples),
+        should_refine=lambda done: done % n.update_grid_every == 0,
+        refine=nerf_refine,
+        count=lambda aux: {"samples": int(np.max(np.maximum(aux["total"], aux["last"])))},
+        export=partial(export_nerf, field),
+        mass=partial(nerf_mass, field),
+        surface=partial(nerf_surface, field),
         exports_mesh=True,
     )
 
