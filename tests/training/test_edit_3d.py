@@ -136,6 +136,7 @@ def test_an_edit_goes_on_when_the_other_run_is_gone(source, edited, tmp_path):
     """From its copy, to the bits of the edit that was not stopped."""
     out = shutil.copytree(edited, tmp_path / "edit")
     shutil.rmtree(out / "checkpoints")
+    (out / "run.json").write_text('{"state": "running"}')  # as a kill before the first checkpoint leaves it
     (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(source), "/nowhere"))
     assert main(["resume", str(out)]) == 0
     assert load(out / "config.yaml").edit.run == "/nowhere"
