@@ -150,11 +150,13 @@ def test_every_linked_file_is_there(link):
     assert (ROOT / link).exists()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if re.search(r"`(?:tests/)?[\w/]*test_\w+\.py`", PAGES[page])])
+NAMED_TEST = re.compile(r"`([\w/]*test_\w+\.py)`")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if NAMED_TEST.search(PAGES[page])])
 def test_every_test_that_a_page_names_is_there(page):
-    there = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")]
-    named = re.findall(r"`([\w/]*test_\w+\.py)`", PAGES[page])
-    assert [name for name in named if not any(path.endswith(f"/{name}") or path == name for path in there)] == []
+    there = [f"/{path.relative_to(ROOT)}" for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name in NAMED_TEST.findall(PAGES[page]) if not any(path.endswith(f"/{name}") for path in there)] == []
 
 
 def test_the_readme_is_short():

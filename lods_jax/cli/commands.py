@@ -298,9 +298,11 @@ def render(args: flags.Render) -> None:
     render.check_distinct(runs, args.method)
     for run in runs:
         try:
-            tell(write(run, args.out, args.method))
+            written = write(run, args.out, args.method)
         except (UserError, OSError, ValueError) as error:
             failed.append(f"{run.path}: {one_line(error)}")
+        else:
+            tell(written)  # an error of this is of the reader of our output
     if failed:
         raise UserError("; ".join(failed))
 

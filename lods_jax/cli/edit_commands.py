@@ -44,8 +44,8 @@ def edit_image(args: flags.EditImage) -> None:
     options = {"strict": not args.anyway, "batch": args.batch} | prior_options(args.prior)
     tell_unused_words(args.prior, *texts, args.negative_prompt)
     frames = generate.edited(folder, objective, image, *texts, args.n, recipe, args.seed, args.negative_prompt, **options)
-    generate.write_film(args.out, frames, image)
-    tell(f"{args.out}: {args.image}, then {args.n} edits to {args.target!r} under {args.objective}, seed {args.seed}")
+    written = generate.write_film(args.out, frames, image)
+    tell(f"{written}: {args.image}, then {args.n} edits to {args.target!r} under {args.objective}, seed {args.seed}")
 
 
 def edit_3d(args: flags.Edit3D) -> int:

@@ -41,12 +41,12 @@ def text_to_image(args: flags.TextToImage) -> None:
         objective = make_objective(args.objective, args.guidance_scale, adapter)
         table = generate.image_prompts(args.prompt, args.negative_prompt, args.view, args.adapter_text)
         frames = generate.distilled(folder, objective, table, args.n, recipe, args.seed, args.space, args.start, **options)
-        generate.write_film(args.out, frames)
-        tell(f"{args.out}: {args.n} images of {args.prompt!r} under {args.objective}, seed {args.seed}")
+        written = generate.write_film(args.out, frames)
+        tell(f"{written}: {args.n} images of {args.prompt!r} under {args.objective}, seed {args.seed}")
         return
     rgb = sampling.text_to_image(folder, args.prompt, args.n, args.seed, s, steps, args.negative_prompt, **options)
-    generate.write_images(args.out, rgb)
-    tell(f"{args.out}: {args.n} samples of {args.prompt!r}, seeds {args.seed} to {args.seed + args.n - 1}")
+    written = generate.write_images(args.out, rgb)
+    tell(f"{written}: {args.n} samples of {args.prompt!r}, seeds {args.seed} to {args.seed + args.n - 1}")
 
 
 def tell_unused_words(prior: PriorConfig, *texts: str | None) -> None:

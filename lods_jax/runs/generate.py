@@ -158,7 +158,7 @@ def learning(
     return in_batches(prior, batch) if batch else prior, weights, texts
 
 
-def write_images(path: Path, rgb: Float[np.ndarray, "n h w 3"]) -> None:
+def write_images(path: Path, rgb: Float[np.ndarray, "n h w 3"]) -> Path:
     """Writes images in rows of eight, or of as many as are as wide as eight squares; small ones enlarged.
 
     A grid with an edge that the format cannot have is written as PNG, beside the path.
@@ -166,6 +166,9 @@ def write_images(path: Path, rgb: Float[np.ndarray, "n h w 3"]) -> None:
     Args:
         path: of the file; its suffix is the format.
         rgb: [n h w 3] in [0, 1].
+
+    Returns:
+        The path of what was written.
     """
     fit = max(1, 8 * rgb.shape[1] // rgb.shape[2])
     image, scale = grid(rgb, columns=min(len(rgb), fit)), enlarged(rgb)
@@ -173,25 +176,29 @@ def write_images(path: Path, rgb: Float[np.ndarray, "n h w 3"]) -> None:
     if edge > most:
         tell(f"a {path.suffix} has at most {most} pixels an edge, and {len(rgb)} images need {edge}: {path.with_suffix('.png')}")
         path = path.with_suffix(".png")
-    write_image(path, image, scale=scale)
+    return write_image(path, image, scale=scale)
 
 
-def write_film(path: Path, frames: Float[np.ndarray, "f n h w 3"], first: Float[np.ndarray, "h w 3"] | None = None) -> None:
+def write_film(path: Path, frames: Float[np.ndarray, "f n h w 3"], first: Float[np.ndarray, "h w 3"] | None = None) -> Path:
     """Writes the last frame as an image, and all frames beside it as an MP4. Beside a device or a pipe there is no video.
 
     Args:
         path: of the image.
         frames: [f n h w 3] in [0, 1].
         first: an image [h w 3] to put before the others, or None.
+
+    Returns:
+        The path of the image that was written.
     """
-    write_images(path, frames[-1] if first is None else np.concatenate([first[None], frames[-1]]))
+    written = write_images(path, frames[-1] if first is None else np.concatenate([first[None], frames[-1]]))
     if is_stream(path):
-        return
+        return written
     rows = np.stack([grid(images, columns=min(len(images), 8)) for images in frames])
     try:
         write_video(path.with_suffix(".mp4"), rows.repeat(enlarged(frames), 1).repeat(enlarged(frames), 2), fps=12.0)
     except RuntimeError as error:  # no ffmpeg that works: the images are there
         tell(f"no video: {error}")
+    return written
 
 
 def enlarged(images: np.ndarray) -> int:

@@ -268,10 +268,9 @@ def check_sitting(out: Path, minutes: float, resume: bool) -> Path:
     if not minutes > 0:
         raise ValueError(f"minutes must be positive, got {minutes}")
     file = out / CHECKPOINT
-    trained = {"a checkpoint": file.exists(), "weights": any(True for _ in out.glob("*/diffusion_pytorch_model*.safetensors"))}
-    for what, there in trained.items():
-        if there and not resume:
-            raise ValueError(f"{out} holds {what} already; pass --resume to go on with it, or another --out")
+    trained = "a checkpoint" if file.exists() else "weights" if any(out.glob("*/diffusion_pytorch_model*.safetensors")) else ""
+    if trained and not resume:
+        raise ValueError(f"{out} holds {trained} already; pass --resume to go on with it, or another --out")
     return file
 
 

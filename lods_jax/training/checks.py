@@ -24,10 +24,11 @@ def check_tiles(config: Config) -> None:
     """
     if config.scene != "gaussians":
         return
-    sizes = {"resolution": config.resolution, "resolution_after": config.resolution_after, "output.size": config.output.size}
+    later = config.resolution_after or config.resolution
+    sizes = {"resolution": config.resolution, "resolution_after": later, "output.size": config.output.size}
     for name, size in sizes.items():
         try:
-            check_size(size or 1, size or 1, config.gaussians.capacity)
+            check_size(size, size, config.gaussians.capacity)
         except ValueError as error:
             raise UserError(f"{name} and gaussians.capacity do not fit: {error}") from None
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lods_jax.cli import main
+from lods_jax.cli import commands, main
+from lods_jax.cli.command_line import parse
 from lods_jax.config import Config
 from lods_jax.core.cameras import look_at, rays
 from lods_jax.core.errors import UserError
@@ -248,3 +249,16 @@ def test_nor_does_one_that_the_disk_refuses(run, tmp_path, capsys, monkeypatch):
     assert told.err.startswith(f"lods: {long}: ")
     assert "File name too long" in told.err
     assert "2 images" in told.out
+
+
+def test_a_reader_that_goes_away_is_no_fault_of_a_run(run, tmp_path, monkeypatch):
+    """`lods render ... | head -1`"""
+
+    def nobody(line):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(render, "write_sphere", lambda look, sphere, middle, half, folder: 1)
+    monkeypatch.setattr(commands, "tell", nobody)
+    flags = ["--layout", "t3bench-views", "--group", "single", "--out", str(tmp_path / "out")]
+    with pytest.raises(BrokenPipeError):
+        commands.render(parse(["render", str(run), *flags]))
